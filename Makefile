@@ -1,0 +1,34 @@
+# The developer's verbs. PYTHON is the interpreter of the environment to use.
+PYTHON ?= .venv/bin/python
+
+.PHONY: help environment quickstart test lint type golden notebooks
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+environment: .venv/.made ## make .venv with jaxft and the developer's tools
+
+.venv/.made: pyproject.toml
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --editable '.[dev]'
+	touch $@
+
+quickstart: environment ## fine-tune the embedded base in under three minutes
+	$(PYTHON) -m jaxft quickstart
+
+test: environment ## all tests
+	$(PYTHON) -m pytest
+
+lint: environment ## format and lint
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+type: environment ## the type checker
+	$(PYTHON) -m mypy jaxft
+
+golden: ## make the golden files again; PYTHON needs the extra `reference`
+	$(PYTHON) tests/golden/make_models.py
+	$(PYTHON) tests/golden/make_adapters.py
+	$(PYTHON) tests/golden/make_trl.py
+	$(PYTHON) tests/data/golden/make_chat.py
+	$(PYTHON) tests/models/golden/make_rope.py

@@ -1,0 +1,66 @@
+"""jaxft fine-tunes large language models in JAX: a method is a tree transform plus a partition."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxft import methods as methods
+    from jaxft.adaptation import adapt as adapt
+    from jaxft.adaptation import bind_dropout as bind_dropout
+    from jaxft.adaptation import merge as merge
+    from jaxft.adaptation import partition as partition
+    from jaxft.configuration import load_config as load_config
+    from jaxft.errors import UserError as UserError
+    from jaxft.foreign import adapted as adapted
+    from jaxft.formats import load as load
+    from jaxft.formats import load_adapter as load_adapter
+    from jaxft.formats import save as save
+    from jaxft.formats import save_adapter as save_adapter
+    from jaxft.inference import generate as generate
+    from jaxft.training.loop import train as train
+    from jaxft.tree import combine as combine
+    from jaxft.weights import base_of as base_of
+    from jaxft.weights import bind as bind
+    from jaxft.weights import contract as contract
+    from jaxft.weights import contract_transposed as contract_transposed
+    from jaxft.weights import materialize as materialize
+    from jaxft.weights import take as take
+
+__version__ = "0.1.0"
+
+# Where each public name stands. They are imported when first used, so that `jaxft --help` needs no JAX.
+_HOMES = {
+    "jaxft.adaptation": ("adapt", "bind_dropout", "merge", "partition"),
+    "jaxft.configuration": ("load_config",),
+    "jaxft.errors": ("UserError",),
+    "jaxft.foreign": ("adapted",),
+    "jaxft.formats": ("load", "load_adapter", "save", "save_adapter"),
+    "jaxft.inference": ("generate",),
+    "jaxft.training.loop": ("train",),
+    "jaxft.tree": ("combine",),
+    "jaxft.weights": (
+        "base_of",
+        "bind",
+        "contract",
+        "contract_transposed",
+        "materialize",
+        "take",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, "methods"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "methods":
+        return importlib.import_module("jaxft.methods")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'jaxft' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

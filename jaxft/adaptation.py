@@ -1,0 +1,247 @@
+"""Applies a row of the table of methods to a parameter tree, splits the tree by it, and merges it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.errors import UserError, nearest
+from jaxft.methods import Method
+from jaxft.tree import (
+    Patterns,
+    PyTree,
+    flatten_with_paths,
+    map_with_paths,
+    matches,
+    require_matches,
+)
+from jaxft.tree import partition as partition_tree
+from jaxft.weights import SHARED, LoRA, Site, Weight, bind, is_weight, key_of, weights_of
+
+KERNELS = ("kernel", "embedding")
+PROJECTIONS = "*_proj"
+
+
+def adapt(
+    params: PyTree,
+    method: Method,
+    key: jax.Array,
+    *,
+    names: Mapping[str, str] | None = None,
+    stacked: Sequence[str] = ("layers", "layers_*"),
+    contracted: Patterns = (),
+) -> PyTree:
+    """Puts a fresh adapter of the method in the place of every kernel it targets.
+
+        before  q_proj: {kernel: W}
+        after   q_proj: {kernel: LoRA(base=W, a, b, scale)}
+
+    The base's arrays are taken over, not copied; a fresh adapter changes no output.
+
+    Args:
+        params: a parameter tree: jaxft's own or that of another Linen module.
+        method: a row of the table, such as `jaxft.methods.lora(rank=16)`.
+        key: the random key of the fresh adapters. Each path draws from a key of its own.
+        names: {path: module name with {layer}}, in which `rank_pattern` and `alpha_pattern` are
+            matched; by default the path with dots.
+        stacked: patterns of the top-level names below which kernels have a leading axis of layers.
+        contracted: (pattern, how many leading axes of the kernel are contracted) for kernels of more
+            than two axes; 1 where nothing matches.
+
+    Raises:
+        UserError: a target or pattern that matches nothing, with the nearest names.
+
+    >>> import jaxft
+    >>> tree = {"q_proj": {"kernel": jnp.ones((4, 6))}, "norm": {"scale": jnp.ones(4)}}
+    >>> tree = adapt(tree, jaxft.methods.lora(rank=2), jax.random.key(0))
+    >>> tree["q_proj"]["kernel"].a.shape, tree["q_proj"]["kernel"].b.shape
+    ((4, 2), (2, 6))
+    """
+    if method.transform is None:
+        return params
+    sites = _sites(params, method, key, names or {}, stacked, contracted)
+    made = {site.path: method.transform(site) for site in sites}
+    adapted = map_with_paths(lambda path, leaf: made.get(path, leaf), params, is_leaf=is_weight)
+    return adapted | method.shared(sites) if method.shared else adapted
+
+
+def adopt(params: PyTree, method: Method, where: str) -> PyTree:
+    """Makes the adapters read from a folder those of a method: their kind checked, its dropout set.
+
+    Raises UserError where the folder holds another kind of adapter than the method trains.
+    """
+
+    def one(path: str, leaf: Any) -> Any:
+        if not hasattr(leaf, "base"):
+            return leaf
+        if type(leaf) is not method.weight and method.adopt is not None and type(leaf) is LoRA:
+            leaf = method.adopt(leaf)
+        if type(leaf) is not method.weight:
+            wanted = method.weight.__name__ if method.weight else "no adapter"
+            raise UserError(
+                f"{where}: {path} is a {type(leaf).__name__} adapter, and method {method.name} trains {wanted}"
+            )
+        return dataclasses.replace(leaf, dropout=method.dropout)
+
+    return map_with_paths(one, params, is_leaf=is_weight)
+
+
+def trainable_patterns(params: PyTree, method: Method) -> list[tuple[str, bool]]:
+    """The method's partition as (pattern, trains): each trainable part of each adapter, by its path."""
+    if method.weight is None:
+        return [(pattern, True) for pattern in method.trainable]
+    paths = [path for path, _ in flatten_with_paths(params)]
+    require_matches(method.train_also, paths, "method.train_also")
+    parts = [
+        (f"{path}/{part}", True)
+        for path, weight in weights_of(params)
+        if isinstance(weight, method.weight)
+        for part in method.trainable
+    ]
+    if not parts:
+        raise UserError(
+            f"method {method.name}: the tree holds no {method.weight.__name__} weight; call jaxft.adapt first"
+        )
+    return parts + [(pattern, True) for pattern in method.train_also]
+
+
+def partition(params: PyTree, method: Method | Patterns) -> tuple[PyTree, PyTree]:
+    """Splits the tree into what trains and what is frozen: two of its shape with holes (None).
+
+    Args:
+        params: the tree, adapted.
+        method: the method that adapted it, or a list of (pattern, trains), first match wins.
+
+    Returns:
+        (trainable, frozen); `jaxft.combine` puts them together.
+    """
+    patterns = trainable_patterns(params, method) if isinstance(method, Method) else method
+    if not isinstance(method, Method):
+        paths = [path for path, _ in flatten_with_paths(params)]
+        require_matches([pattern for pattern, _ in patterns], paths, "partition")
+    return partition_tree(params, patterns)
+
+
+def merge(params: PyTree) -> PyTree:
+    """The same model without adapters: every weight materialized, in its base's dtype.
+
+    A head tied to the embedding stays tied unless the embedding's adapter must not act in it, or the head
+    has an adapter of its own: then it becomes an array of its own.
+    """
+    merged = jax.tree.map(
+        lambda leaf: leaf.merged(params) if isinstance(leaf, Weight) else leaf,
+        params,
+        is_leaf=is_weight,
+    )
+    return {name: child for name, child in merged.items() if name not in SHARED}
+
+
+def bind_dropout(params: PyTree, key: jax.Array) -> PyTree:
+    """Gives every adapter that has a dropout rate its key for this step; without it dropout is off."""
+    return map_with_paths(
+        lambda path, leaf: (
+            leaf.bind_dropout(key_of(key, path)) if isinstance(leaf, Weight) else leaf
+        ),
+        params,
+        is_leaf=is_weight,
+    )
+
+
+def _sites(
+    params: PyTree,
+    method: Method,
+    key: jax.Array,
+    names: Mapping[str, str],
+    stacked: Sequence[str],
+    contracted: Patterns,
+) -> list[Site]:
+    kernels = {
+        path: leaf
+        for path, leaf in flatten_with_paths(params, is_leaf=is_weight)
+        if path.split("/")[-1] in KERNELS and len(leaf.shape) >= 2
+    }
+    sites = []
+    modules_of = {}
+    for path in _targets(method, list(kernels)):
+        leaf = kernels[path]
+        in_stack = len(leaf.shape) > 2 and any(matches(p, path.split("/")[0]) for p in stacked)
+        modules_of[path] = _modules(path, leaf, names, in_stack)
+        ranks, scales = _ranks_and_scales(method, modules_of[path], in_stack)
+        if any(ranks):
+            sites.append(
+                Site(
+                    path=path,
+                    base=leaf,
+                    bound=bind(leaf, params),
+                    key=key_of(key, path),
+                    ranks=ranks,
+                    scales=scales,
+                    stacked=in_stack,
+                    contracted=next((n for p, n in contracted if matches(p, path)), 1),
+                    embedding=path.split("/")[-1] == "embedding",
+                    dtype=jnp.dtype(method.dtype),
+                    dropout=method.dropout,
+                    tie_adapters=method.tie_adapters,
+                )
+            )
+    modules = [module for names in modules_of.values() for module in names]
+    _require_fits(method.rank_pattern, modules, "method.rank_pattern")
+    _require_fits(method.alpha_pattern, modules, "method.alpha_pattern")
+    if not sites:
+        raise UserError(f"method {method.name}: every target has rank 0; nothing would be adapted")
+    return sites
+
+
+def _targets(method: Method, paths: Sequence[str]) -> list[str]:
+    """The paths to adapt: the user's targets, or all projections, or where there are none all kernels."""
+    if method.targets:
+        require_matches(method.targets, paths, "method.targets")
+        return [path for path in paths if any(matches(p, path) for p in method.targets)]
+    chosen = [path for path in paths if matches(PROJECTIONS, path)]
+    return chosen or [path for path in paths if path.split("/")[-1] == "kernel"]
+
+
+def _modules(path: str, leaf: Any, names: Mapping[str, str], in_stack: bool) -> list[str]:
+    """The module's name in each layer: the family's, or by default the path with dots."""
+    first, *rest = path.split("/")[:-1]
+    template = names.get(path, ".".join([first, *(["{layer}"] if in_stack else []), *rest]))
+    return [template.format(layer=layer) for layer in range(leaf.shape[0] if in_stack else 1)]
+
+
+def _fits(pattern: str, module: str) -> bool:
+    """Whether the regular expression fits the end of a module's name from a dot on, as in PEFT."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
+def _require_fits(patterns: Mapping[str, Any], modules: Sequence[str], where: str) -> None:
+    for pattern in patterns:
+        if not any(_fits(pattern, module) for module in modules):
+            hint = nearest(pattern, [*modules, *(module.split(".")[-1] for module in modules)])
+            raise UserError(
+                f"{where}: {pattern!r} fits no adapted module{hint or f', such as {modules[0]!r}'}"
+            )
+
+
+def _ranks_and_scales(
+    method: Method, modules: Sequence[str], in_stack: bool
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Each layer's rank and factor s; both 0 in a layer that is left out."""
+    chosen = method.layers_to_transform
+    if in_stack and (beyond := [layer for layer in chosen if not 0 <= layer < len(modules)]):
+        raise UserError(
+            f"method.layers_to_transform: no layer {beyond[0]}; the model has 0 to {len(modules) - 1}"
+        )
+    ranks, scales = [], []
+    for layer, module in enumerate(modules):
+        rank = next((r for p, r in method.rank_pattern.items() if _fits(p, module)), method.rank)
+        alpha = next((x for p, x in method.alpha_pattern.items() if _fits(p, module)), method.alpha)
+        if chosen and not (in_stack and layer in chosen):
+            rank = 0
+        ranks.append(rank)
+        scales.append(alpha / (rank**0.5 if method.rank_stabilized else rank) if rank else 0.0)
+    return tuple(ranks), tuple(scales)

@@ -1,0 +1,48 @@
+"""What a kernel leaf can be, one file a weight, and the rule that multiplies, merges and describes them."""
+
+from jaxft.weights.base import (
+    Weight,
+    base_of,
+    bind,
+    contract,
+    contract_transposed,
+    is_weight,
+    map_weights,
+    materialize,
+    static,
+    take,
+    weight,
+    weights_of,
+)
+from jaxft.weights.delta_lora import DeltaLoRA
+from jaxft.weights.dora import DoRA
+from jaxft.weights.lora import LoRA, precondition_by_a
+from jaxft.weights.site import Site, key_of
+from jaxft.weights.tied import Tied, Transposed
+from jaxft.weights.vera import SHARED, VeRA, projections
+
+__all__ = [
+    "SHARED",
+    "DeltaLoRA",
+    "DoRA",
+    "LoRA",
+    "Site",
+    "Tied",
+    "Transposed",
+    "VeRA",
+    "Weight",
+    "base_of",
+    "bind",
+    "contract",
+    "contract_transposed",
+    "is_weight",
+    "map_weights",
+    "key_of",
+    "materialize",
+    "precondition_by_a",
+    "projections",
+    "static",
+    "take",
+    "weight",
+    "weights_of",
+]

@@ -1,0 +1,214 @@
+"""The rule by which a kernel leaf multiplies, is looked up, is merged and is stripped of its adapter.
+
+A weight is a `jax.Array` (..., in, out) or a `Weight`: a frozen dataclass registered as a pytree that
+stands in the array's place. Everything outside this package calls the functions below and never asks
+which kind it has. A new weight subclasses `Weight`, is decorated by `@weight`, and says how it
+contracts and what dense array it equals; the rest follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxft.tree import PyTree, flatten_with_paths
+
+T = TypeVar("T", bound=type)
+
+
+def static(**options: Any) -> Any:
+    """A dataclass field that is part of the tree's structure and not a leaf."""
+    return dataclasses.field(metadata={"static": True}, **options)
+
+
+def weight(cls: T) -> T:
+    """Makes a `Weight` subclass a frozen dataclass and registers it as a pytree with named parts.
+
+    An optional part (one whose default is None) that is absent is no part of the tree, so that a
+    None inside a tree always means a hole left by `partition`.
+    """
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)  # type: ignore[assignment]
+    fields = dataclasses.fields(cls)
+    leaves = [field for field in fields if not field.metadata.get("static")]
+    statics = [field.name for field in fields if field.metadata.get("static")]
+
+    def present(self: Any) -> tuple[str, ...]:
+        return tuple(
+            field.name
+            for field in leaves
+            if field.default is not None or getattr(self, field.name) is not None
+        )
+
+    def flatten_with_keys(self: Any) -> tuple[list[Any], Any]:
+        names = present(self)
+        parts = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names]
+        return parts, (names, tuple(getattr(self, name) for name in statics))
+
+    def flatten(self: Any) -> tuple[list[Any], Any]:
+        names = present(self)
+        return [getattr(self, name) for name in names], (
+            names,
+            tuple(getattr(self, name) for name in statics),
+        )
+
+    def unflatten(structure: Any, parts: Any) -> Any:
+        self = object.__new__(cls)
+        values = dict.fromkeys((field.name for field in leaves), None)
+        values |= dict(zip(structure[0], parts, strict=True))
+        values |= dict(zip(statics, structure[1], strict=True))
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+class Weight:
+    """What stands in a kernel's place: a value that knows how to multiply.
+
+    Invariant: every array part of a stacked weight (one for all scanned layers) has the leading axis
+    of the layers, its scale included, so that slicing the tree slices the weight.
+    """
+
+    base: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., in, out): that of the dense array it stands for."""
+        return tuple(self.base.shape)
+
+    @property
+    def ndim(self) -> int:
+        """How many axes the dense array has."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the dense array it stands for."""
+        return self.base.dtype
+
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        """`x @ W'` (..., out), in x's dtype."""
+        raise TypeError(f"{type(self).__name__} does not say how to contract")
+
+    def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
+        """`x @ W'.T` (..., in): a tied head. The plain way; a weight may know a cheaper one."""
+        return contract_transposed(x, self.materialize())
+
+    def take(self, ids: Int[Array, "..."]) -> Float[Array, "... out"]:
+        """Rows of W' (..., out): an embedding. The plain way; a weight may know a cheaper one."""
+        return take(self.materialize(), ids)
+
+    def materialize(self) -> Float[Array, "... in out"]:
+        """The dense array it equals, in the base's dtype."""
+        raise TypeError(f"{type(self).__name__} does not say what it equals")
+
+    def base_of(self) -> Any:
+        """The weight with this adapter left out."""
+        return self.base
+
+    def merged(self, params: Mapping[str, Any]) -> Any:
+        """What stands in this weight's place when the tree's adapters are merged."""
+        return materialize(self.bind(params))
+
+    def bind(self, params: Mapping[str, Any]) -> Any:
+        """The weight with what it shares with the rest of `params` filled in."""
+        if isinstance(self.base, Weight):
+            return dataclasses.replace(self, base=self.base.bind(params))  # type: ignore[type-var]
+        return self
+
+    def bind_dropout(self, key: jax.Array) -> Any:
+        """The weight with its dropout `key` filled in, if it has a rate."""
+        rate = getattr(self, "dropout", 0.0)
+        return dataclasses.replace(self, key=key) if rate else self  # type: ignore[type-var]
+
+
+def is_weight(leaf: Any) -> bool:
+    """Tells a `Weight` from an array or a dictionary: the `is_leaf` of walks over whole weights."""
+    return isinstance(leaf, Weight)
+
+
+def _matrix(kernel: jax.Array, rows: int) -> jax.Array:
+    """A kernel of more than two axes (those of other libraries' modules) as the matrix (in, out)."""
+    return kernel if kernel.ndim == 2 else kernel.reshape(rows, -1)
+
+
+def _dense_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return x @ _matrix(kernel, x.shape[-1]).astype(x.dtype)
+
+
+def contract(x: Float[Array, "... in"], weight: Any) -> Float[Array, "... out"]:
+    """`x @ W'`: the product of an input with any weight.
+
+    Args:
+        x: (..., in).
+        weight: an array (in, out), or a `Weight` that stands for one.
+
+    Returns:
+        (..., out) in x's dtype.
+    """
+    if isinstance(weight, Weight):
+        return weight.contract(x)
+    if weight.dtype == x.dtype:
+        return _dense_product(x, weight)
+    # The cast copy of a kernel must be no residual of the backward pass.
+    return jax.checkpoint(_dense_product, prevent_cse=False)(x, weight)  # type: ignore[no-any-return]
+
+
+def contract_transposed(x: Float[Array, "... out"], weight: Any) -> Float[Array, "... in"]:
+    """`x @ W'.T` for a weight (in, out): the head of a model whose embedding serves as one."""
+    if isinstance(weight, Weight):
+        return weight.contract_transposed(x)
+    return jnp.einsum("...o,io->...i", x, weight.astype(x.dtype))
+
+
+def take(weight: Any, ids: Int[Array, "..."]) -> Float[Array, "... out"]:
+    """Rows `ids` of a weight (in, out): the embedding of tokens. (...) -> (..., out)."""
+    if isinstance(weight, Weight):
+        return weight.take(ids)
+    return jnp.take(weight, ids, axis=0, mode="clip")
+
+
+def materialize(weight: Any) -> Float[Array, "... in out"]:
+    """The dense array (..., in, out) that a weight equals, in its base's dtype."""
+    return weight.materialize() if isinstance(weight, Weight) else weight
+
+
+def base_of(weight: Any) -> Any:
+    """The weight with its outermost adapter left out; an array is its own base."""
+    return weight.base_of() if isinstance(weight, Weight) else weight
+
+
+def bind(tree: PyTree, params: Mapping[str, Any]) -> PyTree:
+    """Gives the weights in `tree` what stands once for all of them in `params`.
+
+    These are VeRA's projections (`params["vera"]`) and the embedding behind a tied head. The decoder binds
+    each layer inside its scan, so what is shared is closed over and neither stacked nor copied.
+    """
+    return jax.tree.map(
+        lambda leaf: leaf.bind(params) if isinstance(leaf, Weight) else leaf,
+        tree,
+        is_leaf=is_weight,
+    )
+
+
+def weights_of(params: PyTree) -> list[tuple[str, Weight]]:
+    """Lists (path, weight) of every `Weight` in the tree, outermost ones only."""
+    return [
+        (path, leaf)
+        for path, leaf in flatten_with_paths(params, is_leaf=is_weight)
+        if isinstance(leaf, Weight)
+    ]
+
+
+def map_weights(kind: type[Any], function: Callable[[Any], Any], params: PyTree) -> PyTree:
+    """Applies the function to every weight of a kind, outermost ones only."""
+    return jax.tree.map(
+        lambda leaf: function(leaf) if isinstance(leaf, kind) else leaf, params, is_leaf=is_weight
+    )

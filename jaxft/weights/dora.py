@@ -1,0 +1,69 @@
+"""DoRA: direction by LoRA, magnitude trained apart.  `x W' = m / |W + s a b| (x W + s (x a) b)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxft.weights.base import materialize, weight
+from jaxft.weights.lora import LoRA
+from jaxft.weights.site import Site
+
+
+def column_norm(matrix: Float[Array, "... in out"]) -> Float[Array, "... out"]:
+    """The Euclidean norm of each output feature's weights, in float32."""
+    return jnp.sqrt(jnp.sum(jnp.square(matrix.astype(jnp.float32)), axis=-2))
+
+
+@weight
+class DoRA(LoRA):
+    """Weight-decomposed adaptation (arXiv 2402.09353, eq. 5): `W' = m (W + s a b) / |W + s a b|`.
+
+    The norm, one for each output feature, is a constant to the gradient (section 4.3). The bias of the
+    projection is never scaled. Departures from PEFT: dropout acts on the adapter's input alone, where PEFT
+    also feeds the base's share of the magnitude the dropped input.
+
+    Attributes:
+        magnitude: m, (out,), the norm of W at first, so that a fresh adapter changes nothing.
+    """
+
+    # A default keeps the dataclass's order legal after LoRA's optional fields; it is always given.
+    magnitude: Any = ()
+
+    @classmethod
+    def at(cls, site: Site, **parts: Any) -> Any:
+        """A fresh adapter; the magnitude begins as the norm of the (dequantized) base."""
+        base = materialize(site.bound).reshape(site.stack(*site.matrix_shape))
+        return super().at(site, magnitude=column_norm(base).astype(site.dtype), **parts)
+
+    def ratio(self) -> Float[Array, "... out"]:
+        """m / |W + s a b|, and 1 in a layer that is not adapted."""
+        change = jax.lax.stop_gradient(self.change())
+        base = jax.lax.stop_gradient(materialize(self.base)).reshape(change.shape)
+        norm = column_norm(base.astype(change.dtype) + change)
+        adapted = jnp.broadcast_to(self.scale[..., None] != 0, norm.shape)
+        return jnp.where(adapted, self.magnitude.astype(norm.dtype) / norm, 1.0)
+
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        return super().contract(x) * _along_last(self.ratio(), x)
+
+    def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
+        return super().contract_transposed(x * _along_last(self.ratio(), x))
+
+    def take(self, ids: Int[Array, "..."]) -> Float[Array, "... out"]:
+        rows = super().take(ids)
+        return rows * _along_last(self.ratio(), rows)
+
+    def materialize(self) -> Float[Array, "... in out"]:
+        base = materialize(self.base)
+        moved = self.change()
+        moved = moved + base.reshape(moved.shape).astype(moved.dtype)
+        ratio = jnp.broadcast_to(self.ratio()[..., None, :], moved.shape).astype(moved.dtype)
+        return (moved * ratio).reshape(base.shape).astype(base.dtype)
+
+
+def _along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(vector.astype(x.dtype), (*x.shape[:-1], vector.shape[-1]))

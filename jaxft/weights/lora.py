@@ -1,0 +1,162 @@
+"""LoRA: a frozen weight plus a trained product of rank r.  `x W' = x W + s (x a) b`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxft.weights.base import (
+    Weight,
+    contract,
+    contract_transposed,
+    materialize,
+    static,
+    take,
+    weight,
+)
+from jaxft.weights.site import Site
+
+
+def drop(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
+    """Inverted dropout; without a key (evaluation) or a rate, x itself."""
+    if key is None or rate == 0.0:
+        return x
+    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def down(
+    x: Float[Array, "... in"], a: Float[Array, "in rank"], rate: float, key: jax.Array | None
+) -> Float[Array, "... rank"]:
+    """`drop(x) a`. The dropped input is made again in the backward pass instead of being kept."""
+
+    def product(x: jax.Array, a: jax.Array, key: jax.Array | None) -> jax.Array:
+        return drop(x, rate, key) @ a.astype(x.dtype)
+
+    if key is None or rate == 0.0:
+        return product(x, a, None)
+    return jax.checkpoint(product, prevent_cse=False)(x, a, key)  # type: ignore[no-any-return]
+
+
+def draw_a(site: Site) -> Float[Array, "*layers in rank"]:
+    """a ~ U(-1/sqrt(in), 1/sqrt(in)), which is PyTorch's Kaiming-uniform with a = sqrt(5).
+
+    On an embedding, whose input is one-hot, a ~ N(0, 1): there PEFT draws b so and leaves a at zero,
+    under which a frozen a (LoRA-FA) could never learn. Places beyond a layer's own rank are 0.
+    """
+    shape = site.stack(site.matrix_shape[0], site.rank)
+    if site.embedding:
+        a = jax.random.normal(site.key, shape, site.dtype)
+    else:
+        bound = 1.0 / math.sqrt(site.matrix_shape[0])
+        a = jax.random.uniform(site.key, shape, site.dtype, -bound, bound)
+    return a * jnp.broadcast_to(jnp.expand_dims(site.mask(site.rank), -2), shape)
+
+
+@weight
+class LoRA(Weight):
+    """Low-rank adaptation (arXiv 2106.09685, eq. 3): `x W' = x W + s (x a) b`, s = alpha / r.
+
+    Ranks that differ between stacked layers are padded with zeros in a and b to the largest, which is
+    exact and stays so in training: a padded place gets a gradient of zero.
+
+    Attributes:
+        base: the weight W (in, out) that stays as it is.
+        a: (in, rank); b: (rank, out), zero at first, so that a fresh adapter changes nothing.
+        scale: s, (); with stacked layers (layers,), 0 where a layer is not adapted.
+        key: a dropout key, only while training.
+        dropout: the rate on the adapter's input.
+        ranks: the true rank of each layer.
+        tie_adapters: on an embedding, whether a head tied to it sees the adapter too.
+    """
+
+    base: Any
+    a: Any
+    b: Any
+    scale: Any
+    key: Any = None
+    dropout: float = static(default=0.0)
+    ranks: tuple[int, ...] = static(default=())
+    tie_adapters: bool = static(default=False)
+
+    @classmethod
+    def at(cls, site: Site, **parts: Any) -> Any:
+        """A fresh adapter for a site; `parts` are those a subclass adds."""
+        return cls(
+            base=site.base,
+            a=draw_a(site),
+            b=jnp.zeros(site.stack(site.rank, site.matrix_shape[1]), site.dtype),
+            scale=site.scale(),
+            dropout=site.dropout,
+            ranks=site.ranks,
+            tie_adapters=site.tie_adapters,
+            **parts,
+        )
+
+    def delta(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        """s (x a) b, scaled where it is narrow."""
+        narrow = down(x, self.a, self.dropout, self.key)
+        return (narrow * self.scale.astype(x.dtype)) @ self.b.astype(x.dtype)
+
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        return contract(x, self.base) + self.delta(x)
+
+    def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
+        narrow = contract_transposed(x, self.b) * self.scale.astype(x.dtype)
+        return contract_transposed(x, self.base) + contract_transposed(narrow, self.a)
+
+    def take(self, ids: Int[Array, "..."]) -> Float[Array, "... out"]:
+        rows = take(self.base, ids)
+        narrow = take(self.a, ids).astype(rows.dtype) * self.scale.astype(rows.dtype)
+        return rows + narrow @ self.b.astype(rows.dtype)
+
+    def change(self) -> Float[Array, "... in out"]:
+        """s a b: what the adapter adds to W, in the adapter's dtype."""
+        return times(self.scale, jnp.matmul(self.a, self.b, precision="highest"))
+
+    def materialize(self) -> Float[Array, "... in out"]:
+        base = materialize(self.base)
+        change = self.change().reshape(base.shape)
+        return (base.astype(change.dtype) + change).astype(base.dtype)
+
+    def as_lora(self) -> LoRA:
+        """The ordinary LoRA that computes the same: what is written to disk."""
+        return self
+
+    def bind_dropout(self, key: jax.Array) -> Any:
+        if not self.dropout:
+            return self
+        layers = self.a.shape[0] if self.a.ndim == 3 else None
+        return dataclasses.replace(
+            self, key=key if layers is None else jax.random.split(key, layers)
+        )
+
+
+def times(scale: Float[Array, "*layers"], matrix: Float[Array, "*layers in out"]) -> jax.Array:
+    """A factor a layer on a stack of matrices."""
+    return matrix * jnp.broadcast_to(scale[..., None, None], matrix.shape).astype(matrix.dtype)
+
+
+def precondition_by_a(gradient: LoRA, frozen: LoRA) -> LoRA:
+    """LoRA-FA's second version: `(a^T a)^-1 / s^2` times b's gradient.
+
+    The step in b that moves W nearest to where the full gradient points (arXiv 2308.03303 v2, as in PEFT's
+    `LoraFAOptimizer`). In the padding of smaller ranks a^T a is given a diagonal of 1: there b's gradient is 0.
+
+    Args:
+        gradient: the trainable tree's weight, b (..., rank, out) alone.
+        frozen: the frozen tree's weight, with a and scale.
+    """
+    gram = jnp.einsum("...ir,...is->...rs", frozen.a, frozen.a, precision="highest")
+    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    padding = (diagonal == 0).astype(gram.dtype)
+    eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+    gram = gram + eye * jnp.broadcast_to(padding[..., None, :], gram.shape)
+    scale = jnp.where(frozen.scale == 0, 1.0, frozen.scale)
+    b = times(1.0 / jnp.square(scale), jnp.linalg.solve(gram, gradient.b))
+    return dataclasses.replace(gradient, b=b)
