@@ -1,0 +1,267 @@
+"""Rows to token ids and which of them are trained."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from jaxft.data.chat import encode_chat, encode_chat_with_mask
+from jaxft.data.sources import Row, unused_keys
+from jaxft.data.tokenizer import Tokenizer
+from jaxft.errors import UserError, nearest
+
+LOSS_ON = ("completion", "all")
+CHUNK = 1024  # rows tokenized at once: enough for the tokenizer's threads
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A sequence to train on.
+
+    Attributes:
+      tokens: ids.
+      trained: which ids are targets. The first never is: nothing stands before it.
+      origin: "path:line" of its row.
+    """
+
+    tokens: Int32[np.ndarray, " length"]
+    trained: Bool[np.ndarray, " length"]
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What became of the rows; `str` is the line that the log shows.
+
+    Attributes:
+      format: the rows' format.
+      rows: read from the files.
+      examples: kept.
+      dropped: rows without any trained token, most because truncation cut it off.
+      truncated: rows that were longer than `max_length` and lost their end, dropped ones included.
+      tokens, trained_tokens: in the examples kept.
+      longest: tokens in the longest row before truncation.
+      without_eos: examples kept, not truncated, in which no EOS is trained.
+      diverged: rows whose prompt alone has other tokens than at the beginning of prompt and
+        completion; the completion begins where they part.
+      unused_keys: keys of the rows that the format does not use.
+      max_length: the limit.
+    """
+
+    format: str
+    rows: int
+    examples: int
+    dropped: int
+    truncated: int
+    tokens: int
+    trained_tokens: int
+    longest: int
+    without_eos: int
+    diverged: int
+    unused_keys: tuple[str, ...]
+    max_length: int
+
+    def __str__(self) -> str:
+        """One line; what did not occur is left out."""
+        share = 100 * self.trained_tokens / max(self.tokens, 1)
+        parts = [
+            f"{self.examples} examples ({self.format})",
+            f"{self.tokens} tokens, {share:.1f} % trained",
+            f"longest {self.longest}",
+        ]
+        if self.truncated:
+            parts.append(f"{self.truncated} truncated to {self.max_length}")
+        if self.dropped:
+            parts.append(f"{self.dropped} of {self.rows} dropped without a trained token")
+        if self.without_eos:
+            parts.append(f"{self.without_eos} train no EOS")
+        if self.diverged:
+            parts.append(f"{self.diverged} whose prompt's last tokens merge with the completion")
+        if self.unused_keys:
+            parts.append(f"keys not used: {', '.join(self.unused_keys)}")
+        return "; ".join(parts)
+
+
+def prepare_examples(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    loss_on: str,
+    vocabulary_size: int | None = None,
+) -> tuple[list[Example], Summary]:
+    """Tokenizes rows by the rules of TRL's SFTTrainer (1.16).
+
+    prompt_completion: prompt and completion are tokenized as one text, with an EOS at the end of
+    strings that have none; the completion begins where the tokens of the prompt alone and of both
+    part. messages: the assistant's tokens (see `encode_chat_with_mask`). text: everything, and EOS.
+    Longer sequences keep their start.
+
+    Departures: a BOS or EOS is never doubled, by the text and the tokenizer's post-processor; rows
+    without a trained token are dropped under packing too.
+
+    Args:
+      rows: of one format.
+      tokenizer: the model's.
+      max_length: tokens kept of a row.
+      loss_on: "completion" (completions, assistant's turns) or "all" (every token).
+      vocabulary_size: ids at or above it are an error; None skips the check.
+
+    Raises:
+      UserError: an unknown `loss_on`, no EOS, an id outside of the vocabulary, or no example left.
+    """
+    _check_arguments(max_length, loss_on)
+    examples: list[Example] = []
+    counts: collections.Counter[str] = collections.Counter()
+    longest = 0
+    for row, ids, trained, diverged in _tokenize(rows, tokenizer, loss_on):
+        _check_ids(row, ids, vocabulary_size)
+        example = _cut(row, ids, trained, max_length)
+        longest = max(longest, len(ids))
+        counts["diverged"] += diverged
+        counts["truncated"] += len(ids) > max_length
+        if example.trained.any():
+            examples.append(example)
+            targets = example.tokens[example.trained].tolist()
+            counts["tokens"] += len(example.tokens)
+            counts["trained_tokens"] += len(targets)
+            ends = not set(tokenizer.eos_ids).isdisjoint(targets)
+            counts["without_eos"] += len(ids) <= max_length and not ends
+    if not examples:
+        raise UserError(_nothing_left(rows, counts["truncated"], max_length, loss_on))
+    return examples, Summary(
+        format=rows[0].format,
+        rows=len(rows),
+        examples=len(examples),
+        dropped=len(rows) - len(examples),
+        longest=longest,
+        unused_keys=unused_keys(rows),
+        max_length=max_length,
+        **counts,
+    )
+
+
+def _check_arguments(max_length: int, loss_on: str) -> None:
+    if loss_on not in LOSS_ON:
+        known = ", ".join(LOSS_ON)
+        raise UserError(
+            f"loss_on {loss_on!r} is unknown; known: {known}{nearest(loss_on, LOSS_ON)}"
+        )
+    if max_length < 2:
+        raise UserError(f"max_length is {max_length}: a sequence needs 2 tokens to predict one")
+
+
+def _cut(row: Row, ids: list[int], trained: np.ndarray, max_length: int) -> Example:
+    """The example's start, of `max_length` tokens; its first token is no target."""
+    tokens = np.asarray(ids[:max_length], dtype=np.int32)
+    return Example(tokens, trained[:max_length] & (np.arange(len(tokens)) > 0), row.origin)
+
+
+Tokenized = tuple[Row, list[int], np.ndarray, bool]  # ids, trained, whether the prompt parted
+
+
+def _tokenize(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        yield from _TOKENIZERS[rows[0].format](chunk, tokenizer, loss_on)
+
+
+def _prompt_completion(
+    rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str
+) -> Iterator[Tokenized]:
+    pairs = [(row.values["prompt"], row.values["completion"]) for row in rows]
+    if isinstance(pairs[0][0], list):
+        prompts, wholes = [], []
+        for row, (prompt, completion) in zip(rows, pairs, strict=True):
+            with _told_of(row):
+                prompts.append(encode_chat(tokenizer, prompt, add_generation_prompt=True))
+                wholes.append(encode_chat(tokenizer, [*prompt, *completion]))
+    else:
+        different = list(dict.fromkeys(prompt for prompt, _ in pairs))  # many share a prompt
+        encoded = dict(zip(different, _encode(tokenizer, different), strict=True))
+        prompts = [encoded[prompt] for prompt, _ in pairs]
+        wholes = _encode(tokenizer, [p + _with_eos(tokenizer, c) for p, c in pairs])
+    for row, prompt, whole in zip(rows, prompts, wholes, strict=True):
+        start = common_prefix_length(prompt, whole)
+        trained = np.arange(len(whole)) >= (start if loss_on == "completion" else 0)
+        yield row, whole, trained, start < len(prompt)
+
+
+def _messages(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
+    for row in rows:
+        with _told_of(row):
+            if loss_on == "completion":
+                ids, trained = encode_chat_with_mask(tokenizer, row.values["messages"])
+            else:
+                ids = encode_chat(tokenizer, row.values["messages"])
+                trained = np.ones(len(ids), dtype=bool)
+        yield row, ids, trained, False
+
+
+def _text(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
+    del loss_on  # a text is all completion
+    texts = [_with_eos(tokenizer, row.values["text"]) for row in rows]
+    for row, ids in zip(rows, _encode(tokenizer, texts), strict=True):
+        yield row, ids, np.ones(len(ids), dtype=bool), False
+
+
+_TOKENIZERS = {"prompt_completion": _prompt_completion, "messages": _messages, "text": _text}
+
+
+def _with_eos(tokenizer: Tokenizer, text: str) -> str:
+    eos = tokenizer.special_tokens.get("eos_token")
+    if eos is None:
+        raise UserError(
+            f"{tokenizer.name}: the tokenizer has no EOS token, so no example could end; "
+            "name it as eos_token in tokenizer_config.json"
+        )
+    return text if text.endswith(eos) else text + eos
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Ids with what the post-processor puts before a text, without an EOS that it puts behind."""
+    encoded = tokenizer.encode_all(texts)
+    adds_eos = tokenizer.encode("a")[-1] == tokenizer.eos_id
+    return [ids[:-1] for ids in encoded] if adds_eos else encoded
+
+
+def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading ids two sequences share.
+
+    >>> common_prefix_length([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    shorter = min(len(left), len(right))
+    if left[:shorter] == right[:shorter]:
+        return shorter
+    return next(i for i in range(shorter) if left[i] != right[i])
+
+
+@contextlib.contextmanager
+def _told_of(row: Row) -> Iterator[None]:
+    """Puts the row's place before an error."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{row.origin}: {error}") from error
+
+
+def _check_ids(row: Row, ids: list[int], vocabulary_size: int | None) -> None:
+    if vocabulary_size is not None and ids and max(ids) >= vocabulary_size:
+        raise UserError(
+            f"{row.origin}: token id {max(ids)} is outside of the model's vocabulary of "
+            f"{vocabulary_size}: the tokenizer is another model's"
+        )
+
+
+def _nothing_left(rows: Sequence[Row], truncated: int, max_length: int, loss_on: str) -> str:
+    where = rows[0].origin.rpartition(":")[0] if rows else "the data"
+    return (
+        f"{where}: none of {len(rows)} examples has a trained token "
+        f"(loss_on={loss_on}, {truncated} truncated to max_length={max_length})"
+    )

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxft.data import encode_chat, encode_chat_with_mask
+from jaxft.data.chat import render
+from jaxft.errors import UserError
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "chat.json").read_text(encoding="utf-8"))
+CASES = GOLDEN["cases"]
+
+
+def named(case):
+    return f"{case['title']}, {case['template']}"
+
+
+def using(tokenizer, template):
+    return dataclasses.replace(tokenizer, chat_template=template)
+
+
+def messages(*turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_ids_are_those_of_transformers(tokenizer, case):
+    """Whole conversation, and first message with the generation prompt."""
+    tokenizer = using(tokenizer, GOLDEN["templates"][case["template"]])
+    assert encode_chat(tokenizer, case["messages"]) == case["ids"]
+    first = case["messages"][:1]
+    assert encode_chat(tokenizer, first, add_generation_prompt=True) == case["prompt_ids"]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c["template"] != "plain"], ids=named)
+def test_marked_tokens_are_those_of_transformers(tokenizer, case):
+    tokenizer = using(tokenizer, GOLDEN["templates"][case["template"]])
+    ids, mask = encode_chat_with_mask(tokenizer, case["messages"])
+    assert ids == case["ids"]
+    assert mask.astype(int).tolist() == case["mask"]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c["template"] == "marked"], ids=named)
+def test_without_marks_the_turns_found_by_growth_are_the_marked_ones(tokenizer, case):
+    """Also where a user writes the EOS, and the turn ends with its EOS: no newline behind it."""
+    tokenizer = using(tokenizer, GOLDEN["templates"]["plain"])
+    ids, mask = encode_chat_with_mask(tokenizer, case["messages"])
+    assert ids == case["ids"]
+    assert mask.astype(int).tolist() == case["mask"]
+
+
+def test_a_template_that_rewrites_earlier_turns_is_noticed(tokenizer):
+    forgetful = (
+        "{% for m in messages %}{{ m.role + ':' }}"
+        "{% if loop.last %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    talk = messages(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    with pytest.raises(UserError, match=r"turn 2 otherwise when more follows.*generation"):
+        encode_chat_with_mask(using(tokenizer, forgetful), talk)
+
+
+def test_a_generation_prompt_that_the_conversation_does_not_hold_is_noticed(tokenizer):
+    thinking = (
+        "{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:<think>{% endif %}"
+    )
+    with pytest.raises(UserError, match="before turn 2 otherwise"):
+        encode_chat_with_mask(
+            using(tokenizer, thinking), messages(("user", "a"), ("assistant", "b"))
+        )
+
+
+def test_no_bos_is_added_to_the_templates_own(tokenizer):
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    ids = encode_chat(using(tokenizer, template), messages(("user", "Aromi")))
+    assert ids == tokenizer.encode("Aromi")
+    assert ids.count(tokenizer.bos_id) == 1
+
+
+def test_a_message_without_any_value_for_a_key_lacks_it(tokenizer):
+    template = "{% for m in messages %}{{ 'name' in m }}{% endfor %}"
+    talk = [{"role": "user", "content": "a", "name": None}]
+    assert render(using(tokenizer, template), talk)[0] == "False"
+
+
+def test_a_failed_rendering_leaves_nothing_for_the_next(tokenizer):
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}"
+        "{% if m.role == 'user' %}{{ raise_exception('no') }}{% endif %}"
+        "{% endgeneration %}{% endfor %}"
+    )
+    marked = using(tokenizer, template)
+    with pytest.raises(UserError):
+        encode_chat_with_mask(marked, messages(("assistant", "a"), ("user", "b")))
+    assert render(marked, messages(("assistant", "ab")))[1] == [(0, 2)]
+
+
+def test_the_mask_is_boolean_and_as_long_as_the_ids(tokenizer):
+    ids, mask = encode_chat_with_mask(tokenizer, messages(("user", "a"), ("assistant", "b")))
+    assert mask.dtype == np.bool_
+    assert mask.shape == (len(ids),)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "no chat template"),
+        ("{% for %}", "chat template line 1 fails"),
+        ("{{ raise_exception('roles must alternate') }}", "fails: roles must alternate"),
+        ("{{ messages.nothing.at_all }}", "fails: .*no attribute"),
+        ("{{ messages[0].__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "'append' of 'list' object is unsafe"),
+        ("{% set n = namespace(__class__=1) %}", "__class__"),
+        ("{{ 1 / 0 }}", "division by zero"),
+    ],
+)
+def test_a_template_that_fails_is_one_clear_line(tokenizer, template, message):
+    with pytest.raises(UserError, match=message) as error:
+        render(using(tokenizer, template), messages(("user", "a")))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+from jaxft.data import Row, prepare_examples
+from jaxft.data.chat import compile_template
+from jaxft.errors import UserError
+
+GOLDEN = Path(__file__).parent / "golden"
+SFT = json.loads((GOLDEN / "sft.json").read_text(encoding="utf-8"))
+TEMPLATES = json.loads((GOLDEN / "chat.json").read_text(encoding="utf-8"))["templates"]
+FORMAT = {"strings": "prompt_completion", "messages": "prompt_completion", "text": "text"}
+
+
+def rows_of(*values, format="prompt_completion"):
+    return [Row(f"train.jsonl:{i}", format, value) for i, value in enumerate(values, start=1)]
+
+
+def pair(prompt, completion):
+    return {"prompt": prompt, "completion": completion}
+
+
+def prepare(rows, tokenizer, max_length=64, loss_on="completion", **arguments):
+    return prepare_examples(rows, tokenizer, max_length=max_length, loss_on=loss_on, **arguments)
+
+
+@pytest.mark.parametrize("case", SFT, ids=lambda case: f"{case['title']}, {case['loss_on']}")
+def test_ids_and_trained_tokens_are_those_of_trl(tokenizer, case):
+    """SFTTrainer's own preparation; its labels are shifted, so that the first one is never used."""
+    tokenizer = dataclasses.replace(tokenizer, chat_template=TEMPLATES["plain"])
+    rows = rows_of(*case["rows"], format=FORMAT[case["title"]])
+    examples, _ = prepare(rows, tokenizer, case["max_length"], case["loss_on"])
+    assert [example.tokens.tolist() for example in examples] == case["ids"]
+    labels = [np.where(e.trained, e.tokens, -100).tolist() for e in examples]
+    assert [label[1:] for label in labels] == [label[1:] for label in case["labels"]]
+    assert not any(example.trained[0] for example in examples)
+
+
+def test_eos_is_trained_also_where_pad_is_eos(tokenizer):
+    same = dataclasses.replace(tokenizer, pad_id=tokenizer.eos_id)
+    ((example,), summary) = prepare(rows_of(pair("a", "b")), same)
+    assert example.tokens[-1] == same.eos_id
+    assert example.trained.tolist() == [False, False, True, True]
+    assert summary.without_eos == 0
+
+
+def test_an_eos_of_the_post_processor_is_not_doubled(tokenizer):
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A <|im_end|>", special_tokens=[("<s>", 0), ("<|im_end|>", 4)]
+    )
+    both = dataclasses.replace(tokenizer, backend=backend)
+    plain, _ = prepare(rows_of(pair("a", "b")), tokenizer)
+    ending, _ = prepare(rows_of(pair("a", "b")), both)
+    assert ending[0].tokens.tolist() == plain[0].tokens.tolist()
+    assert ending[0].trained.tolist() == plain[0].trained.tolist()
+
+
+def test_a_prompt_that_begins_with_bos_has_one(tokenizer):
+    (with_bos, without), _ = prepare(rows_of(pair("<s>a", "b"), pair("a", "b")), tokenizer)
+    assert with_bos.tokens.tolist() == without.tokens.tolist()
+
+
+def test_messages_train_the_assistant_or_everything(tokenizer):
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = rows_of({"messages": talk}, format="messages")
+    ((example,), _) = prepare(rows, tokenizer)
+    assert tokenizer.decode(example.tokens[example.trained], False) == "b<|im_end|>"
+    ((example,), _) = prepare(rows, tokenizer, loss_on="all")
+    assert example.trained[1:].all()
+    text = compile_template(tokenizer.chat_template).render(messages=talk)
+    assert tokenizer.decode(example.tokens, False) == text
+
+
+def test_truncation_and_dropping_are_counted_and_said(tokenizer):
+    rows = rows_of(pair("a", "b"), pair("a", "b c d e f g h i"), pair("a b c d e f g h", "i"))
+    examples, summary = prepare(rows, tokenizer, max_length=6)
+    assert [len(example.tokens) for example in examples] == [4, 6]
+    assert (summary.truncated, summary.dropped, summary.examples, summary.rows) == (2, 1, 2, 3)
+    assert (summary.tokens, summary.trained_tokens) == (10, 6)
+    assert "2 truncated to 6; 1 of 3 dropped without a trained token" in str(summary)
+    assert [example.origin for example in examples] == ["train.jsonl:1", "train.jsonl:2"]
+
+
+def test_the_summary_names_what_a_colleague_would(tokenizer):
+    template = "{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}"
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [Row("t:1", "messages", {"messages": talk}, unused=("id",))]
+    same = dataclasses.replace(tokenizer, chat_template=template + "{% if add_generation_prompt %}"
+                               "assistant:{% endif %}")  # fmt: skip
+    _, summary = prepare(rows, same)
+    assert "1 train no EOS; keys not used: id" in str(summary)
+    _, summary = prepare(rows_of(pair("the riv", "er is Aromi")), tokenizer)
+    assert summary.diverged == 1
+    assert "merge with the completion" in str(summary)
+
+
+def test_order_and_number_do_not_depend_on_chunks(tokenizer, monkeypatch):
+    rows = rows_of(*(pair(f"{i} + {i} is", str(2 * i)) for i in range(20)))
+    whole, _ = prepare(rows, tokenizer)
+    monkeypatch.setattr("jaxft.data.examples.CHUNK", 3)
+    parts, _ = prepare(rows, tokenizer)
+    assert [e.tokens.tolist() for e in parts] == [e.tokens.tolist() for e in whole]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_length": 3}, r"train.jsonl: none of 1 .*1 truncated to max_length=3"),
+        ({"max_length": 1}, "max_length is 1"),
+        ({"loss_on": "completions"}, r"'completions' is unknown.*nearest: 'completion'"),
+        ({"vocabulary_size": 3}, r"train.jsonl:1: token id \d+ .* vocabulary of 3"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_clear_line(tokenizer, arguments, message):
+    with pytest.raises(UserError, match=message):
+        prepare(rows_of(pair("a b", "c")), tokenizer, **arguments)
+
+
+def test_a_tokenizer_without_eos_is_refused(tokenizer):
+    endless = dataclasses.replace(tokenizer, special_tokens={}, eos_id=None, eos_ids=())
+    with pytest.raises(UserError, match="no EOS token"):
+        prepare(rows_of(pair("a", "b")), endless)
+
+
+def test_a_template_that_fails_names_the_row(tokenizer):
+    strict = dataclasses.replace(tokenizer, chat_template="{{ raise_exception('odd') }}")
+    talk = {"messages": [{"role": "user", "content": "a"}]}
+    with pytest.raises(UserError, match=r"train\.jsonl:1: .*fails: odd"):
+        prepare(rows_of(talk, format="messages"), strict)
