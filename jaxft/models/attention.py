@@ -1,0 +1,220 @@
+"""Causal attention with grouped query heads, packed segments, a sliding window and a soft cap.
+
+`attention_reference` is the plain definition and serves decoding; `attention` is the same for
+training: it walks over blocks of queries, never computes the scores above the diagonal of blocks,
+and keeps the output and the log-sum-exp instead of the probabilities (FlashAttention 2, arXiv
+2307.08691).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
+
+MASKED = -1e30  # the score of a key that is not seen: finite, so that no row gives NaN
+FLOOR = -1e20  # the least maximum of a row: a row that sees nothing then has probabilities 0
+MOST_BLOCKS = 8  # the loop over blocks is unrolled: this bounds the time to compile
+LEAST_BLOCK = 128
+
+
+def attention_reference(
+    query: Float[Array, "batch heads length head_dim"],
+    key: Float[Array, "batch key_heads key_length head_dim"],
+    value: Float[Array, "batch key_heads key_length head_dim"],
+    query_segments: Int[Array, "batch length"],
+    key_segments: Int[Array, "batch key_length"],
+    *,
+    offset: int | Int[Array, ""] | Int[Array, " batch"] = 0,
+    window: int | Int[Array, ""] | None = None,
+    softcap: float | None = None,
+    scale: float,
+) -> Float[Array, "batch heads length head_dim"]:
+    """softmax(scale q k^T, masked) v, the whole score matrix at once.
+
+    Query i stands at index `offset + i` among the keys and sees key j if j <= index,
+    index - j < `window`, and their segments are equal and not 0. A query that sees nothing gets 0.
+    `softcap` bounds the scores before the mask: softcap tanh(score / softcap) (gemma 2).
+    The softmax is computed in float32; the result has the dtype of `query`.
+    """
+    scores = jnp.einsum(
+        "BKGTH,BKSH->BKGTS", _grouped(query, key), key, preferred_element_type=jnp.float32
+    )
+    scores = _capped(scores * scale, softcap)[0]
+    first = jnp.broadcast_to(jnp.asarray(offset, jnp.int32), query_segments.shape[:1])
+    index = first[:, None] + jnp.arange(query.shape[2], dtype=jnp.int32)[None, :]
+    seen = _seen(index, query_segments, key_segments, window)
+    scores = jnp.where(seen[:, None, None], scores, MASKED)
+    highest = jnp.maximum(scores.max(axis=-1, keepdims=True), FLOOR)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(highest))
+    weights = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
+    output = jnp.einsum("BKGTS,BKSH->BKGTH", weights.astype(value.dtype), value)
+    return output.reshape(query.shape).astype(query.dtype)
+
+
+def attention(
+    query: Float[Array, "batch heads length head_dim"],
+    key: Float[Array, "batch key_heads length head_dim"],
+    value: Float[Array, "batch key_heads length head_dim"],
+    query_segments: Int[Array, "batch length"],
+    key_segments: Int[Array, "batch length"],
+    *,
+    window: int | Int[Array, ""] | None = None,
+    softcap: float | None = None,
+    scale: float,
+) -> Float[Array, "batch heads length head_dim"]:
+    """`attention_reference` for as many queries as keys, lean in the backward pass.
+
+    What is kept for it: the arguments, the output and the log-sum-exp of each row of scores; the
+    last two bear the names "attention_output" and "attention_log_sum_exp" for a policy of
+    `jax.checkpoint`. Products accumulate in float32, whatever the dtype of the inputs.
+    """
+    if window is not None:
+        window = jnp.asarray(window, jnp.int32)
+    return _attention(query, key, value, query_segments, key_segments, window, softcap, scale)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    query_segments: Array,
+    key_segments: Array,
+    window: Array | None,
+    softcap: float | None,
+    scale: float,
+) -> Array:
+    return _forward(query, key, value, query_segments, key_segments, window, softcap, scale)[0]
+
+
+def _forward(
+    query: Array,
+    key: Array,
+    value: Array,
+    query_segments: Array,
+    key_segments: Array,
+    window: Array | None,
+    softcap: float | None,
+    scale: float,
+) -> tuple[Array, tuple[Any, ...]]:
+    """The output, and what the backward pass needs."""
+    outputs, sums = [], []
+    grouped = _grouped(query, key)
+    for start, stop in _blocks(query.shape[2]):
+        rows = _rows(grouped, start, stop)
+        seen = _block_mask(query_segments, key_segments, window, start, stop)
+        scores = _product("BKTH,BKSH->BKTS", rows, key[:, :, :stop]) * scale
+        scores = _masked(_capped(scores, softcap)[0], seen)
+        highest = jnp.maximum(scores.max(axis=-1, keepdims=True), FLOOR)
+        weights = jnp.exp(scores - highest)
+        total = jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
+        output = _product("BKTS,BKSH->BKTH", weights.astype(value.dtype), value[:, :, :stop])
+        outputs.append(_unrows(output / total, stop - start).astype(query.dtype))
+        sums.append(_unrows(highest + jnp.log(total), stop - start))
+    output = jnp.concatenate(outputs, axis=3).reshape(query.shape)
+    output = checkpoint_name(output, "attention_output")
+    log_sum_exp = checkpoint_name(jnp.concatenate(sums, axis=3), "attention_log_sum_exp")
+    kept = (query, key, value, query_segments, key_segments, window, output, log_sum_exp)
+    return output, kept
+
+
+def _backward(softcap: float | None, scale: float, kept: tuple[Any, ...], cotangent: Array) -> Any:
+    """The probabilities of each block again, from its scores and the log-sum-exp."""
+    query, key, value, query_segments, key_segments, window, output, log_sum_exp = kept
+    delta = jnp.sum(output.astype(jnp.float32) * cotangent.astype(jnp.float32), -1, keepdims=True)
+    grouped, cotangent = _grouped(query, key), _grouped(cotangent, key)
+    delta = _grouped(delta, key)
+    d_queries = []
+    # (head_dim, length): these products would else transpose the scores, twice as slow on a CPU
+    d_key = jnp.zeros_like(key.swapaxes(2, 3), dtype=jnp.float32)
+    d_value = jnp.zeros_like(value.swapaxes(2, 3), dtype=jnp.float32)
+    for start, stop in _blocks(query.shape[2]):
+        rows, d_rows = _rows(grouped, start, stop), _rows(cotangent, start, stop)
+        keys, values = key[:, :, :stop], value[:, :, :stop]
+        seen = _block_mask(query_segments, key_segments, window, start, stop)
+        scores, tanh = _capped(_product("BKTH,BKSH->BKTS", rows, keys) * scale, softcap)
+        weights = jnp.exp(_masked(scores, seen) - _rows(log_sum_exp, start, stop))
+        d_weights = _product("BKTH,BKSH->BKTS", d_rows, values)
+        d_scores = weights * (d_weights - _rows(delta, start, stop)) * scale
+        d_scores = d_scores if tanh is None else d_scores * (1.0 - jnp.square(tanh))
+        weights, d_scores = weights.astype(value.dtype), d_scores.astype(query.dtype)
+        d_queries.append(_unrows(_product("BKTS,BKSH->BKTH", d_scores, keys), stop - start))
+        d_key = d_key.at[..., :stop].add(_product("BKTH,BKTS->BKHS", rows, d_scores))
+        d_value = d_value.at[..., :stop].add(_product("BKTH,BKTS->BKHS", d_rows, weights))
+    d_query = jnp.concatenate(d_queries, axis=3).reshape(query.shape).astype(query.dtype)
+    d_key = d_key.swapaxes(2, 3).astype(key.dtype)
+    d_value = d_value.swapaxes(2, 3).astype(value.dtype)
+    return d_query, d_key, d_value, None, None, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """The first row and the end of each block of queries; the last may be shorter."""
+    size = max(LEAST_BLOCK, -(-length // MOST_BLOCKS))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _rows(x: Array, start: int, stop: int) -> Array:
+    """Rows start:stop of all heads of a group, one after the other, for one product a key head."""
+    batch, key_heads, group, _, head_dim = x.shape
+    return x[:, :, :, start:stop].reshape(batch, key_heads, group * (stop - start), head_dim)
+
+
+def _unrows(x: Array, length: int) -> Array:
+    """The heads of a group apart again."""
+    batch, key_heads, rows, head_dim = x.shape
+    return x.reshape(batch, key_heads, rows // length, length, head_dim)
+
+
+def _product(letters: str, left: Array, right: Array) -> Array:
+    return jnp.einsum(letters, left, right, preferred_element_type=jnp.float32)
+
+
+def _block_mask(
+    query_segments: Array, key_segments: Array, window: Array | None, start: int, stop: int
+) -> Bool[Array, "batch 1 1 block stop"]:
+    index = jnp.arange(start, stop, dtype=jnp.int32)[None, :]
+    segments = query_segments[:, start:stop]
+    seen = _seen(jnp.broadcast_to(index, segments.shape), segments, key_segments[:, :stop], window)
+    return seen[:, None, None]
+
+
+def _masked(scores: Array, seen: Array) -> Array:
+    """`MASKED` where a key is not seen; the rows of `scores` are those of a group's heads."""
+    batch, key_heads, rows, keys = scores.shape
+    apart = scores.reshape(batch, key_heads, rows // seen.shape[3], seen.shape[3], keys)
+    return jnp.where(seen, apart, MASKED).reshape(scores.shape)
+
+
+def _grouped(query: Array, key: Array) -> Array:
+    """Query heads by the key head that they share: (batch, key_heads, group, length, head_dim)."""
+    batch, heads, length, head_dim = query.shape
+    return query.reshape(batch, key.shape[1], heads // key.shape[1], length, head_dim)
+
+
+def _capped(scores: Array, softcap: float | None) -> tuple[Array, Array | None]:
+    """The bounded scores, and tanh(scores / softcap) for the derivative."""
+    if softcap is None:
+        return scores, None
+    tanh = jnp.tanh(scores / softcap)
+    return softcap * tanh, tanh
+
+
+def _seen(
+    index: Int[Array, "batch length"],
+    query_segments: Int[Array, "batch length"],
+    key_segments: Int[Array, "batch key_length"],
+    window: int | Int[Array, ""] | None,
+) -> Bool[Array, "batch length key_length"]:
+    """Which keys the query at each index sees."""
+    distance = index[:, :, None] - jnp.arange(key_segments.shape[1], dtype=jnp.int32)[None, None, :]
+    segments = query_segments[:, :, None]
+    seen = (distance >= 0) & (segments == key_segments[:, None, :]) & (segments != 0)
+    return seen if window is None else seen & (distance < window)

@@ -1,0 +1,79 @@
+"""How leaves and activations are laid over a mesh: two lists of patterns, and nothing else decides.
+
+The mesh has the axes data, fsdp and tensor. The batch is divided over data and fsdp; kernels over fsdp along one
+axis and over tensor along the other. Specs are those of one layer: stacked leaves get an axis in front.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from jaxft.tree import PyTree, first_match, map_with_paths
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+LEAVES = (
+    # An adapter's parts follow the contraction that they belong to.
+    ("*/a", PartitionSpec("fsdp", None)),
+    ("*/a0", PartitionSpec("fsdp", None)),
+    ("o_proj/kernel/b", PartitionSpec(None, "fsdp")),
+    ("down_proj/kernel/b", PartitionSpec(None, "fsdp")),
+    ("o_proj/kernel/b0", PartitionSpec(None, "fsdp")),
+    ("down_proj/kernel/b0", PartitionSpec(None, "fsdp")),
+    ("*/b", PartitionSpec(None, "tensor")),
+    ("*/b0", PartitionSpec(None, "tensor")),
+    ("scale", PartitionSpec()),
+    ("bias", PartitionSpec()),
+    ("magnitude", PartitionSpec()),
+    ("d", PartitionSpec()),
+    ("g", PartitionSpec()),
+    ("factor", PartitionSpec()),
+    ("embed/embedding", PartitionSpec("tensor", "fsdp")),
+    ("positions/embedding", PartitionSpec(None, "fsdp")),
+    ("o_proj/kernel", PartitionSpec("tensor", "fsdp")),
+    ("down_proj/kernel", PartitionSpec("tensor", "fsdp")),
+    ("kernel", PartitionSpec("fsdp", "tensor")),
+)
+
+ACTIVATIONS = (
+    ("residual", PartitionSpec(BATCH, None, None)),  # (batch, length, hidden)
+    ("heads", PartitionSpec(BATCH, "tensor", None, None)),  # (batch, heads, length, head_dim)
+    ("feed_forward", PartitionSpec(BATCH, None, "tensor")),  # (batch, length, intermediate)
+)
+
+
+def leaf_spec(path: str, ndim: int) -> PartitionSpec:
+    """The spec of a leaf: the first pattern's, with the layers' axis in front where the leaf has one."""
+    spec = first_match(LEAVES, path, PartitionSpec())
+    return PartitionSpec(*(None,) * (ndim - len(spec)), *spec) if len(spec) else spec
+
+
+def _without(axis: str, spec: PartitionSpec) -> PartitionSpec:
+    return PartitionSpec(*(None if part == axis else part for part in spec))
+
+
+def constrain(x: jax.Array, name: str) -> jax.Array:
+    """Holds an activation to its spec on the mesh in force; without one, x itself."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, first_match(ACTIVATIONS, name))
+
+
+def gather_layer(layer: PyTree) -> PyTree:
+    """Holds one layer's leaves to their specs without fsdp, at the top of the scan's body.
+
+    So the layer is gathered in the type it is stored in, inside the loop, one layer at a time.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return layer
+
+    def hold(path: str, leaf: Any) -> Any:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, _without("fsdp", leaf_spec(path, leaf.ndim)))
+
+    return map_with_paths(hold, layer)

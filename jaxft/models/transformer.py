@@ -1,0 +1,304 @@
+"""One decoder for every family: a thin Flax shell around pure functions over the parameter tree.
+
+    embed/embedding   positions/embedding (learned)   layers/...   final_norm/...   head/kernel
+
+`layers` holds each leaf once for all layers, stacked along a leading axis, and the decoder scans over it: the program
+does not grow with depth. What differs from layer to layer in data (the window) is scanned beside it. The code
+asks no kernel what it is: `contract`, `take` and `bind` know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from jaxft.models.attention import attention, attention_reference
+from jaxft.models.config import Config
+from jaxft.models.layers import ACTIVATIONS, gated, layer_norm, rms_norm, rope_frequencies, rotary
+from jaxft.models.sharding import constrain, gather_layer
+from jaxft.weights import Tied, bind, contract, take
+
+Params = Mapping[str, Any]
+FOREVER = 2**30  # a window that no sequence fills
+
+
+class Transformer(nn.Module):
+    """The decoder as a Flax module: `model.apply({"params": params}, tokens)` gives the logits.
+
+    Attributes:
+        config: the shape.
+    """
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        segments: Int[Array, "batch length"] | None = None,
+        positions: Int[Array, "batch length"] | None = None,
+    ) -> Float[Array, "batch length vocabulary"]:
+        """Logits of the next token in float32, (batch, length, vocabulary).
+
+        Args:
+            tokens: (batch, length) ids.
+            segments: (batch, length): 0 is padding, on either side; other numbers are sequences packed in a row that
+                do not see each other. A mask of 0 and 1 is one such. By default each row is one sequence.
+            positions: (batch, length) of each token in its sequence; by default counted from its start.
+        """
+        if self.is_initializing():
+            for name, child in initial_params(self.config, self.make_rng("params")).items():
+                self.put_variable("params", name, child)
+        params = self.variables["params"]
+        hidden = hidden_states(self.config, params, tokens, segments, positions)
+        return logits(self.config, params, hidden)
+
+
+def hidden_states(
+    config: Config,
+    params: Params,
+    tokens: Int[Array, "batch length"],
+    segments: Int[Array, "batch length"] | None = None,
+    positions: Int[Array, "batch length"] | None = None,
+) -> Float[Array, "batch length hidden"]:
+    """The decoder up to its final norm: what the head turns into logits. Arguments as of `Transformer`."""
+    segments = jnp.ones_like(tokens) if segments is None else segments
+    positions = positions_of(segments) if positions is None else positions
+
+    def body(x: jax.Array, scanned: Any) -> tuple[jax.Array, None]:
+        layer, window = scanned
+        return _block(config, params, layer, window, x, segments, positions), None
+
+    x = _embed(config, params, tokens, positions)
+    x, _ = jax.lax.scan(
+        _rematerialized(body, config.remat), x, (params["layers"], _windows(config))
+    )
+    return _norm(config, params["final_norm"], x)
+
+
+def cached_hidden_states(
+    config: Config,
+    params: Params,
+    tokens: Int[Array, "batch length"],
+    segments: Int[Array, "batch length"],
+    positions: Int[Array, "batch length"],
+    cache: dict[str, jax.Array],
+    index: Int[Array, ""],
+) -> tuple[Float[Array, "batch length hidden"], dict[str, jax.Array]]:
+    """The decoder over tokens that go on from a cache; returns the cache with them written at `index`."""
+    seen = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments, index, axis=1)
+
+    def body(x: jax.Array, scanned: Any) -> tuple[jax.Array, Any]:
+        layer, window, key_cache, value_cache = scanned
+        past = (key_cache, value_cache, seen, index)
+        x, key, value = _block(config, params, layer, window, x, segments, positions, past)
+        return x, (key, value)
+
+    x = _embed(config, params, tokens, positions)
+    scanned = (params["layers"], _windows(config), cache["key"], cache["value"])
+    x, (key, value) = jax.lax.scan(body, x, scanned)
+    return _norm(config, params["final_norm"], x), {"key": key, "value": value, "segments": seen}
+
+
+def empty_cache(config: Config, batch: int, length: int) -> dict[str, jax.Array]:
+    """A cache of keys and values (layers, batch, key_heads, length, head_dim), all of it padding."""
+    shape = (config.layers, batch, config.key_heads, length, config.head_dim)
+    return {
+        "key": jnp.zeros(shape, config.dtype),
+        "value": jnp.zeros(shape, config.dtype),
+        "segments": jnp.zeros((batch, length), jnp.int32),
+    }
+
+
+def head_of(params: Params) -> Any:
+    """The head (hidden, vocabulary) as a weight, whether it is an array, adapted, or the tied embedding."""
+    return bind(params["head"]["kernel"], params)
+
+
+def logits(
+    config: Config, params: Params, hidden: Float[Array, "batch length hidden"]
+) -> Float[Array, "batch length vocabulary"]:
+    """The head's product in float32, capped where the family caps it."""
+    scores = contract(hidden, head_of(params)).astype(jnp.float32)
+    cap = config.logit_softcap
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
+def positions_of(segments: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
+    """Each token's place in its sequence: 0 where a segment begins."""
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    start = jax.lax.cummax(jnp.where(segments != before, index, 0), axis=1)
+    return index - start
+
+
+def _windows(config: Config) -> jax.Array | None:
+    """(layers,): how far each layer sees, scanned as data; None where all see everything."""
+    if not any(config.windows):
+        return None
+    return jnp.asarray([window or FOREVER for window in config.windows], jnp.int32)
+
+
+def _rematerialized(body: Any, remat: str) -> Any:
+    if remat == "none":
+        return body
+    names = {"full": (), "dots": ("projection", "attention_output", "attention_log_sum_exp")}[remat]
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    return jax.checkpoint(body, prevent_cse=False, policy=policy)
+
+
+def _embed(config: Config, params: Params, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    x = take(bind(params["embed"]["embedding"], params), tokens).astype(config.dtype)
+    if config.embedding_scale != 1.0:
+        x = x * jnp.asarray(config.embedding_scale, x.dtype)
+    if config.positions == "learned":
+        x = x + take(bind(params["positions"]["embedding"], params), positions).astype(x.dtype)
+    return constrain(x, "residual")
+
+
+def _norm(config: Config, norm: Params, x: jax.Array) -> jax.Array:
+    if config.norm == "layer":
+        return layer_norm(x, norm["scale"], norm["bias"], epsilon=config.norm_epsilon)
+    return rms_norm(x, norm["scale"], epsilon=config.norm_epsilon, offset=config.norm_offset)
+
+
+def _project(projection: Params, x: jax.Array) -> jax.Array:
+    """`x @ kernel + bias`, named so that remat = dots can keep it."""
+    y = contract(x, projection["kernel"])
+    if "bias" in projection:
+        y = y + jnp.broadcast_to(projection["bias"].astype(y.dtype), y.shape)
+    return checkpoint_name(y, "projection")
+
+
+def _block(
+    config: Config,
+    params: Params,
+    layer: Params,
+    window: jax.Array | None,
+    x: jax.Array,
+    segments: jax.Array,
+    positions: jax.Array,
+    past: tuple[jax.Array, ...] | None = None,
+) -> Any:
+    """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`; with `past`, keys and values too."""
+    layer = bind(gather_layer(layer), params)
+    x = constrain(x, "residual")
+    y = _norm(config, layer["attention_norm"], x)
+    y, *written = _attend(config, layer["attention"], window, y, segments, positions, past)
+    x = x + (_norm(config, layer["post_attention_norm"], y) if config.post_norms else y)
+    y = _feed_forward(config, layer["mlp"], _norm(config, layer["mlp_norm"], x))
+    x = x + (_norm(config, layer["post_mlp_norm"], y) if config.post_norms else y)
+    x = constrain(x, "residual")
+    return (x, *written) if written else x
+
+
+def _attend(
+    config: Config,
+    layer: Params,
+    window: jax.Array | None,
+    x: jax.Array,
+    segments: jax.Array,
+    positions: jax.Array,
+    past: tuple[jax.Array, ...] | None,
+) -> tuple[jax.Array, ...]:
+    query, key, value = _query_key_value(config, layer, x)
+    if config.positions == "rotary":
+        scaling = dict(config.rope_scaling)
+        frequencies, factor = rope_frequencies(
+            config.head_dim, config.rope_theta, scaling, config.max_length
+        )
+        query = rotary(query, positions, frequencies, factor)
+        key = rotary(key, positions, frequencies, factor)
+    settings = {"softcap": config.attention_softcap, "scale": config.query_scale, "window": window}
+    written: tuple[jax.Array, ...] = ()
+    if past is None:
+        y = attention(query, key, value, segments, segments, **settings)
+    else:
+        key_cache, value_cache, seen, index = past
+        key = jax.lax.dynamic_update_slice_in_dim(key_cache, key, index, axis=2)
+        value = jax.lax.dynamic_update_slice_in_dim(value_cache, value, index, axis=2)
+        written = (key, value)
+        y = attention_reference(query, key, value, segments, seen, offset=index, **settings)
+    y = constrain(y, "heads")
+    y = y.transpose(0, 2, 1, 3).reshape(*x.shape[:-1], config.heads * config.head_dim)
+    return (_project(layer["o_proj"], y), *written)
+
+
+def _query_key_value(config: Config, layer: Params, x: jax.Array) -> tuple[jax.Array, ...]:
+    """(batch, heads, length, head_dim) each, from one fused kernel or from three."""
+    sizes = (config.heads, config.key_heads, config.key_heads)
+    if config.fused_qkv:
+        ends = [config.head_dim * sum(sizes[:i]) for i in (1, 2)]
+        parts = jnp.split(_project(layer["qkv_proj"], x), ends, axis=-1)
+    else:
+        parts = [_project(layer[name], x) for name in ("q_proj", "k_proj", "v_proj")]
+    split = (
+        part.reshape(*x.shape[:-1], heads, config.head_dim).transpose(0, 2, 1, 3)
+        for part, heads in zip(parts, sizes, strict=True)
+    )
+    return tuple(constrain(part, "heads") for part in split)
+
+
+def _feed_forward(config: Config, layer: Params, x: jax.Array) -> jax.Array:
+    up = constrain(_project(layer["up_proj"], x), "feed_forward")
+    if not config.gated:
+        return _project(layer["down_proj"], ACTIVATIONS[config.activation](up))
+    gate = constrain(_project(layer["gate_proj"], x), "feed_forward")
+    return _project(layer["down_proj"], gated(gate, up, config.activation))
+
+
+def initial_params(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """A fresh decoder: kernels and embeddings N(0, 0.02), projections into the residual N(0, 0.02 / sqrt(2 layers))."""
+    keys = iter(jax.random.split(key, 16))
+    residual = 0.02 / math.sqrt(2 * config.layers)
+
+    def kernel(rows: int, columns: int, bias: bool, deviation: float = 0.02) -> dict[str, Any]:
+        drawn = jax.random.normal(next(keys), (config.layers, rows, columns), dtype)
+        zeros = {"bias": jnp.zeros((config.layers, columns), dtype)} if bias else {}
+        return {"kernel": drawn * jnp.asarray(deviation, dtype), **zeros}
+
+    def norm(*stack: int) -> dict[str, Any]:
+        scale = jnp.full((*stack, config.hidden), 1.0 - config.norm_offset, dtype)
+        return {"scale": scale} | (
+            {"bias": jnp.zeros_like(scale)} if config.norm == "layer" else {}
+        )
+
+    def embedding(rows: int) -> dict[str, Any]:
+        drawn = jax.random.normal(next(keys), (rows, config.hidden), dtype)
+        return {"embedding": drawn * jnp.asarray(0.02, dtype)}
+
+    hidden, wide = config.hidden, config.heads * config.head_dim
+    narrow = config.key_heads * config.head_dim
+    bias = config.attention_bias
+    if config.fused_qkv:
+        attend = {"qkv_proj": kernel(hidden, wide + 2 * narrow, bias)}
+    else:
+        outs = {"q_proj": wide, "k_proj": narrow, "v_proj": narrow}
+        attend = {name: kernel(hidden, out, bias) for name, out in outs.items()}
+    attend["o_proj"] = kernel(wide, hidden, config.output_bias, residual)
+    wide_names = ("gate_proj", "up_proj") if config.gated else ("up_proj",)
+    mlp = {name: kernel(hidden, config.intermediate, config.mlp_bias) for name in wide_names}
+    mlp["down_proj"] = kernel(config.intermediate, hidden, config.mlp_bias, residual)
+    norms = ["attention_norm", "mlp_norm"]
+    norms += ["post_attention_norm", "post_mlp_norm"] if config.post_norms else []
+    layers = {"attention": attend, "mlp": mlp} | {name: norm(config.layers) for name in norms}
+    params = {"embed": embedding(config.vocabulary), "layers": layers, "final_norm": norm()}
+    if config.positions == "learned":
+        params["positions"] = embedding(config.max_length)
+    head = jax.random.normal(next(keys), (hidden, config.vocabulary), dtype) * jnp.asarray(
+        0.02, dtype
+    )
+    return params | {"head": {"kernel": tied_head(config, dtype) if config.tied else head}}
+
+
+def tied_head(config: Config, dtype: Any) -> Tied:
+    """What stands at `head/kernel` where the embedding is the head."""
+    shape = (config.hidden, config.vocabulary)
+    return Tied(path=("embed", "embedding"), head_shape=shape, head_dtype=jnp.dtype(dtype))

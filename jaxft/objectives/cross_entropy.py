@@ -1,0 +1,274 @@
+"""Cross entropy without the logits of all tokens: in chunks along the length.
+
+The chunks are cut along the length and never over flattened tokens, which on a mesh would gather
+the hidden states of all devices. While the logits of a chunk are at hand its gradients are formed
+too, for what is differentiated and for that alone: a frozen head costs one product for the logits
+and one for the gradient of the hidden states, nothing in the backward pass but a scale, and an
+evaluation costs the logits.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxft.weights import contract
+
+CHUNK_ELEMENTS = 12 * 2**20  # of the logits of a chunk: 48 MiB in float32
+MOST_CHUNKS = 64
+
+
+class _Setting(NamedTuple):
+    """What is static: the head's structure, the loss's form, the places per chunk."""
+
+    structure: Any
+    softcap: float | None
+    label_smoothing: float
+    chunk: int
+
+
+def cross_entropy_reference(
+    hidden: Float[Array, "batch length hidden"],
+    head: Any,
+    targets: Int[Array, "batch length"],
+    weights: Float[Array, "batch length"],
+    *,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`cross_entropy` with all logits at once."""
+    logits = contract(hidden, head).astype(jnp.float32)
+    logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    log_probabilities = jax.nn.log_softmax(logits)
+    target = jnp.take_along_axis(log_probabilities, targets[:, :, None], axis=-1)[:, :, 0]
+    smooth = log_probabilities.mean(axis=-1)
+    losses = -((1.0 - label_smoothing) * target + label_smoothing * smooth)
+    return jnp.sum(losses * weights), jnp.sum(weights)
+
+
+def cross_entropy(
+    hidden: Float[Array, "batch length hidden"],
+    head: Any,
+    targets: Int[Array, "batch length"],
+    weights: Float[Array, "batch length"],
+    *,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    chunk: int | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The weighted sum of -log p(target) in float32, and the sum of the weights.
+
+    Args:
+      hidden: the states that the head reads.
+      head: a weight (hidden, vocabulary); its leaves may be trained or frozen, in part too.
+      targets: the token to predict at each place.
+      weights: of each place in the sum; 0 leaves it out.
+      softcap: bounds the logits, softcap tanh(logits / softcap) (gemma 2).
+      label_smoothing: the share of the target's probability spread evenly over the vocabulary.
+      chunk: places per chunk; by default as many as keep a chunk's logits near 48 MiB.
+
+    The gradient of the head accumulates in float32. There is no second derivative.
+    """
+    leaves, setting = _prepare(hidden, head, softcap, label_smoothing, chunk)
+    return _loss_sum(setting, hidden, leaves, targets, weights), jnp.sum(weights)
+
+
+def token_log_probabilities(
+    hidden: Float[Array, "batch length hidden"],
+    head: Any,
+    targets: Int[Array, "batch length"],
+    *,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> Float[Array, "batch length"]:
+    """The log p(target) of every place in float32, in chunks; arguments are `cross_entropy`'s."""
+    leaves, setting = _prepare(hidden, head, softcap, 0.0, chunk)
+    return -_token_losses(setting, hidden, leaves, targets)
+
+
+def chunk_length(batch: int, length: int, vocabulary: int) -> int:
+    """Places per chunk: the logits of a chunk near 48 MiB, and no more than 64 chunks.
+
+    >>> chunk_length(2, 512, 49152), chunk_length(2, 16, 100), chunk_length(256, 2048, 131072)
+    (128, 16, 32)
+    """
+    most = max(1, CHUNK_ELEMENTS // (batch * vocabulary))
+    chunks = min(-(-length // most), MOST_CHUNKS)
+    return -(-length // chunks)
+
+
+def _prepare(
+    hidden: Array,
+    head: Any,
+    softcap: float | None,
+    label_smoothing: float,
+    chunk: int | None,
+) -> tuple[list[Array], _Setting]:
+    leaves, structure = jax.tree.flatten(head)
+    if chunk is None:
+        batch, length, _ = hidden.shape
+        chunk = chunk_length(batch, length, head.shape[-1])
+    return leaves, _Setting(structure, softcap, label_smoothing, chunk)
+
+
+def _scan(
+    setting: _Setting,
+    hidden: Array,
+    leaves: list[Array],
+    targets: Array,
+    weights: Array,
+    form_hidden: bool,
+    trained: tuple[int, ...],
+) -> tuple[Array, Array | None, list[Array | None]]:
+    """The losses of all places and, as asked, the gradients of their weighted sum.
+
+    Returns the losses (batch, length), the hidden states' gradient if `form_hidden`, and for every
+    leaf of the head None or, at the places `trained`, its gradient, summed in float32.
+    """
+
+    def product(states: Array, picked: list[Array]) -> Array:
+        whole = list(leaves)
+        for place, leaf in zip(trained, picked, strict=True):
+            whole[place] = leaf
+        return contract(states, jax.tree.unflatten(setting.structure, whole))
+
+    def step(sums: list[Array], piece: tuple[Array, Array, Array]) -> tuple[list[Array], Any]:
+        states, targets, weights = piece
+        picked = [leaves[place] for place in trained]
+        if form_hidden:
+            logits, transpose = jax.vjp(product, states, picked)
+        else:
+            logits, transpose = jax.vjp(functools.partial(product, states), picked)
+        losses, d_logits = _losses(setting, logits, targets, weights)
+        if not (form_hidden or trained):
+            return sums, (losses, None)
+        *d_states, d_picked = transpose(d_logits.astype(logits.dtype))
+        sums = [
+            total + part.astype(jnp.float32) for total, part in zip(sums, d_picked, strict=True)
+        ]
+        return sums, (losses, d_states[0] if form_hidden else None)
+
+    zeros = [jnp.zeros(leaves[place].shape, jnp.float32) for place in trained]
+    pieces = jax.tree.map(lambda x: _cut(x, setting.chunk), (hidden, targets, weights))
+    sums, (losses, d_hidden) = jax.lax.scan(step, zeros, pieces)
+    d_leaves: list[Array | None] = [None] * len(leaves)
+    for place, total in zip(trained, sums, strict=True):
+        d_leaves[place] = total.astype(leaves[place].dtype)
+    length = hidden.shape[1]
+    return _join(losses, length), _join(d_hidden, length) if form_hidden else None, d_leaves
+
+
+def _losses(
+    setting: _Setting, logits: Array, targets: Array, weights: Array
+) -> tuple[Float[Array, "batch length"], Float[Array, "batch length vocabulary"]]:
+    """The loss of each place, and the derivative of the weighted sum to the logits."""
+    logits = logits.astype(jnp.float32)
+    softcap, smooth, vocabulary = setting.softcap, setting.label_smoothing, logits.shape[-1]
+    if softcap is not None:
+        tanh = jnp.tanh(logits / softcap)
+        logits = softcap * tanh
+    highest = logits.max(axis=-1, keepdims=True)
+    powers = jnp.exp(logits - highest)
+    total = powers.sum(axis=-1, keepdims=True)
+    target = jnp.take_along_axis(logits, targets[:, :, None], axis=-1, mode="clip")
+    losses = (highest + jnp.log(total) - (1.0 - smooth) * target)[:, :, 0]
+    if smooth:
+        losses = losses - smooth * logits.mean(axis=-1)
+    weights = weights[:, :, None]
+    hit = targets[:, :, None] == jnp.arange(vocabulary, dtype=targets.dtype)[None, None, :]
+    derivative = powers * (weights / total) - weights * (smooth / vocabulary)
+    derivative = derivative - jnp.where(hit, weights * (1.0 - smooth), 0.0)
+    return losses, derivative if softcap is None else derivative * (1.0 - jnp.square(tanh))
+
+
+def _scaled(gradient: Array | None, cotangent: Array) -> Array | None:
+    """The gradient times what comes from above, in its own dtype."""
+    if gradient is None:
+        return None
+    return (gradient.astype(jnp.float32) * cotangent).astype(gradient.dtype)
+
+
+def _cut(x: Array, chunk: int) -> Array:
+    """(batch, length, ...) -> (chunks, batch, chunk, ...); the last is filled up with zeros."""
+    batch, length = x.shape[:2]
+    chunks = -(-length // chunk)
+    widths = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, widths).reshape(batch, chunks, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _join(x: Array, length: int) -> Array:
+    """(chunks, batch, chunk, ...) -> (batch, length, ...)."""
+    chunks, batch, chunk = x.shape[:3]
+    return x.swapaxes(0, 1).reshape(batch, chunks * chunk, *x.shape[3:])[:, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss_sum(
+    setting: _Setting, hidden: Array, leaves: list[Array], targets: Array, weights: Array
+) -> Float[Array, ""]:
+    losses, _, _ = _scan(setting, hidden, leaves, targets, weights, False, ())
+    return jnp.sum(losses * weights)
+
+
+def _loss_sum_forward(
+    setting: _Setting, hidden: Any, leaves: Any, targets: Any, weights: Any
+) -> Any:
+    trained = tuple(place for place, leaf in enumerate(leaves) if leaf.perturbed)
+    values = [leaf.value for leaf in leaves]
+    losses, d_hidden, d_leaves = _scan(
+        setting, hidden.value, values, targets.value, weights.value, hidden.perturbed, trained
+    )
+    return jnp.sum(losses * weights.value), (losses, d_hidden, d_leaves)
+
+
+def _loss_sum_backward(setting: _Setting, kept: Any, cotangent: Any) -> Any:
+    losses, d_hidden, d_leaves = kept
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        return None, [None] * len(d_leaves), None, None
+    d_leaves = [_scaled(gradient, cotangent) for gradient in d_leaves]
+    return _scaled(d_hidden, cotangent), d_leaves, None, losses * cotangent
+
+
+_loss_sum.defvjp(_loss_sum_forward, _loss_sum_backward, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _token_losses(
+    setting: _Setting, hidden: Array, leaves: list[Array], targets: Array
+) -> Float[Array, "batch length"]:
+    return _scan(setting, hidden, leaves, targets, jnp.ones(targets.shape), False, ())[0]
+
+
+def _token_losses_forward(setting: _Setting, hidden: Any, leaves: Any, targets: Any) -> Any:
+    """With a frozen head a place's loss moves its own hidden state alone: its gradient is formed
+    now and weighed later. With a trained one the weights are needed first: all is done again.
+    """
+    trained = {place: leaf.value for place, leaf in enumerate(leaves) if leaf.perturbed}
+    frozen = {place: leaf.value for place, leaf in enumerate(leaves) if not leaf.perturbed}
+    values = [leaf.value for leaf in leaves]
+    ones = jnp.ones(targets.value.shape)
+    form = hidden.perturbed and not trained
+    losses, d_hidden, _ = _scan(setting, hidden.value, values, targets.value, ones, form, ())
+    again = (hidden.value, targets.value, trained, frozen) if trained else None
+    return losses, (d_hidden, again, [None] * len(leaves))
+
+
+def _token_losses_backward(setting: _Setting, kept: Any, cotangent: Any) -> Any:
+    d_hidden, again, d_leaves = kept
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        return None, d_leaves, None
+    if again is not None:
+        hidden, targets, trained, frozen = again
+        values = [leaf for _, leaf in sorted((trained | frozen).items())]
+        _, d_hidden, d_leaves = _scan(
+            setting, hidden, values, targets, cotangent, True, tuple(sorted(trained))
+        )
+        return d_hidden, d_leaves, None
+    return _scaled(d_hidden, cotangent[:, :, None]), d_leaves, None
+
+
+_token_losses.defvjp(_token_losses_forward, _token_losses_backward, symbolic_zeros=True)
