@@ -1,6 +1,8 @@
 """`python -m jaxft`."""
 
+import sys
+
 from jaxft.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Supervised fine-tuning: every key there is, its meaning and its default, which lives here alone.
+
+`configs/sft.py:dora` passes `dora` to `get_config`. Each key can be set on the command line, as in
+`--config.optimizer.learning_rate=1e-4`; the type of the default below is the type it takes. Numbers
+that TRL and transformers have as well are theirs. An empty text, tuple or dict, and 0 where it is
+said, mean "none".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxft.methods import defaults
+
+# Full tuning moves every weight and wants small steps; VeRA's few scaling vectors want large ones.
+LEARNING_RATES = {"full": 2e-5, "vera": 4e-3}
+ADAPTER_LEARNING_RATE = 2e-4
+
+
+def section(**keys: Any) -> ConfigDict:
+    """A group of keys. A dict in it stays a plain one: its keys are the user's, in their order."""
+    return ConfigDict(keys, convert_dict=False)
+
+
+def get_config(method: str = "lora") -> ConfigDict:
+    """The whole configuration of a run that tunes with `method`, a row of `jaxft.methods`."""
+    return ConfigDict(
+        {
+            "model": "tiny",  # a Hugging Face folder, or "tiny": the small base embedded in jaxft
+            "tokenizer": "",  # a folder with another tokenizer.json; "": the model's
+            "dtype": "float32",  # of the computation: float32 | bfloat16 | float16
+            "param_dtype": "float32",  # of the weights in memory; full tuning trains them so
+            "adapter": "",  # a PEFT folder to go on from: its rank, alpha and targets then hold
+            "seed": 42,  # of the adapter's start, the data's order and dropout
+            "method": section(name=method, **defaults(method)),  # documented in jaxft/methods.py
+            "objective": objective(),
+            "data": data(),
+            "optimizer": optimizer(LEARNING_RATES.get(method, ADAPTER_LEARNING_RATE)),
+            "batch_size": 8,  # sequences an update, over all devices and accumulated parts
+            "eval_batch_size": 8,  # sequences at once in evaluation, over all devices
+            "grad_accum": 1,  # parts of a batch taken one after the other, to save memory
+            "steps": 0,  # updates; 0: as many as `epochs` takes
+            "epochs": 3.0,  # passes over the training data, where `steps` is 0
+            "mesh": section(
+                data=-1,  # devices among which the batch is divided; -1 takes those that are left
+                fsdp=1,  # devices among which batch and weights are divided
+                tensor=1,  # devices among which each projection is divided
+            ),
+            "remat": "none",  # what the backward pass recomputes: none | dots (not products) | full
+            "checkpoint": section(
+                every=500,  # updates between two checkpoints; 0: at the end alone
+                keep=2,  # how many of the last checkpoints stay
+                asynchronous=True,  # write while training goes on
+            ),
+            "eval_every": 500,  # updates between two evaluations; 0: at the end alone
+            "log_every": 1,  # updates between two lines of metrics.jsonl
+            "samples": section(
+                count=3,  # held-out prompts that are answered at each evaluation; 0: none
+                max_new_tokens=64,  # length of an answer, at most; answers are greedy
+            ),
+            "report_to": (),  # beside metrics.jsonl: tensorboard, wandb
+        }
+    )
+
+
+def objective() -> ConfigDict:
+    """What is minimised."""
+    return section(
+        name="sft",  # cross entropy of the next token
+        label_smoothing=0.0,  # share of the target's probability that is spread over the vocabulary
+    )
+
+
+def data() -> ConfigDict:
+    """Where the examples come from, and how they become rows of tokens."""
+    return section(
+        train="",  # a JSONL file; it has to be given
+        eval="",  # a JSONL file of held-out examples; "": no evaluation
+        format="auto",  # prompt_completion | messages | auto: seen from the first example
+        max_length=1024,  # tokens in a row; longer examples are cut at the end, counted and said
+        packing=False,  # fill a row with several examples that do not see each other
+        shuffle=True,  # another order in each epoch, always the same from the same seed
+        chat_template="",  # a file with a Jinja template, or the template; "": the tokenizer's
+        loss_on="completion",  # completion (of messages: the assistant's turns) | all
+    )
+
+
+def optimizer(learning_rate: float) -> ConfigDict:
+    """How the trainable leaves are updated."""
+    return section(
+        name="adamw",  # or any optimizer of Optax that takes a learning rate
+        learning_rate=learning_rate,  # the highest rate of the schedule
+        schedule="linear",  # what follows the warm-up: linear | cosine | constant | wsd
+        warmup_steps=0,  # updates over which the rate rises in a line from 0
+        decay_steps=0,  # wsd: the last updates, over which the rate falls; 0: a tenth of all
+        final_fraction=0.0,  # the rate at the end, as a fraction of the highest
+        weight_decay=0.0,  # decoupled, times the rate
+        decay=(  # (pattern of paths, whether they decay), the first match wins
+            ("bias", False),
+            ("scale", False),  # of a norm
+            ("*", True),
+        ),
+        clip_norm=1.0,  # the gradient's global norm is cut to this; 0.0: never
+        b1=0.9,  # adamw: decay of the mean of the gradients
+        b2=0.999,  # adamw: decay of the mean of their squares
+        epsilon=1e-8,  # adamw: added to the root of the latter
+        options={},  # other arguments of the Optax function, as in {"momentum": 0.9} for sgd
+    )

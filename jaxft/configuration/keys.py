@@ -1,0 +1,124 @@
+"""The keys of a configuration: their names, which there are, and setting one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxft.configuration import recipes
+from jaxft.configuration.values import from_text, from_value, literal, tupled
+from jaxft.errors import UserError
+
+SCHEMA = "configs/sft.py"
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Each key's value by the key's full name.
+
+    >>> flatten(ConfigDict({"seed": 0, "method": {"rank": 8}}))
+    {'method.rank': 8, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{name}.{key}": _plain(part) for key, part in value.items()}
+        else:
+            flat[name] = _plain(value)
+    return flat
+
+
+def conform(config: ConfigDict, where: str) -> ConfigDict:
+    """A locked copy that has exactly the keys of the schema for its method, each of its type.
+
+    Raises UserError, naming `where` the configuration is from, for a missing key, an unknown key
+    and a value of another type.
+    """
+    given = flatten(config)
+    if "method.name" not in given:
+        raise UserError(f"{where}: config.method.name is missing")
+    schema = recipes.run(recipes.find(SCHEMA), str(given["method.name"]))
+    defaults = flatten(schema)
+    for key in given:
+        if key not in defaults:
+            raise UserError(f"{where}: {unknown(key, defaults)}")
+    missing = [f"config.{key}" for key in defaults if key not in given]
+    if missing:
+        raise UserError(f"{where}: {', '.join(missing)}: missing")
+    for key, default in defaults.items():
+        assign(schema, key, from_value(key, given[key], default))
+    return schema.lock()
+
+
+def override(config: ConfigDict, key: str, value: Any, is_text: bool) -> None:
+    """Sets a key, one entry of a dict, or (given a mapping) several keys of a section.
+
+    `is_text` says that the value is a command line's; text for a key of another type is too.
+    """
+    flat = flatten(config)
+    parts = key.split(".", 2)
+    holder = ".".join(parts[:2])
+    if key in flat:
+        default = flat[key]
+        is_text = is_text or (isinstance(value, str) and not isinstance(default, str))
+        assign(config, key, (from_text if is_text else from_value)(key, value, default))
+    elif len(parts) == 3 and isinstance(flat.get(holder), dict):
+        entry = _entry(value) if is_text else tupled(value)
+        assign(config, holder, {**flat[holder], parts[2]: entry})
+    elif key in config and isinstance(value, Mapping):
+        for name, part in value.items():
+            override(config, f"{key}.{name}", part, is_text)
+    elif key in config:
+        keys = ", ".join(name for name in flat if name.startswith(f"{key}."))
+        raise UserError(f"config.{key} is a section; set one of its keys: {keys}")
+    else:
+        raise UserError(unknown(key, flat))
+
+
+def assign(config: ConfigDict, key: str, value: Any) -> None:
+    """Writes the value at the key's place, in a locked configuration as well."""
+    section, _, name = key.rpartition(".")
+    holder = config[section] if section else config
+    with holder.unlocked():
+        holder[name] = value
+
+
+def unknown(key: str, keys: Iterable[str]) -> str:
+    """Says that there is no such key, and which are nearest, by letters or in another section."""
+
+    def far(name: str) -> tuple[int, int]:
+        whole = distance(key, name)
+        return min(whole, 1 + distance(key.split(".")[-1], name.split(".")[-1])), whole
+
+    ranked = sorted((far(name), name) for name in keys)
+    limit = max((2, 99), ranked[0][0])
+    close = [name for rank, name in ranked if rank <= limit][:3]
+    return f"no key config.{key} (nearest: {', '.join(f'config.{name}' for name in close)})"
+
+
+def distance(first: str, second: str) -> int:
+    """Letters to change, insert, drop or swap with a neighbour to make one word the other.
+
+    >>> distance("rnak", "rank"), distance("rank", "ranks"), distance("rank", "")
+    (1, 1, 4)
+    """
+    before, row = list[int](), list(range(len(second) + 1))
+    for i, letter in enumerate(first):
+        before, above, row = row, before, [i + 1]
+        for j, other in enumerate(second):
+            row.append(min(before[j] + (letter != other), before[j + 1] + 1, row[j] + 1))
+            if i and j and letter == second[j - 1] and first[i - 1] == other:
+                row[-1] = min(row[-1], above[j - 1] + 1)
+    return row[-1]
+
+
+def _entry(text: str) -> Any:
+    try:
+        return literal(text)
+    except ValueError:
+        return text
+
+
+def _plain(value: Any) -> Any:
+    return tupled(value.to_dict()) if isinstance(value, ConfigDict) else value

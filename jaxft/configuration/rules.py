@@ -1,0 +1,157 @@
+"""What values the keys take, beyond their type."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxft.configuration.keys import conform, flatten
+from jaxft.errors import UserError, nearest
+
+DTYPES = ("float32", "bfloat16", "float16")
+REPORTS = ("tensorboard", "wandb")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": DTYPES,
+    "param_dtype": DTYPES,
+    "method.dtype": DTYPES,
+    "objective.name": ("sft",),
+    "data.format": ("auto", "prompt_completion", "messages"),
+    "data.loss_on": ("completion", "all"),
+    "optimizer.schedule": ("linear", "cosine", "constant", "wsd"),
+    "remat": ("none", "dots", "full"),
+}
+# (how the values are described, whether one is so, the keys; a method may lack some of them)
+RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        (
+            "batch_size",
+            "eval_batch_size",
+            "grad_accum",
+            "log_every",
+            "checkpoint.keep",
+            "data.max_length",
+            "samples.max_new_tokens",
+            "method.rank",
+        ),
+    ),
+    (
+        "0 or more",
+        lambda value: value >= 0,
+        (
+            "seed",
+            "steps",
+            "epochs",
+            "eval_every",
+            "checkpoint.every",
+            "samples.count",
+            "optimizer.warmup_steps",
+            "optimizer.decay_steps",
+            "optimizer.weight_decay",
+            "optimizer.clip_norm",
+            "method.start_step",
+            "method.projection_seed",
+        ),
+    ),
+    (
+        "above 0",
+        lambda value: value > 0,
+        ("optimizer.learning_rate", "optimizer.epsilon", "method.alpha", "method.ratio"),
+    ),
+    (
+        "from 0 up to, but not, 1",
+        lambda value: 0 <= value < 1,
+        ("objective.label_smoothing", "optimizer.b1", "optimizer.b2", "method.dropout"),
+    ),
+    ("from 0 to 1", lambda value: 0 <= value <= 1, ("optimizer.final_fraction",)),
+)
+# Arguments of Optax's functions that keys of their own set.
+OWN_KEYS = ("learning_rate", "weight_decay", "mask", "b1", "b2", "eps")
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError for a missing or unknown key, a wrong type and a value out of range."""
+    check(flatten(conform(config, "configuration")))
+
+
+def check(flat: dict[str, Any]) -> None:
+    """Raises UserError for the first of the values, by full key, that is not what the key takes."""
+    for key, choices in CHOICES.items():
+        if key in flat:
+            _choice(key, flat[key], choices)
+    for saying, holds, keys in RANGES:
+        for key in keys:
+            if key in flat and not holds(flat[key]):
+                raise UserError(f"config.{key} takes a number {saying}, not {flat[key]!r}")
+    for name in flat["report_to"]:
+        _choice("report_to", name, REPORTS)
+    _length(flat)
+    _mesh(flat)
+    _decay(flat["optimizer.decay"])
+    if flat["optimizer.name"] != "adamw" or flat["optimizer.options"]:
+        _optimizer(flat["optimizer.name"], flat["optimizer.options"])
+
+
+def optimizers() -> dict[str, Any]:
+    """Optax's optimizers by name: functions of a learning rate that need no value of the loss."""
+    import optax
+
+    functions = {name: getattr(optax, name) for name in dir(optax) if name.islower()}
+    return {
+        name: function
+        for name, function in functions.items()
+        if inspect.isfunction(function)
+        and "learning_rate" in inspect.signature(function).parameters
+        and not name.startswith(("_", "scale_by_"))
+        and name != "lbfgs"
+    }
+
+
+def _choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        close = nearest(str(value), choices)
+        raise UserError(f"config.{key} takes {' | '.join(choices)}, not {value!r}{close}")
+
+
+def _length(flat: dict[str, Any]) -> None:
+    if flat["batch_size"] % flat["grad_accum"]:
+        raise UserError(
+            f"config.batch_size {flat['batch_size']} does not divide into"
+            f" config.grad_accum {flat['grad_accum']} equal parts"
+        )
+    if flat["steps"] == 0 and flat["epochs"] == 0:
+        raise UserError("config.steps and config.epochs are both 0: nothing would be trained")
+
+
+def _mesh(flat: dict[str, Any]) -> None:
+    sizes = {key: size for key, size in flat.items() if key.startswith("mesh.")}
+    for key, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f"config.{key} takes a number of devices or -1 (the rest), not {size}")
+    rest = [f"config.{key}" for key, size in sizes.items() if size == -1]
+    if len(rest) > 1:
+        raise UserError(f"{' and '.join(rest)} cannot both be -1: only one can take the rest")
+
+
+def _decay(decay: tuple[Any, ...]) -> None:
+    for rule in decay:
+        if len(rule) != 2 or not isinstance(rule[0], str) or not isinstance(rule[1], bool):
+            raise UserError(
+                f"config.optimizer.decay takes pairs such as ('bias', False), not {rule!r}"
+            )
+
+
+def _optimizer(name: str, options: dict[str, Any]) -> None:
+    known = optimizers()
+    if name not in known:
+        close = nearest(name, known) or f"; there are: {', '.join(known)}"
+        raise UserError(f"config.optimizer.name: Optax has no optimizer {name!r}{close}")
+    parameters = [key for key in inspect.signature(known[name]).parameters if key not in OWN_KEYS]
+    for key in options:
+        if key not in parameters:
+            close = nearest(key, parameters) or f"; there are: {', '.join(parameters)}"
+            raise UserError(f"config.optimizer.options: {name} has no argument {key!r}{close}")
