@@ -1,0 +1,259 @@
+"""Texts from prompts: `jaxft.generate`, and what `jaxft generate` runs."""
+
+from __future__ import annotations
+
+import collections
+import json
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt32
+from tqdm import tqdm
+
+from jaxft.assets import tiny_folder
+from jaxft.data.chat import encode_chat
+from jaxft.data.sources import Row, check_messages, read_objects
+from jaxft.data.tokenizer import Tokenizer, load_tokenizer
+from jaxft.errors import UserError, nearest
+from jaxft.formats import load, load_adapter
+from jaxft.inference.decoding import generate_tokens
+from jaxft.models import Config, Transformer
+
+Messages = Sequence[Mapping[str, Any]]
+Prompt = str | Messages
+
+
+def generate(
+    model: Transformer,
+    params: Mapping[str, Any],
+    prompts: Sequence[Prompt],
+    *,
+    tokenizer: Tokenizer | str | Path,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: bool = False,
+    origins: Sequence[str] = (),
+) -> list[str]:
+    """What the model says to each prompt, up to its first EOS, without special tokens.
+
+    A prompt's draws depend on the seed, its tokens and how often it stood in the list before: not
+    on the other prompts, their order or `batch_size`. The same prompt twice gives two draws.
+
+    Args:
+        model: the decoder; its `config` is all that is used.
+        params: its tree, with or without adapters of any kind.
+        prompts: texts, to which the tokenizer adds the BOS that it adds in training, or lists of
+            messages, which go through its chat template, the assistant's turn begun.
+        tokenizer: the model's, or the Hugging Face folder where it stands.
+        max_new_tokens: the most tokens of an answer.
+        temperature: 0 takes the likeliest token each time; else the scores are divided by it.
+        top_k: draw among the k likeliest tokens; 0 for all.
+        top_p: draw among the likeliest tokens that together have this probability; 1.0 for all.
+        seed: of the draws.
+        batch_size: prompts at once.
+        progress: show a bar on a terminal's stderr.
+        origins: what an error calls each prompt; by default "prompt 1", ...
+
+    Returns:
+        A text for each prompt.
+
+    Raises:
+        UserError: a setting out of its range, a prompt without tokens, one that with
+            `max_new_tokens` is longer than the model's `max_length`, or a token that the model
+            does not have.
+    """
+    if isinstance(prompts, str):
+        raise UserError("generate takes a list of prompts: [prompt] for one")
+    _check_settings(max_new_tokens, temperature, top_k, top_p, batch_size)
+    tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
+    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    origins = origins or [f"prompt {number}" for number in range(1, len(prompts) + 1)]
+    _check_lengths(model.config, encoded, origins, max_new_tokens)
+    streams, answers = _streams(encoded), [""] * len(encoded)
+    hidden = None if progress else True  # None: hidden where stderr is no terminal
+    for batch in tqdm(_batches(encoded, batch_size), "generate", disable=hidden):
+        tokens, segments = _padded([encoded[i] for i in batch])
+        ids, lengths = generate_tokens(
+            model.config,
+            params,
+            tokens,
+            segments,
+            jax.random.key(seed),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            eos_ids=tokenizer.eos_ids,
+            streams=streams[batch],
+        )
+        for i, row, length in zip(batch, ids, lengths, strict=True):
+            answers[i] = _decode(tokenizer, row[:length].tolist())
+    return answers
+
+
+def _check_settings(
+    max_new_tokens: int, temperature: float, top_k: int, top_p: float, batch_size: int
+) -> None:
+    least: dict[str, tuple[float, int]]
+    least = {"max_new_tokens": (max_new_tokens, 1), "batch_size": (batch_size, 1)}
+    least |= {"temperature": (temperature, 0), "top_k": (top_k, 0)}
+    for name, (value, low) in least.items():
+        if not low <= value < float("inf"):
+            raise UserError(f"generate: {name} must be at least {low}, not {value}")
+    if not 0 <= top_p <= 1:
+        raise UserError(f"generate: top_p must be from 0 to 1, not {top_p}")
+
+
+def _encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt)
+    if not prompt:
+        return []  # a template would write the assistant's turn all the same
+    return encode_chat(tokenizer, [dict(message) for message in prompt], add_generation_prompt=True)
+
+
+def _check_lengths(
+    config: Config, encoded: Sequence[list[int]], origins: Sequence[str], max_new_tokens: int
+) -> None:
+    for ids, origin in zip(encoded, origins, strict=True):
+        if not ids:
+            raise UserError(f"{origin}: the prompt has no tokens: there is nothing to go on from")
+        if len(ids) + max_new_tokens > config.max_length:
+            raise UserError(
+                f"{origin}: {len(ids)} tokens and max_new_tokens={max_new_tokens} are "
+                f"{len(ids) + max_new_tokens} together; the model's longest is {config.max_length}"
+            )
+        if max(ids) >= config.vocabulary:
+            raise UserError(
+                f"{origin}: the tokenizer gives the id {max(ids)}, and the model's vocabulary has "
+                f"{config.vocabulary}: is it another model's tokenizer?"
+            )
+
+
+def _streams(encoded: Sequence[list[int]]) -> UInt32[np.ndarray, " prompts"]:
+    """A number for each prompt, of its tokens and of how often they stood in the list before."""
+    seen = collections.Counter[tuple[int, ...]]()
+    streams = []
+    for ids in map(tuple, encoded):
+        streams.append(zlib.crc32(np.asarray([seen[ids], *ids], "<i4").tobytes()))
+        seen[ids] += 1
+    return np.asarray(streams, np.uint32)
+
+
+def _batches(encoded: Sequence[list[int]], batch_size: int) -> list[list[int]]:
+    """Indices of prompts alike in length; the longest first, which show if the memory is enough."""
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _padded(rows: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and segments (batch, length), padded in front."""
+    length = max(map(len, rows))
+    tokens, segments = np.zeros((2, len(rows), length), np.int32)
+    for row, ids in enumerate(rows):
+        tokens[row, length - len(ids) :] = ids
+        segments[row, length - len(ids) :] = 1
+    return tokens, segments
+
+
+def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+    # not every tokenizer marks the EOS that a generation_config names as special
+    ended = bool(ids) and ids[-1] in tokenizer.eos_ids
+    return tokenizer.decode(ids[:-1] if ended else ids)
+
+
+def main(
+    model: str,
+    *,
+    adapter: str = "",
+    prompts: Sequence[str] = (),
+    data: str = "",
+    as_json: bool = False,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+) -> None:
+    """`jaxft generate`: prints what a model folder, alone or with a PEFT adapter, says to prompts.
+
+    A terminal gets each prompt with its answer below; a file, a pipe, or `as_json` gets JSON lines
+    with "prompt" and "completion".
+
+    Args:
+        model: a Hugging Face folder, or "tiny": the base embedded in jaxft.
+        adapter: a PEFT folder; "" for none.
+        prompts: texts.
+        data: a JSONL file instead: rows with "prompt" (a text or messages) or "messages", whose
+            last is left out if the assistant says it; other keys are not read.
+        as_json: JSON lines on a terminal too.
+        max_new_tokens: as of `generate`, like the rest.
+        temperature: 0 for the likeliest token.
+        top_k: 0 for all.
+        top_p: 1.0 for all.
+        seed: of the draws.
+
+    Raises:
+        UserError: a folder or file that cannot be read, and whatever `generate` refuses.
+    """
+    folder = tiny_folder() if model == "tiny" else Path(model)
+    asked: dict[str, Prompt] = {f"prompt {i}": text for i, text in enumerate(prompts, start=1)}
+    asked = _prompts_of(data) if data else asked
+    tokenizer = load_tokenizer(folder)
+    network, params = load(folder, dtype="float32")
+    answers = generate(
+        network,
+        load_adapter(params, adapter) if adapter else params,
+        list(asked.values()),
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        progress=True,
+        origins=list(asked),
+    )
+    plain = not as_json and sys.stdout.isatty()
+    for prompt, answer in zip(asked.values(), answers, strict=True):
+        row = {"prompt": prompt, "completion": answer}
+        print(_shown(prompt, answer) if plain else json.dumps(row, ensure_ascii=False))
+
+
+def _shown(prompt: Prompt, answer: str) -> str:
+    said = [prompt] if isinstance(prompt, str) else [f"{m['role']}: {m['content']}" for m in prompt]
+    return "\n".join([*(f"> {text}" for text in said), answer, ""])
+
+
+def _prompts_of(path: str) -> dict[str, Prompt]:
+    """{file:line: prompt} of each row."""
+    found = {origin: _prompt_of(origin, values) for origin, values in read_objects(Path(path))}
+    if not found:
+        raise UserError(f"{path}: no prompts: the file is empty")
+    return found
+
+
+def _prompt_of(origin: str, values: dict[str, Any]) -> Prompt:
+    key = next((key for key in ("prompt", "messages") if key in values), "")
+    if not key:
+        hints = "".join(nearest(name, ("prompt", "messages"), count=1) for name in values)
+        found = ", ".join(map(repr, values)) or "none"
+        raise UserError(f"{origin}: keys found: {found}; a row needs prompt or messages{hints}")
+    if key == "prompt" and isinstance(values["prompt"], str):
+        return str(values["prompt"])
+    check_messages(Row(origin, "messages", values), key)
+    messages: list[dict[str, Any]] = values[key]
+    if key == "messages" and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise UserError(f"{origin}: messages: nothing stands before the assistant's turn")
+    return messages
