@@ -1,0 +1,1 @@
+"""The training loop: one jitted step over a mesh, checkpoints, metrics."""

@@ -1,0 +1,98 @@
+"""A run's folder: made anew, or recognised as one to go on with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxft.configuration import difference, from_json, to_json
+from jaxft.errors import UserError
+
+
+def check_folder(config: ConfigDict, workdir: Path) -> None:
+    """Whether the folder is new, or a run of this configuration. Writes nothing.
+
+    Raises:
+        UserError: a file stands there, or a folder that is not a run, or a run whose configuration differs
+            (every key that does, is shown).
+    """
+    written = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir}: a file stands where the run's folder should be")
+    if written.exists():
+        old = from_json(written.read_text(), str(written))
+        if lines := difference(old, config):
+            raise UserError(
+                f"{workdir}: this run has another configuration; go on with the old one or take "
+                f"another folder: {'; '.join(lines)}"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        names = ", ".join(sorted(path.name for path in workdir.iterdir())[:4])
+        raise UserError(f"{workdir}: not a run (no config.json), and not empty: {names}")
+
+
+def open_folder(config: ConfigDict, workdir: Path) -> None:
+    """Makes a new run's folder with its config.json; leaves one that exists as it is."""
+    if (workdir / "config.json").exists():
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_text(workdir / "config.json", to_json(config))
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written: {error.strerror}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes `folder`'s place when the body is done, and vanishes if it fails."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+class Samples:
+    """RUN/samples.jsonl: what the model says at each evaluation.
+
+    Args:
+        path: the file; lines of evaluations that are not in `evaluated` are cut off.
+        evaluated: steps whose evaluation is whole.
+    """
+
+    def __init__(self, path: Path, evaluated: set[int]) -> None:
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step(line) in evaluated]
+        write_text(path, "".join(line + "\n" for line in kept))
+        self._path = path
+
+    def write(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Appends {"step", "prompt", "completion", "reference"} a row."""
+        with self._path.open("a") as file:
+            for row in rows:
+                file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+
+
+def _step(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None

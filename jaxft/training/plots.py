@@ -1,0 +1,59 @@
+"""RUN/plots: the run's curves as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from jaxft.training.metrics import read_metrics
+
+
+def plot_run(workdir: Path) -> Path:
+    """Draws plots/loss.png (training and held-out loss, learning rate) from metrics.jsonl; returns its path."""
+    lines = read_metrics(workdir / "metrics.jsonl")
+    train = [line for line in lines if line["split"] == "train"]
+    held_out = [line for line in lines if line["split"] == "eval"]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    if train:
+        steps = [line["step"] for line in train]
+        upper.plot(
+            steps, [line["loss"] for line in train], color="tab:blue", alpha=0.3, linewidth=1
+        )
+        upper.plot(
+            steps, smoothed([line["loss"] for line in train]), color="tab:blue", label="training"
+        )
+        lower.plot(steps, [line["learning_rate"] for line in train], color="tab:gray")
+    if held_out:
+        _curve(upper, held_out, "loss", color="tab:orange", marker="o", label="held out")
+    upper.set_ylabel("loss (nats per token)")
+    upper.set_title(workdir.absolute().name)
+    upper.grid(alpha=0.3)
+    if train or held_out:
+        upper.legend()
+    lower.set_ylabel("learning rate")
+    lower.set_xlabel("updates")
+    lower.grid(alpha=0.3)
+    path = workdir / "plots" / "loss.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def smoothed(values: list[float], keep: float = 0.9) -> list[float]:
+    """The bias-corrected exponential mean, as in Adam.
+
+    >>> smoothed([1.0, 1.0])
+    [1.0, 1.0]
+    """
+    mean, weight, means = 0.0, 0.0, []
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
+        means.append(round(mean / weight, 12))
+    return means
+
+
+def _curve(axes: Any, lines: list[dict[str, Any]], key: str, **style: Any) -> None:
+    axes.plot([line["step"] for line in lines], [line[key] for line in lines], **style)

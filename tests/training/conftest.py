@@ -1,0 +1,58 @@
+"""A tiny model with data and adapters, those of the TRL golden, and the runs over it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from jaxft.configuration import load_config
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "trl"
+RECIPE = str(Path(__file__).parents[2] / "configs" / "sft.py")
+
+
+@pytest.fixture(autouse=True)
+def promotion() -> Iterator[None]:
+    """Optax's own arithmetic needs JAX's standard promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def configure() -> Callable[..., ConfigDict]:
+    """A small run's configuration: `configure("dora", steps=8, **{"data.packing": True})`."""
+
+    def make(method: str = "lora", **overrides: Any) -> ConfigDict:
+        small = {
+            "model": str(GOLDEN / "model"),
+            "data.train": str(GOLDEN / "data.jsonl"),
+            "data.max_length": 256,
+            "batch_size": 4,
+            "eval_batch_size": 8,
+            "steps": 6,
+            "optimizer.learning_rate": 1e-2,
+            "samples.count": 1,
+            "samples.max_new_tokens": 4,
+            "mesh.data": 1,
+        }
+        if method != "full":
+            small["method.rank"] = 4
+        return load_config(f"{RECIPE}:{method}", small | overrides)
+
+    return make
+
+
+def lines(workdir: Path, split: str = "train", *, timed: bool = False) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without what the clock says."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in row.items() if timed or key != "tokens_per_second"}
+        for row in rows
+        if row["split"] == split
+    ]

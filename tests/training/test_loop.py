@@ -1,0 +1,182 @@
+"""`train` writes the run's folder, and going on equals never having stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxft.errors import UserError
+from jaxft.training import loop
+from jaxft.training.loop import train
+
+from .conftest import GOLDEN, lines
+
+
+class Cut(Exception):
+    """The power goes."""
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The run dies after the update of that step, before anything of it is written."""
+    log = loop._Run._log
+
+    def dying(self: Any, at: int, *rest: Any) -> float:
+        if at > step:
+            raise Cut
+        return log(self, at, *rest)
+
+    monkeypatch.setattr(loop._Run, "_log", dying)
+
+
+def adapter_of(workdir: Path) -> dict[str, np.ndarray]:
+    """The tensors that a run exported."""
+    folder = workdir / ("adapter" if (workdir / "adapter").exists() else "model")
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+def held_out() -> dict[str, Any]:
+    """Evaluation on the training rows: any will do."""
+    return {"data.eval": str(GOLDEN / "data.jsonl"), "eval_every": 2, "checkpoint.every": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("lora", {"method.dropout": 0.1, "data.shuffle": True}),
+        ("full", {"data.packing": True, "optimizer.learning_rate": 1e-3}),
+        ("lora_fa", {"grad_accum": 2}),
+        ("delta_lora", {"method.start_step": 4}),
+        ("vera", {}),
+    ],
+)
+def test_going_on_equals_never_stopping(
+    method: str,
+    settings: dict[str, Any],
+    configure: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bit for bit: metrics, samples and the exported tensors, with dropout and a shuffled order."""
+    config = configure(method, **settings, **held_out())
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        cut_at(patch, 4)
+        with pytest.raises(Cut):
+            train(config, tmp_path / "cut")
+    assert len(lines(tmp_path / "cut")) == 4
+    assert not (tmp_path / "cut" / "adapter").exists()
+    train(config, tmp_path / "cut")
+    for split in ("train", "eval"):
+        assert lines(tmp_path / "cut", split) == lines(tmp_path / "whole", split)
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("cut", "whole")]
+    assert samples[0] == samples[1]
+    cut, whole = adapter_of(tmp_path / "cut"), adapter_of(tmp_path / "whole")
+    assert cut.keys() == whole.keys()
+    for name, tensor in whole.items():
+        np.testing.assert_array_equal(cut[name], tensor, err_msg=name)
+
+
+def test_the_runs_folder_is_the_contracts(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """config.json runs again, metrics have their keys, and an evaluation stands at 0 and every N."""
+    config = configure(**held_out())
+    result = train(config, tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "adapter",
+        "plots",
+        "samples.jsonl",
+    }
+    assert {path.name for path in result.output.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    }
+    assert result.plot.read_bytes()[:4] == b"\x89PNG"
+    row = lines(tmp_path / "run", timed=True)[0]
+    keys = {"step", "loss", "learning_rate", "grad_norm", "tokens", "trained_tokens"}
+    assert row.keys() == keys | {"tokens_per_second", "split"}
+    assert [row["step"] for row in lines(tmp_path / "run", "eval")] == [0, 2, 4, 6]
+    sample = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])
+    assert sample.keys() == {"step", "prompt", "completion", "reference"}
+    again = train(config, tmp_path / "run")  # a finished run has nothing left to do
+    assert again.steps == result.steps
+    assert len(lines(tmp_path / "run")) == 6
+
+
+def test_tensorboard_gets_the_numbers(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """`report_to` names further places."""
+    pytest.importorskip("tensorboardX")
+    train(configure(report_to=("tensorboard",), steps=1), tmp_path / "run")
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_a_folder_that_is_no_run_is_left_alone(
+    configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Nothing of the user's is overwritten."""
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=r"not a run.*thesis\.tex"):
+        train(configure(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="a file stands where"):
+        train(configure(), tmp_path / "thesis.tex")
+
+
+def test_another_configuration_is_shown(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """A run goes on as it began, or not at all."""
+    train(configure(steps=1), tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_text()
+    with pytest.raises(UserError, match=r"another configuration.*seed: 42 -> 7.*steps: 1 -> 2"):
+        train(configure(steps=2, seed=7), tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.train": ""}, "config.data.train: give a JSONL file"),
+        ({"data.max_length": 100000}, "exceeds the model's"),
+        ({"data.train": "nowhere.jsonl"}, "no such file"),
+        ({"model": "nowhere"}, "nowhere"),
+        ({"method.targets": ("q_prj",)}, r"'q_prj' matches nothing.*q_proj"),
+        ({"method.train_also": ("final_nrm",)}, r"'final_nrm' matches nothing.*final_norm"),
+        ({"method.rank_pattern": {"q_prj": 2}}, r"'q_prj' fits no adapted module.*q_proj"),
+        ({"method.layers_to_transform": (9,)}, "no layer 9"),
+        ({"mesh.data": 1000}, "does not fit"),
+        ({"optimizer.warmup_steps": 9}, "exceeds the run's 6 updates"),
+        ({"optimizer.decay": (("nrm", True),)}, "'nrm' matches nothing"),
+    ],
+)
+def test_mistakes_leave_no_folder(
+    overrides: dict[str, Any], message: str, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One line that names the key, and nothing written."""
+    with pytest.raises(UserError, match=message) as error:
+        train(configure(**overrides), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_of_another_kind_is_refused(
+    configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    """`config.adapter` holds a DoRA and the method is LoRA."""
+    config = configure(adapter=str(GOLDEN / "adapters" / "dora"))
+    with pytest.raises(UserError, match="DoRA adapter, and method lora trains LoRA"):
+        train(config, tmp_path / "run")
+
+
+def test_delta_lora_goes_on_from_a_lora(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """An ordinary adapter is where its base begins to move."""
+    config = configure("delta_lora", adapter=str(GOLDEN / "adapters" / "lora"), steps=3)
+    train(config, tmp_path / "run")
+    assert np.isfinite(lines(tmp_path / "run")[-1]["loss"])
