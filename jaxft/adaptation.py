@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from jaxft.tree import (
     require_matches,
 )
 from jaxft.tree import partition as partition_tree
-from jaxft.weights import SHARED, LoRA, Site, Weight, bind, is_weight, key_of, weights_of
+from jaxft.weights import SHARED, LoRA, Site, Weight, bind, is_weight, key_of, replace, weights_of
 
 KERNELS = ("kernel", "embedding")
 PROJECTIONS = "*_proj"
@@ -86,7 +85,7 @@ def adopt(params: PyTree, method: Method, where: str) -> PyTree:
             raise UserError(
                 f"{where}: {path} is a {type(leaf).__name__} adapter, and method {method.name} trains {wanted}"
             )
-        return dataclasses.replace(leaf, dropout=method.dropout)
+        return replace(leaf, dropout=method.dropout)
 
     return map_with_paths(one, params, is_leaf=is_weight)
 
@@ -208,14 +207,19 @@ def _targets(method: Method, paths: Sequence[str]) -> list[str]:
 
 def _modules(path: str, leaf: Any, names: Mapping[str, str], in_stack: bool) -> list[str]:
     """The module's name in each layer: the family's, or by default the path with dots."""
-    first, *rest = path.split("/")[:-1]
-    template = names.get(path, ".".join([first, *(["{layer}"] if in_stack else []), *rest]))
+    parents = path.split("/")[:-1]
+    template = names.get(
+        path, ".".join([*parents[:1], *(["{layer}"] if in_stack else []), *parents[1:]])
+    )
     return [template.format(layer=layer) for layer in range(leaf.shape[0] if in_stack else 1)]
 
 
 def _fits(pattern: str, module: str) -> bool:
     """Whether the regular expression fits the end of a module's name from a dot on, as in PEFT."""
-    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except re.error as error:
+        raise UserError(f"method: pattern {pattern!r} is no regular expression: {error}") from None
 
 
 def _require_fits(patterns: Mapping[str, Any], modules: Sequence[str], where: str) -> None:

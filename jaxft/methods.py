@@ -120,7 +120,12 @@ def _row(
         if key not in allowed:
             raise UserError(f"method {name}: unknown setting {key!r}{nearest(key, allowed)}")
         if key == "trainable":
-            parts = [field.name for field in dataclasses.fields(weight)]
+            fields = dataclasses.fields(
+                weight
+            )  # not the static ones, nor those filled in by binding
+            parts = [
+                f.name for f in fields if not f.metadata.get("static") and f.default is not None
+            ]
             for part in value:
                 if part not in parts:
                     raise UserError(

@@ -58,7 +58,7 @@ def read_rows(paths: str | Path | Sequence[str | Path], format: str = "auto") ->
     rows: list[Row] = []
     for path in _split_paths(paths):
         before = len(rows)
-        for origin, values in _read_objects(path):
+        for origin, values in read_objects(path):
             row = _check_row(origin, values, format)
             if rows and _kind(row) != _kind(rows[0]):
                 raise UserError(
@@ -83,7 +83,7 @@ def _split_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ("path:line", object) for each line that is not blank."""
     if not path.is_file():
         what = "a folder, not a file" if path.is_dir() else "no such file"
@@ -158,8 +158,8 @@ def _missing_keys(origin: str, values: dict[str, Any], formats: dict[str, tuple[
 def _check_prompt_completion(row: Row) -> None:
     prompt, completion = row.values["prompt"], row.values["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        _check_messages(row, "prompt")
-        _check_messages(row, "completion")
+        check_messages(row, "prompt")
+        check_messages(row, "completion")
     elif not (isinstance(prompt, str) and isinstance(completion, str)):
         raise UserError(
             f"{row.origin}: prompt and completion must be two strings or two lists of messages, "
@@ -167,7 +167,7 @@ def _check_prompt_completion(row: Row) -> None:
         )
 
 
-def _check_messages(row: Row, key: str = "messages") -> None:
+def check_messages(row: Row, key: str = "messages") -> None:
     messages = row.values[key]
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if messages == [] else _json_type(messages)
@@ -198,7 +198,7 @@ def _check_text(row: Row) -> None:
 
 _CHECKS = {
     "prompt_completion": _check_prompt_completion,
-    "messages": _check_messages,
+    "messages": check_messages,
     "text": _check_text,
 }
 

@@ -42,7 +42,7 @@ def rms_norm(
 ) -> Float[Array, "*batch hidden"]:
     """Root mean square norm: x / sqrt(mean(x^2) + epsilon) * (offset + scale).
 
-    Computed in float32, returned in x's dtype;
+    Computed in float32, returned in x's dtype.
     `offset` is 1.0 for gemma, whose scale is stored less 1 (arXiv 1910.07467).
     """
     return _rms_norm(x, scale, epsilon, offset)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.models.attention import attention, attention_reference
 from jaxft.models.config import Config
-from jaxft.models.layers import ACTIVATIONS, gated, layer_norm, rms_norm, rope_frequencies, rotary
+from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
 from jaxft.models.sharding import constrain, gather_layer
 from jaxft.weights import Tied, bind, contract, take
 
@@ -216,7 +216,11 @@ def _attend(
         )
         query = rotary(query, positions, frequencies, factor)
         key = rotary(key, positions, frequencies, factor)
-    settings = {"softcap": config.attention_softcap, "scale": config.query_scale, "window": window}
+    settings: dict[str, Any] = {
+        "softcap": config.attention_softcap,
+        "scale": config.query_scale,
+        "window": window,
+    }
     written: tuple[jax.Array, ...] = ()
     if past is None:
         y = attention(query, key, value, segments, segments, **settings)
@@ -249,7 +253,7 @@ def _query_key_value(config: Config, layer: Params, x: jax.Array) -> tuple[jax.A
 def _feed_forward(config: Config, layer: Params, x: jax.Array) -> jax.Array:
     up = constrain(_project(layer["up_proj"], x), "feed_forward")
     if not config.gated:
-        return _project(layer["down_proj"], ACTIVATIONS[config.activation](up))
+        return _project(layer["down_proj"], activate(up, config.activation))
     gate = constrain(_project(layer["gate_proj"], x), "feed_forward")
     return _project(layer["down_proj"], gated(gate, up, config.activation))
 

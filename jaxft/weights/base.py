@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.tree import PyTree, flatten_with_paths
 
-T = TypeVar("T", bound=type)
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 
 def static(**options: Any) -> Any:
@@ -26,7 +27,8 @@ def static(**options: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **options)
 
 
-def weight(cls: T) -> T:
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
+def weight(cls: C) -> C:
     """Makes a `Weight` subclass a frozen dataclass and registers it as a pytree with named parts.
 
     An optional part (one whose default is None) that is absent is no part of the tree, so that a
@@ -57,7 +59,7 @@ def weight(cls: T) -> T:
         )
 
     def unflatten(structure: Any, parts: Any) -> Any:
-        self = object.__new__(cls)
+        self: Any = object.__new__(cls)
         values = dict.fromkeys((field.name for field in leaves), None)
         values |= dict(zip(structure[0], parts, strict=True))
         values |= dict(zip(statics, structure[1], strict=True))
@@ -67,6 +69,11 @@ def weight(cls: T) -> T:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def replace(weight: T, **parts: Any) -> T:
+    """The weight with some parts exchanged."""
+    return dataclasses.replace(weight, **parts)  # type: ignore[type-var]
 
 
 class Weight:
@@ -120,13 +127,13 @@ class Weight:
     def bind(self, params: Mapping[str, Any]) -> Any:
         """The weight with what it shares with the rest of `params` filled in."""
         if isinstance(self.base, Weight):
-            return dataclasses.replace(self, base=self.base.bind(params))  # type: ignore[type-var]
+            return replace(self, base=self.base.bind(params))
         return self
 
     def bind_dropout(self, key: jax.Array) -> Any:
         """The weight with its dropout `key` filled in, if it has a rate."""
         rate = getattr(self, "dropout", 0.0)
-        return dataclasses.replace(self, key=key) if rate else self  # type: ignore[type-var]
+        return replace(self, key=key) if rate else self
 
 
 def is_weight(leaf: Any) -> bool:
@@ -158,7 +165,7 @@ def contract(x: Float[Array, "... in"], weight: Any) -> Float[Array, "... out"]:
     if weight.dtype == x.dtype:
         return _dense_product(x, weight)
     # The cast copy of a kernel must be no residual of the backward pass.
-    return jax.checkpoint(_dense_product, prevent_cse=False)(x, weight)  # type: ignore[no-any-return]
+    return jax.checkpoint(_dense_product, prevent_cse=False)(x, weight)
 
 
 def contract_transposed(x: Float[Array, "... out"], weight: Any) -> Float[Array, "... in"]:

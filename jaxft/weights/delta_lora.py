@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.weights.base import contract_transposed, take, weight
+from jaxft.weights.base import contract_transposed, replace, take, weight
 from jaxft.weights.lora import LoRA, times
 from jaxft.weights.site import Site
 
@@ -37,9 +37,9 @@ class DeltaLoRA(LoRA):
     factor: Any = ()
 
     @classmethod
-    def at(cls, site: Site, factor: float = 2.0, start_step: int = 0) -> DeltaLoRA:
+    def at(cls, site: Site, factor: float = 2.0, start_step: int = 0, **parts: Any) -> Any:
         """A fresh adapter; where the base moves from the first step on, a0 and b0 are a and b as drawn."""
-        return cls.from_lora(LoRA.at(site), 0.0 if start_step else factor)
+        return cls.from_lora(LoRA.at(site, **parts), 0.0 if start_step else factor)
 
     @classmethod
     def from_lora(cls, lora: LoRA, factor: float) -> DeltaLoRA:
@@ -52,7 +52,7 @@ class DeltaLoRA(LoRA):
     def start(self, factor: float) -> DeltaLoRA:
         """The weight from step K on: a0, b0 become the present a, b."""
         factors = jnp.full_like(self.factor, factor)
-        return dataclasses.replace(self, a0=jnp.copy(self.a), b0=jnp.copy(self.b), factor=factors)
+        return replace(self, a0=jnp.copy(self.a), b0=jnp.copy(self.b), factor=factors)
 
     def _moving(self) -> tuple[jax.Array, jax.Array]:
         """[a, a0] (in, 2 rank) and lambda s [b, -b0] (2 rank, out): how far the base has moved."""

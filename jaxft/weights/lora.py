@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxft.weights.base import (
     contract,
     contract_transposed,
     materialize,
+    replace,
     static,
     take,
     weight,
@@ -40,7 +40,30 @@ def down(
 
     if key is None or rate == 0.0:
         return product(x, a, None)
-    return jax.checkpoint(product, prevent_cse=False)(x, a, key)  # type: ignore[no-any-return]
+    return jax.checkpoint(product, prevent_cse=False)(x, a, key)
+
+
+@jax.custom_vjp
+def up(narrow: Float[Array, "... rank"], b: Float[Array, "rank out"]) -> Float[Array, "... out"]:
+    """`narrow @ b`, whose gradient to b has the narrow factor on the left.
+
+    Plain autodiff puts the wide cotangent there, and XLA's CPU compiler then writes it out transposed.
+    """
+    return narrow @ b
+
+
+def _up_forward(narrow: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return narrow @ b, (narrow, b)
+
+
+def _up_backward(
+    kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    narrow, b = kept
+    return contract_transposed(cotangent, b), jnp.einsum("...r,...o->ro", narrow, cotangent)
+
+
+up.defvjp(_up_forward, _up_backward)
 
 
 def draw_a(site: Site) -> Float[Array, "*layers in rank"]:
@@ -101,7 +124,7 @@ class LoRA(Weight):
     def delta(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         """s (x a) b, scaled where it is narrow."""
         narrow = down(x, self.a, self.dropout, self.key)
-        return (narrow * self.scale.astype(x.dtype)) @ self.b.astype(x.dtype)
+        return up(narrow * self.scale.astype(x.dtype), self.b.astype(x.dtype))
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         return contract(x, self.base) + self.delta(x)
@@ -132,9 +155,7 @@ class LoRA(Weight):
         if not self.dropout:
             return self
         layers = self.a.shape[0] if self.a.ndim == 3 else None
-        return dataclasses.replace(
-            self, key=key if layers is None else jax.random.split(key, layers)
-        )
+        return replace(self, key=key if layers is None else jax.random.split(key, layers))
 
 
 def times(scale: Float[Array, "*layers"], matrix: Float[Array, "*layers in out"]) -> jax.Array:
@@ -159,4 +180,4 @@ def precondition_by_a(gradient: LoRA, frozen: LoRA) -> LoRA:
     gram = gram + eye * jnp.broadcast_to(padding[..., None, :], gram.shape)
     scale = jnp.where(frozen.scale == 0, 1.0, frozen.scale)
     b = times(1.0 / jnp.square(scale), jnp.linalg.solve(gram, gradient.b))
-    return dataclasses.replace(gradient, b=b)
+    return replace(gradient, b=b)

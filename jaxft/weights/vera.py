@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxft.weights.base import Weight, contract, materialize, static, weight
+from jaxft.weights.base import Weight, contract, materialize, replace, static, weight
 from jaxft.weights.lora import down
 from jaxft.weights.site import Site
-
 
 SHARED = ("vera",)
 """The subtrees that weights share and that no model has of itself."""
@@ -87,9 +85,7 @@ class VeRA(Weight):
         shared, rank, columns = params["vera"], self.d.shape[-1], self.g.shape[-1]
         rows = math.prod(self.base.shape[self.d.ndim - 1 :]) // columns
         bound = super().bind(params)
-        return dataclasses.replace(
-            bound, a=shared["a"][:rows, :rank], b=shared["b"][:rank, :columns]
-        )
+        return replace(bound, a=shared["a"][:rows, :rank], b=shared["b"][:rank, :columns])
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         narrow = down(x, self.a, self.dropout, self.key)
@@ -115,4 +111,4 @@ class VeRA(Weight):
         if not self.dropout:
             return self
         keys = jax.random.split(key, self.d.shape[0]) if self.d.ndim == 2 else key
-        return dataclasses.replace(self, key=keys)
+        return replace(self, key=keys)

@@ -60,6 +60,7 @@ def test_gated_knows_its_activations():
         ),
     }.items():
         np.testing.assert_allclose(layers.gated(gate, up, name), function(gate) * up, atol=1e-6)
+        np.testing.assert_allclose(layers.activate(up, name), function(up), atol=1e-6)
     with pytest.raises(UserError, match=r"'gelu_tan'.*nearest: 'gelu_tanh'"):
         layers.gated(gate, up, "gelu_tan")
 
