@@ -22,6 +22,7 @@ def called(monkeypatch):
     def stand_in(module, name, *positional):
         def record(*values, **flags):
             calls.append((name, dict(zip(positional, values, strict=True)) | flags))
+            return types.SimpleNamespace(output="RUN/adapter", plot="RUN/plots/loss.png")
 
         monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: record}))
 

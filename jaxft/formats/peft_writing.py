@@ -1,0 +1,245 @@
+"""PEFT adapters, written: what `PeftModel.from_pretrained` loads, with the same logits."""
+
+from __future__ import annotations
+
+import collections
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft.errors import UserError
+from jaxft.formats.adapter_config import is_saved, is_target
+from jaxft.formats.naming import conv1d, modules_in, names_in
+from jaxft.formats.peft_tensors import (
+    Adapted,
+    adapter_weights,
+    adapters_in,
+    dense_in,
+    shared_in,
+    tied_head_name,
+)
+from jaxft.formats.safetensors import Lazy, write_file, write_json
+from jaxft.methods import Method
+from jaxft.tree import PyTree
+from jaxft.weights import DoRA, VeRA
+
+PREFIX = "base_model.model."
+
+CARD = """\
+---
+{base_line}library_name: peft
+pipeline_tag: text-generation
+tags:
+- {tag}
+- jaxft
+---
+
+# {title} adapter
+
+- base model: {base}
+- method: {method}, rank {rank}
+- trained with jaxft
+
+In PEFT:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+
+In jaxft:
+
+```python
+import jaxft
+
+model, params = jaxft.load("{base}")
+params = jaxft.load_adapter(params, "path/to/this/folder")
+```
+"""
+
+
+def save_adapter(
+    params: PyTree,
+    folder: str | Path,
+    *,
+    method: Method | None = None,
+    base: str | Path = "",
+    names: Mapping[str, str] | None = None,
+    trained: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes the tree's adapters in PEFT's format, with a model card.
+
+    Ranks are the true ones, without padding. The folder appears whole or not at all.
+
+    Args:
+        params: the adapted tree.
+        folder: a new or empty folder.
+        method: what adapted it: its name for the model card, its way to scale, its `train_also`.
+        base: the base's folder or hub name.
+        names: {path: module name with {layer}}; by default those of the family whose tree it is.
+        trained: patterns of the dense leaves to write as `modules_to_save`; by default the method's
+            `train_also`.
+        overwrite: replace an adapter that stands there.
+
+    Raises:
+        UserError: no adapter, one that PEFT has no place for, or a folder that is not empty.
+    """
+    target = Path(folder)
+    if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is not empty; jaxft overwrites nothing: name a new folder")
+    options, tensors = _export(params, method, names, trained)
+    options["base_model_name_or_path"] = str(base) or None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    part.chmod(0o777 & ~_umask())
+    try:
+        write_file(part / "adapter_model.safetensors", tensors)
+        write_json(part / "adapter_config.json", options)
+        (part / "README.md").write_text(_card(options, method), encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_exportable(
+    params: PyTree,
+    method: Method,
+    *,
+    names: Mapping[str, str] | None = None,
+    trained: Sequence[str] | None = None,
+) -> None:
+    """Raises the UserError that `save_adapter` would raise, before there is training to lose."""
+    if method.weight is not None:
+        _export(params, method, names, trained)
+
+
+def _export(
+    params: PyTree,
+    method: Method | None,
+    names: Mapping[str, str] | None,
+    trained: Sequence[str] | None,
+) -> tuple[dict[str, Any], dict[str, Lazy]]:
+    """adapter_config.json, and {name: tensor}."""
+    table = names_in(params, names)
+    modules = modules_in(table | tied_head_name(params), params)
+    kind, adapted = adapters_in(params, table | tied_head_name(params))
+    patterns = trained if trained is not None else method.train_also if method else ()
+    whole, biases = dense_in(params, table, modules, adapted, patterns)
+    options: dict[str, Any] = {
+        "peft_type": "VERA" if kind is VeRA else "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "bias": "all" if biases else "none",
+        "fan_in_fan_out": conv1d(table),
+        "layers_to_transform": None,
+        "modules_to_save": _endings(sorted({name.rsplit(".", 1)[0] for name in whole}), modules)
+        or None,
+    }
+    options |= _target_options(options, adapted, modules)
+    dropout = max(getattr(weight, "dropout", 0.0) for _, weight in adapter_weights(params))
+    if kind is VeRA:
+        options |= {
+            "r": next(iter(adapted.values())).rank,
+            "vera_dropout": dropout,
+            "save_projection": True,
+        }
+        options |= {"projection_prng_key": 0, "d_initial": 0.1}
+    else:
+        options |= {"lora_dropout": dropout, "use_dora": kind is DoRA, "init_lora_weights": True}
+        options |= _rank_options(adapted, method is not None and method.rank_stabilized)
+    tensors = {
+        f"{PREFIX}{module}.{ending}": tensor
+        for module, one in adapted.items()
+        for ending, tensor in one.parts.items()
+    }
+    tensors |= {PREFIX + name: tensor for name, tensor in (whole | biases).items()}
+    return options, tensors | (shared_in(params) if kind is VeRA else {})
+
+
+def _target_options(
+    options: Mapping[str, Any], adapted: Mapping[str, Any], modules: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The shortest targets and `layers_to_transform` that mean the adapted modules alone."""
+    layers = sorted({modules[name][1] for name in adapted if modules[name][1] is not None})
+    common = {
+        "exclude_modules": None,
+        "layers_pattern": None,
+        "modules_to_save": options["modules_to_save"],
+    }
+    for length in (1, 2):
+        targets = sorted({".".join(name.split(".")[-length:]) for name in adapted})
+        for chosen in (None, layers):
+            means = common | {"target_modules": targets, "layers_to_transform": chosen}
+            if {name for name in modules if is_target(means, name, False)} == adapted.keys():
+                return {"target_modules": targets, "layers_to_transform": chosen}
+    return {"target_modules": sorted(adapted)}
+
+
+def _endings(wanted: Sequence[str], modules: Mapping[str, Any]) -> list[str]:
+    """`modules_to_save`: the last names where they mean these modules alone, else whole names."""
+    short = sorted({name.split(".")[-1] for name in wanted})
+    meant = {name for name in modules if is_saved({"modules_to_save": short}, name)}
+    return short if meant == set(wanted) else list(wanted)
+
+
+def _rank_options(adapted: Mapping[str, Adapted], stabilized: bool) -> dict[str, Any]:
+    """r and lora_alpha, the most common ones, and patterns for the rest."""
+    plain = {name: _alpha(one.scale, float(one.rank)) for name, one in adapted.items()}
+    rooted = {name: _alpha(one.scale, one.rank**0.5) for name, one in adapted.items()}
+    even = [sum(isinstance(alpha, int) for alpha in alphas.values()) for alphas in (plain, rooted)]
+    use_rslora = even[1] > even[0] or (stabilized and even[1] == even[0])
+    alphas = rooted if use_rslora else plain
+    ranks = {name: one.rank for name, one in adapted.items()}
+    rank = collections.Counter(ranks.values()).most_common(1)[0][0]
+    alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "use_rslora": use_rslora,
+        "rank_pattern": {re.escape(name): r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {re.escape(name): x for name, x in alphas.items() if x != alpha},
+    }
+
+
+def _alpha(scale: float, divisor: float) -> float:
+    """The alpha with `alpha / divisor == scale` in float32, a short number if possible."""
+    exact = scale * divisor
+    for candidate in (round(exact), float(f"{exact:.6g}")):
+        if np.float32(candidate / divisor) == np.float32(scale):
+            return candidate
+    return exact
+
+
+def _card(options: Mapping[str, Any], method: Method | None) -> str:
+    kind = (
+        "DoRA"
+        if options.get("use_dora")
+        else {"LORA": "LoRA", "VERA": "VeRA"}[options["peft_type"]]
+    )
+    base = options["base_model_name_or_path"]
+    return CARD.format(
+        base_line=f"base_model: {base}\n" if base else "",
+        tag=options["peft_type"].lower(),
+        title=kind,
+        base=base or "path/to/the/base",
+        method=method.name if method else kind,
+        rank=options["r"],
+    )

@@ -1,0 +1,298 @@
+"""Files of safetensors, read out of a memory map and written tensor by tensor, without torch.
+
+A file is 8 bytes with the header's length, the header (JSON: name -> dtype, shape, offsets) and the
+data (https://huggingface.co/docs/safetensors). A model is one such file or several with an index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxft.errors import UserError, nearest
+
+# In the order in which the library lays them down, from the last to the first.
+DTYPES = {
+    "BOOL": np.dtype("bool"),
+    "U8": np.dtype("uint8"),
+    "I8": np.dtype("int8"),
+    "I16": np.dtype("int16"),
+    "F16": np.dtype("float16"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I32": np.dtype("int32"),
+    "F32": np.dtype("float32"),
+    "F64": np.dtype("float64"),
+    "I64": np.dtype("int64"),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLOATS = ("F64", "F32", "F16", "BF16")
+SHARD_BYTES = 5_000_000_000
+METADATA = {"format": "pt"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor on disk.
+
+    Attributes:
+        file: the file it stands in.
+        name: its name there.
+        dtype: as safetensors spells it.
+        shape: as stored.
+        offset: where its bytes begin in the file.
+    """
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def read(self) -> np.ndarray:
+        """The tensor as a view of the file: read when it is used, and gone when the view is."""
+        if not self.nbytes:
+            return np.zeros(self.shape, DTYPES[self.dtype])
+        mapped = np.memmap(self.file, np.uint8, "r", self.offset, (self.nbytes,))
+        return mapped.view(np.ndarray).view(DTYPES[self.dtype]).reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """A tensor to be written: its shape and dtype, and how to make it when its turn comes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def open_folder(folder: Path, stem: str = "model") -> dict[str, Stored]:
+    """{name: tensor} of a folder's `model.safetensors`, or of the shards its index names.
+
+    Raises UserError, one line naming file and tensor, for what is missing or damaged.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.exists():
+        return _open_shards(folder, index)
+    file = folder / f"{stem}.safetensors"
+    if not file.exists():
+        there = sorted(path.name for path in folder.iterdir())
+        pickles = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+        if pickles:
+            raise UserError(
+                f"{folder}: {pickles[0]} is a pickle, which can run code when it is read; jaxft "
+                "reads safetensors alone: load it in its own library and save_pretrained() it"
+            )
+        raise UserError(f"{folder}: no {file.name}; there are: {', '.join(there) or 'no files'}")
+    return open_file(file)
+
+
+def _open_shards(folder: Path, index: Path) -> dict[str, Stored]:
+    where = read_json(index).get("weight_map")  # absent: the next line says so
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise UserError(f"{index}: no weight_map of names to files")
+    found: dict[str, Stored] = {}
+    for shard in dict.fromkeys(where.values()):
+        if Path(shard).name != shard:
+            raise UserError(f"{index}: {shard!r} leads out of the folder")
+        if not (folder / shard).exists():
+            raise UserError(f"{folder}: the shard {shard} is missing, which {index.name} names")
+        for name, stored in open_file(folder / shard).items():
+            if name in found:
+                raise UserError(
+                    f"{folder}: {name} stands in {found[name].file.name} and in {shard}"
+                )
+            found[name] = stored
+    for name, shard in where.items():
+        if name not in found or found[name].file.name != shard:
+            raise UserError(f"{folder / shard}: {name} is missing, which {index.name} places there")
+    return found
+
+
+def open_file(file: Path) -> dict[str, Stored]:
+    """{name: tensor} of one file, its header checked whole. Raises UserError if it is damaged."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise UserError(
+                f"{file}: truncated or no safetensors file: "
+                f"the header has {length} bytes, the file {size}"
+            )
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{file}: the header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise UserError(f"{file}: the header is no JSON object")
+    header.pop("__metadata__", None)
+    tensors = {name: _entry(file, name, entry, 8 + length) for name, entry in header.items()}
+    _check_coverage(file, list(tensors.values()), 8 + length, size)
+    return tensors
+
+
+def _entry(file: Path, name: str, entry: Any, start: int) -> Stored:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(f"{file}: {name}: a damaged entry in the header")
+    if dtype not in DTYPES:
+        raise UserError(
+            f"{file}: {name}: dtype {dtype} is not known to jaxft ({', '.join(DTYPES)})"
+        )
+    stored = Stored(file, name, dtype, shape, start + begin)
+    if end - begin != stored.nbytes:
+        raise UserError(
+            f"{file}: {name}: {dtype} {list(shape)} takes {stored.nbytes} bytes, "
+            f"the header gives it {end - begin}"
+        )
+    return stored
+
+
+def _check_coverage(file: Path, tensors: list[Stored], start: int, size: int) -> None:
+    """The tensors follow one another without gap or overlap to the end of the file."""
+    for stored in sorted(tensors, key=lambda stored: (stored.offset, stored.nbytes)):
+        if stored.offset != start:
+            what = "overlaps another tensor" if stored.offset < start else "leaves a gap before it"
+            raise UserError(f"{file}: {stored.name}: {what}")
+        start += stored.nbytes
+        if start > size:
+            raise UserError(
+                f"{file}: truncated: {stored.name} ends at byte {start}, the file at {size}"
+            )
+    if start != size:
+        raise UserError(f"{file}: {size - start} bytes after the last tensor")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; UserError if it is none."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: an object is expected, not {type(value).__name__}")
+    return value
+
+
+def expect(tensors: Mapping[str, Stored], name: str, shape: tuple[int, ...], where: str) -> Stored:
+    """The tensor of that name; UserError where it is missing, no floats, or of another shape."""
+    if name not in tensors:
+        raise UserError(f"{where}: the tensor {name} is missing{nearest(name, tensors)}")
+    stored = tensors[name]
+    if stored.dtype not in FLOATS:
+        raise UserError(f"{stored.file}: {name} is {stored.dtype}; jaxft reads {', '.join(FLOATS)}")
+    if stored.shape != shape:
+        raise UserError(
+            f"{stored.file}: {name} has shape {list(stored.shape)}, the model needs {list(shape)}"
+        )
+    return stored
+
+
+def write_file(file: Path, tensors: Mapping[str, Lazy]) -> None:
+    """Writes one file, one tensor at a time; it appears under its name only when it is whole.
+
+    Order and header are those of the safetensors library, so that equal tensors give equal files.
+    """
+    kinds = list(DTYPES.values())
+    order = sorted(tensors, key=lambda name: (-kinds.index(tensors[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": METADATA}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        shape, dtype = list(tensors[name].shape), NAMES[tensors[name].dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    part = file.with_name(f".{file.name}.part")
+    with part.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            array = np.ascontiguousarray(tensors[name].make(), tensors[name].dtype)
+            stream.write(array.reshape(-1).view(np.uint8).data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.rename(file)
+
+
+def write_folder(
+    folder: Path, tensors: Mapping[str, Lazy], assigned: Mapping[str, str], limit: int = SHARD_BYTES
+) -> None:
+    """Writes `model.safetensors`, or shards and their index.
+
+    Args:
+        folder: exists.
+        tensors: what to write.
+        assigned: {name: file} of the layout to keep; what it lacks goes where `limit` puts it.
+        limit: the size in bytes from which on the model is divided.
+    """
+    if not assigned.keys() >= tensors.keys():
+        assigned = _divide(tensors, limit)
+    files: dict[str, dict[str, Lazy]] = {}
+    for name in tensors:
+        files.setdefault(assigned[name], {})[name] = tensors[name]
+    for file, part in sorted(files.items()):
+        write_file(folder / file, part)
+    if list(files) != ["model.safetensors"]:
+        sizes = {
+            "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
+            "total_size": sum(tensor.nbytes for tensor in tensors.values()),
+        }
+        weight_map = {name: assigned[name] for name in sorted(tensors)}
+        write_json(
+            folder / "model.safetensors.index.json", {"metadata": sizes, "weight_map": weight_map}
+        )
+
+
+def _divide(tensors: Mapping[str, Lazy], limit: int) -> dict[str, str]:
+    """{name: file}: in order, a new file wherever the next tensor would go over the limit."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    if len(shards) == 1:
+        return dict.fromkeys(tensors, "model.safetensors")
+    return {
+        name: f"model-{number:05}-of-{len(shards):05}.safetensors"
+        for number, shard in enumerate(shards, 1)
+        for name in shard
+    }
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Writes an object as Hugging Face does, whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    part.rename(file)
+
+
+def new_folder(folder: str | Path) -> Path:
+    """Makes the folder. Raises UserError if something stands there: nothing is overwritten."""
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: is not empty; jaxft overwrites nothing: name a new folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

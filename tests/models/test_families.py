@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxft.errors import UserError
+from jaxft.models import FAMILIES, family_of, module_names, tensors_of
+from jaxft.models.transformer import initial_params
+from jaxft.tree import flatten_with_paths
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
+QWEN2 = LLAMA | {"model_type": "qwen2", "num_key_value_heads": 2}
+GEMMA2 = LLAMA | {"model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 16}
+GPT2 = {"model_type": "gpt2", "vocab_size": 96, "n_embd": 32, "n_layer": 4, "n_head": 4}
+RAW = {"llama": LLAMA, "qwen2": QWEN2, "gemma2": GEMMA2, "gpt2": GPT2}
+
+
+def read(raw):
+    return family_of(raw["model_type"], "config.json").read(raw)
+
+
+def test_llama_defaults_to_as_many_key_heads_as_heads():
+    config = read(LLAMA)
+    assert (config.heads, config.key_heads, config.head_dim) == (4, 4, 8)
+    assert config.query_scale == 8**-0.5
+    assert (config.rope_theta, config.rope_scaling, config.windows, config.tied) == (
+        10000.0,
+        (),
+        (),
+        False,
+    )
+
+
+def test_llama_reads_a_head_dim_of_its_own_and_biases():
+    config = read(LLAMA | {"head_dim": 16, "attention_bias": True, "mlp_bias": True})
+    assert (config.head_dim, config.query_scale) == (16, 0.25)
+    assert config.attention_bias
+    assert config.output_bias
+    assert config.mlp_bias
+
+
+OLD = {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+NEW = {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "linear", "factor": 2.0}}
+
+
+def test_rotary_settings_read_the_same_in_the_old_style_and_the_new():
+    old, new = read(LLAMA | OLD), read(LLAMA | NEW)
+    assert old.rope_theta == new.rope_theta == 5000.0
+    assert dict(old.rope_scaling) == {"type": "linear", "factor": 2.0}
+    assert dict(new.rope_scaling) == {"rope_type": "linear", "factor": 2.0}
+    assert read(LLAMA | {"rope_scaling": None}).rope_scaling == ()
+
+
+def test_qwen2_has_biases_on_q_k_v_alone_and_windows_only_when_they_are_on():
+    config = read(QWEN2 | {"sliding_window": 8, "max_window_layers": 2})
+    assert config.attention_bias
+    assert not config.output_bias
+    assert config.windows == ()
+    window = {"use_sliding_window": True, "sliding_window": 8}
+    assert read(QWEN2 | window | {"max_window_layers": 2}).windows == (0, 0, 8, 8)
+    kinds = ["sliding_attention", "full_attention"] * 2
+    assert read(QWEN2 | window | {"layer_types": kinds}).windows == (8, 0, 8, 0)
+
+
+def test_gemma2_alternates_windows_in_the_old_style_and_the_new():
+    old = read(GEMMA2 | {"sliding_window": 6})
+    kinds = ["sliding_attention", "full_attention"] * 2
+    new = read(GEMMA2 | {"sliding_window": 6, "layer_types": kinds})
+    assert old.windows == new.windows == (6, 0, 6, 0)
+    assert (old.attention_softcap, old.logit_softcap) == (50.0, 30.0)
+    assert (old.norm_offset, old.post_norms, old.tied) == (1.0, True, True)
+    assert (old.embedding_scale, old.query_scale) == (32**0.5, 256**-0.5)
+    assert old.activation == "gelu_tanh"
+    assert read(GEMMA2 | {"attn_logit_softcapping": None}).attention_softcap is None
+
+
+def test_gpt2_has_its_own_names_for_sizes():
+    config = read(GPT2)
+    assert (config.hidden, config.intermediate, config.layers, config.max_length) == (
+        32,
+        128,
+        4,
+        1024,
+    )
+    assert config.fused_qkv
+    assert config.positions == "learned"
+    assert (config.tied, config.activation, config.gated) == (True, "gelu_tanh", False)
+    assert read(GPT2 | {"n_inner": 40, "n_positions": 64}).intermediate == 40
+
+
+@pytest.mark.parametrize("family", RAW)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_table_of_tensors_names_every_leaf_of_the_tree(family, tied):
+    config = read(RAW[family] | {"tie_word_embeddings": tied})
+    leaves = {path for path, _ in flatten_with_paths(initial_params(config, jax.random.key(0)))}
+    tensors = tensors_of(config)
+    assert set(tensors) == leaves
+    assert len({tensor.name for tensor in tensors.values()}) == len(tensors)
+    stacked = {path for path, tensor in tensors.items() if "{layer}" in tensor.name}
+    assert stacked == {path for path in leaves if path.startswith("layers/")}
+
+
+def test_modules_have_the_names_that_peft_knows():
+    names = module_names(read(LLAMA))
+    assert names["layers/attention/q_proj/kernel"] == "model.layers.{layer}.self_attn.q_proj"
+    assert names["layers/mlp/down_proj/kernel"] == "model.layers.{layer}.mlp.down_proj"
+    assert names["head/kernel"] == "lm_head"
+    names = module_names(read(GPT2))
+    assert names["layers/attention/qkv_proj/kernel"] == "transformer.h.{layer}.attn.c_attn"
+    assert names["head/kernel"] == "lm_head"  # tied: it has a name, though no tensor
+
+
+def test_conv1d_is_stored_as_our_kernels_and_linear_transposed():
+    assert tensors_of(read(LLAMA))["layers/attention/q_proj/kernel"].transposed
+    assert not tensors_of(read(GPT2))["layers/attention/qkv_proj/kernel"].transposed
+    assert not tensors_of(read(LLAMA))["embed/embedding"].transposed
+
+
+def test_every_golden_config_reads():
+    folders = sorted((Path(__file__).parents[1] / "golden" / "models").glob("*/config.json"))
+    assert len(folders) >= len(FAMILIES)
+    for path in folders:
+        raw = json.loads(path.read_text())
+        assert read(raw).vocabulary == raw["vocab_size"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            {"model_type": "lama"},
+            r"unknown architecture 'lama' \(nearest: 'llama'\); jaxft knows llama, qwen2",
+        ),
+        ({"model_type": None}, "unknown architecture None; jaxft knows llama, qwen2, gemma2, gpt2"),
+        (LLAMA | {"hidden_act": "relu6"}, "unknown activation 'relu6'; jaxft knows silu"),
+        (
+            GPT2 | {"add_cross_attention": True},
+            "add_cross_attention = true is not known to jaxft's gpt2",
+        ),
+    ],
+)
+def test_what_is_unknown_is_one_clear_line(raw, message):
+    with pytest.raises(UserError, match=message):
+        read(raw)

@@ -1,0 +1,183 @@
+"""The kernels that every row of the table of methods is crossed with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxft
+from jaxft.methods import METHODS, defaults
+from jaxft.tree import map_with_paths
+from jaxft.weights import Tied
+
+IN, OUT, LAYERS, VOCABULARY = 6, 8, 3, 8  # few shapes: JAX compiles each operation once a shape
+RANDOMISED = ("a", "b", "magnitude", "d", "g", "a0", "b0")
+
+
+def normal(seed: int, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def product(path: str) -> Callable[[Any, jax.Array], jax.Array]:
+    """params, x -> x @ W' for the kernel at a path, as the decoder computes it."""
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        kernel = functools.reduce(lambda tree, name: tree[name], path.split("/"), params)
+        return jaxft.contract(x, jaxft.bind(kernel, params))
+
+    return apply
+
+
+def stacked_product(params: Any, x: jax.Array) -> jax.Array:
+    """x through a residual layer for each of the stacked kernels, scanned: (4, IN) -> (4, IN)."""
+
+    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+        kernel = jaxft.bind(layer["attention"]["q_proj"]["kernel"], params)
+        return x + jnp.tanh(jaxft.contract(x, kernel))[:, :IN], None
+
+    return jax.lax.scan(body, x, params["layers"])[0]
+
+
+def looked_up(params: Any, x: jax.Array) -> jax.Array:
+    """Rows of the embedding, for ids that stand in x's place."""
+    return jaxft.take(jaxft.bind(params["embed"]["embedding"], params), x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A tree, what adapts it, what it computes, and of what."""
+
+    params: dict[str, Any]
+    settings: dict[str, Any]
+    path: str
+    apply: Callable[[Any, jax.Array], jax.Array]
+    x: jax.Array
+
+
+def bases() -> dict[str, Base]:
+    embedding = normal(1, VOCABULARY, IN)
+    tied = Tied(
+        path=("embed", "embedding"), head_shape=(IN, VOCABULARY), head_dtype=jnp.dtype("float32")
+    )
+    layers = {"attention": {"q_proj": {"kernel": normal(2, LAYERS, IN, OUT)}}}
+    stacked_path = "layers/attention/q_proj/kernel"
+    x = normal(3, 4, IN)
+    ids = jnp.asarray([0, 5, 7, 5], jnp.int32)
+    return {
+        "plain": Base(
+            {"q_proj": {"kernel": normal(0, IN, OUT)}},
+            {},
+            "q_proj/kernel",
+            product("q_proj/kernel"),
+            x,
+        ),
+        "stacked": Base(
+            {"layers": layers},
+            {
+                "rank_pattern": {r"layers\.0\.attention\.q_proj": 1},
+                "alpha_pattern": {"layers.2.*": 7.0},
+            },
+            stacked_path,
+            stacked_product,
+            x,
+        ),
+        "layers left out": Base(
+            {"layers": layers}, {"layers_to_transform": (0, 2)}, stacked_path, stacked_product, x
+        ),
+        "embedding": Base(
+            {"embed": {"embedding": embedding}},
+            {"targets": ("embed/embedding",)},
+            "embed/embedding",
+            looked_up,
+            ids,
+        ),
+        "head": Base(
+            {"head": {"kernel": normal(4, IN, VOCABULARY)}},
+            {"targets": ("head",)},
+            "head/kernel",
+            product("head/kernel"),
+            x,
+        ),
+        "tied head": Base(
+            {"embed": {"embedding": embedding}, "head": {"kernel": tied}},
+            {"targets": ("head",)},
+            "head/kernel",
+            product("head/kernel"),
+            x,
+        ),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A row of the table on one of the bases."""
+
+    base: Base
+    method: jaxft.methods.Method
+    params: dict[str, Any]
+
+    @property
+    def kernel(self) -> Any:
+        """What stands at the base's path."""
+        return functools.reduce(
+            lambda tree, name: tree[name], self.base.path.split("/"), self.params
+        )
+
+    @property
+    def weight(self) -> Any:
+        """The kernel bound: what the decoder multiplies by."""
+        return jaxft.bind(self.kernel, self.params)
+
+    def layers(self) -> list[Any]:
+        """The weight of each layer, bound after slicing as in the decoder's scan; else the one."""
+        if self.kernel.ndim == 2:
+            return [self.weight]
+        slices = [jax.tree.map(operator.itemgetter(i), self.kernel) for i in range(LAYERS)]
+        return [jaxft.bind(one, self.params) for one in slices]
+
+    def randomised(self) -> Case:
+        """The same with every part of the adapter off its start."""
+        return dataclasses.replace(self, params=randomise(self.params))
+
+
+def randomise(params: Any) -> Any:
+    """Every part of every adapter off its start, the shared projections as they are."""
+
+    def draw(path: str, leaf: Any) -> Any:
+        if path.split("/")[-1] not in RANDOMISED or path.startswith("vera/"):
+            return leaf
+        return leaf + normal(len(path) + ord(path[-1]), *leaf.shape).astype(leaf.dtype)
+
+    return map_with_paths(draw, params)
+
+
+def make_case(name: str, base: Base, **settings: Any) -> Case:
+    """A row of the table with rank 2 on a base; settings that the row does not take are left out."""
+    known = defaults(name)
+    wanted = {"rank": 2, "alpha": 3.0} | base.settings | settings
+    method = METHODS[name](**{key: value for key, value in wanted.items() if key in known})
+    return Case(base, method, jaxft.adapt(base.params, method, jax.random.key(5)))
+
+
+@pytest.fixture(params=bases().keys())
+def base(request: pytest.FixtureRequest) -> Base:
+    return bases()[request.param]
+
+
+@pytest.fixture(params=METHODS)
+def case(request: pytest.FixtureRequest, base: Base) -> Case:
+    return make_case(request.param, base)
+
+
+@pytest.fixture
+def make() -> Callable[..., Case]:
+    """(method, base's name, **settings) -> Case."""
+    table = bases()
+    return lambda name, base="plain", **settings: make_case(name, table[base], **settings)
