@@ -207,7 +207,8 @@ def train(config: str, workdir: str, overrides: list[str]) -> None:
     settings = load_config(config, overrides)
     from jaxft.training.loop import train as run
 
-    run(settings, workdir)
+    result = run(settings, workdir)
+    print(f"{result.output}\n{result.plot}")
 
 
 def generate(**flags: Any) -> None:

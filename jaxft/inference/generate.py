@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt32
 from tqdm import tqdm
 
-from jaxft.assets import tiny_folder
+from jaxft.assets import model_folder
 from jaxft.data.chat import encode_chat
 from jaxft.data.sources import Row, check_messages, read_objects
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
@@ -205,7 +205,7 @@ def main(
     Raises:
         UserError: a folder or file that cannot be read, and whatever `generate` refuses.
     """
-    folder = tiny_folder() if model == "tiny" else Path(model)
+    folder = model_folder(model)
     asked: dict[str, Prompt] = {f"prompt {i}": text for i, text in enumerate(prompts, start=1)}
     asked = _prompts_of(data) if data else asked
     tokenizer = load_tokenizer(folder)

@@ -92,8 +92,13 @@ def _rope(raw: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
     """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
     scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
     theta = scaling.pop("rope_theta", None) or raw.get("rope_theta") or default_theta
-    items = tuple(sorted((key, value) for key, value in scaling.items() if value is not None))
-    return {"rope_theta": float(theta), "rope_scaling": items}
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
+    scaling.pop("type", None)
+    items = {key: value for key, value in scaling.items() if value is not None} | {
+        "rope_type": kind
+    }
+    known = () if kind == "default" else tuple(sorted(items.items()))
+    return {"rope_theta": float(theta), "rope_scaling": known}
 
 
 def _shape(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,16 +95,19 @@ def cached_hidden_states(
     """The decoder over tokens that go on from a cache; returns the cache with them written at `index`."""
     seen = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments, index, axis=1)
 
-    def body(x: jax.Array, scanned: Any) -> tuple[jax.Array, Any]:
-        layer, window, key_cache, value_cache = scanned
-        past = (key_cache, value_cache, seen, index)
-        x, key, value = _block(config, params, layer, window, x, segments, positions, past)
-        return x, (key, value)
+    def body(carry: Any, scanned: Any) -> tuple[Any, None]:
+        # The cache is carried, and written in place, rather than scanned, which would copy it whole.
+        x, keys, values = carry
+        layer, window, number = scanned
+        past = (keys, values, number, seen, index)
+        return _block(config, params, layer, window, x, segments, positions, past), None
 
     x = _embed(config, params, tokens, positions)
-    scanned = (params["layers"], _windows(config), cache["key"], cache["value"])
-    x, (key, value) = jax.lax.scan(body, x, scanned)
-    return _norm(config, params["final_norm"], x), {"key": key, "value": value, "segments": seen}
+    numbers = jnp.arange(config.layers, dtype=jnp.int32)
+    start = (x, cache["key"], cache["value"])
+    (x, keys, values), _ = jax.lax.scan(body, start, (params["layers"], _windows(config), numbers))
+    hidden = _norm(config, params["final_norm"], x)
+    return hidden, {"key": keys, "value": values, "segments": seen}
 
 
 def empty_cache(config: Config, batch: int, length: int) -> dict[str, jax.Array]:
@@ -225,14 +228,22 @@ def _attend(
     if past is None:
         y = attention(query, key, value, segments, segments, **settings)
     else:
-        key_cache, value_cache, seen, index = past
-        key = jax.lax.dynamic_update_slice_in_dim(key_cache, key, index, axis=2)
-        value = jax.lax.dynamic_update_slice_in_dim(value_cache, value, index, axis=2)
-        written = (key, value)
+        keys, values, number, seen, index = past
+        keys = _written(keys, key, number, index)
+        values = _written(values, value, number, index)
+        written = (keys, values)
+        key, value = keys[number], values[number]
         y = attention_reference(query, key, value, segments, seen, offset=index, **settings)
     y = constrain(y, "heads")
     y = y.transpose(0, 2, 1, 3).reshape(*x.shape[:-1], config.heads * config.head_dim)
     return (_project(layer["o_proj"], y), *written)
+
+
+def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+    """The cache (layers, batch, key_heads, length, head_dim) with a layer's new keys or values at an index."""
+    zero = jnp.zeros((), jnp.int32)
+    start = (layer, zero, zero, jnp.asarray(index, jnp.int32), zero)
+    return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), start)
 
 
 def _query_key_value(config: Config, layer: Params, x: jax.Array) -> tuple[jax.Array, ...]:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxft.adaptation import merge, partition
+from jaxft.assets import model_folder
 from jaxft.configuration import validate
 from jaxft.formats import save, save_adapter
 from jaxft.inference import generate
@@ -28,8 +29,6 @@ from jaxft.training.plots import plot_run
 from jaxft.training.prepare import (
     Data,
     loss_of,
-    method_of,
-    model_folder,
     prepare_data,
     prepare_model,
     prompt_and_reference,
@@ -75,8 +74,7 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     check_folder(config, workdir)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        method = method_of(config)
-        model, params = prepare_model(config, method, mesh)
+        model, params, method = prepare_model(config, mesh)
         data = prepare_data(config, model.config, mesh)
         return _Run(config, workdir, mesh, method, model, data, params).run()
 
@@ -248,11 +246,11 @@ class _Run:
 
     def _export(self) -> Path:
         """RUN/adapter in PEFT's format, or RUN/model where the method has no adapter."""
-        params, like = self._params(), model_folder(self.config)
+        params, like = self._params(), model_folder(self.config.model)
         name = "adapter" if self.method.weight else "model"
         with replaced(self.workdir / name) as folder:
             if self.method.weight:
-                save_adapter(params, folder, method=self.method, base=self.config.model)
+                save_adapter(params, folder, method=self.method, base=like)
             else:
                 save(self.model, merge(params), folder, like=like)
         return self.workdir / name

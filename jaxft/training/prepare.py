@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxft import assets
 from jaxft.adaptation import adapt, adopt
+from jaxft.assets import model_folder
 from jaxft.data import (
     Batches,
     Example,
@@ -25,7 +24,7 @@ from jaxft.data import (
     read_rows,
 )
 from jaxft.errors import UserError
-from jaxft.formats import check_exportable, load, load_adapter
+from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
@@ -53,33 +52,34 @@ class Data:
     lines: list[str]
 
 
-def model_folder(config: ConfigDict) -> Path:
-    """The folder of `config.model`; "tiny" is the base embedded in jaxft."""
-    return assets.tiny_folder() if config.model == "tiny" else Path(config.model)
-
-
 def method_of(config: ConfigDict) -> Method:
     """The row of the table that `config.method` names, with its settings."""
     settings = {key: value for key, value in config.method.items() if key != "name"}
     return row_of(config.method.name)(**settings)
 
 
-def prepare_model(config: ConfigDict, method: Method, mesh: Mesh) -> tuple[Transformer, PyTree]:
-    """The model and its adapted tree on the mesh: read, then adapted anew or by `config.adapter`."""
+def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, Method]:
+    """The model, its adapted tree on the mesh, and the method.
+
+    The tree is adapted anew, or by the folder `config.adapter`, whose whole modules then train too.
+    """
+    method = method_of(config)
     model, params = load(
-        model_folder(config),
+        model_folder(config.model),
         dtype=config.dtype,
         param_dtype=config.param_dtype,
         shardings=lambda path, shape: leaf_sharding(mesh, path, shape),
     )
     model = Transformer(dataclasses.replace(model.config, remat=config.remat))
     if config.adapter:
+        saved = saved_leaves(params, config.adapter)
+        method = dataclasses.replace(method, train_also=(*method.train_also, *saved))
         params = adopt(load_adapter(params, config.adapter), method, config.adapter)
     else:
         names = module_names(model.config)
         params = adapt(params, method, jax.random.key(config.seed), names=names)
     check_exportable(params, method)
-    return model, jax.device_put(params, shardings(params, mesh))
+    return model, jax.device_put(params, shardings(params, mesh)), method
 
 
 def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
@@ -93,7 +93,9 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
         )
     for key in ("batch_size", "eval_batch_size"):
         require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
-    tokenizer = load_tokenizer(config.tokenizer or model_folder(config), settings.chat_template)
+    tokenizer = load_tokenizer(
+        config.tokenizer or model_folder(config.model), settings.chat_template
+    )
     make = functools.partial(
         Batches,
         max_length=settings.max_length,

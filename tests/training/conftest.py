@@ -17,6 +17,23 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "trl"
 RECIPE = str(Path(__file__).parents[2] / "configs" / "sft.py")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Many of these runs compile the same programs: keep them for the session."""
+    folder = tmp_path_factory.getbasetemp().parent / "compiled"
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture(autouse=True)
 def promotion() -> Iterator[None]:
     """Optax's own arithmetic needs JAX's standard promotion."""
