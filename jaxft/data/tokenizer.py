@@ -210,9 +210,9 @@ def _own_id(
     return found[0] if found else None
 
 
-def _chat_template(folder: Path, settings: dict[str, Any], wanted: str) -> str | None:
+def _chat_template(folder: Path, declared: dict[str, Any], wanted: str) -> str | None:
     """The template's source: a file's, a named one, or the folder's own."""
-    entry = settings.get("chat_template")
+    entry = declared.get("chat_template")
     named = {"default": entry} if isinstance(entry, str) else {}
     if isinstance(entry, list):
         named = {

@@ -28,7 +28,7 @@ def overrides_of(curve: dict[str, Any]) -> dict[str, Any]:
     settings = curve["settings"]
     start = curve["start"]
     return {
-        "adapter": str(GOLDEN / start) if start.startswith("adapters") else "",
+        "adapter": str(GOLDEN / start) if start else "",
         "data.train": str(GOLDEN / curve["data"]),
         "data.shuffle": False,
         "data.max_length": settings["max_length"],

@@ -1,0 +1,102 @@
+"""The house rules that a reader relies on: which way imports run, who may ask what a weight is, where defaults live."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "jaxft"
+
+# A module imports only from those before it, or from its own place in the line.
+ORDER = (
+    ("errors", "assets"),
+    ("tree",),
+    ("weights",),
+    ("methods",),
+    ("adaptation", "foreign"),
+    ("models",),
+    ("configuration", "formats", "data", "objectives"),
+    ("inference",),
+    ("training",),
+    ("quickstart",),
+    ("cli", "__main__"),
+)
+WEIGHTS = {"Weight", "LoRA", "DoRA", "VeRA", "DeltaLoRA", "Tied", "Transposed", "is_weight"}
+
+
+def place_of(name: str) -> int:
+    """Where a module stands in the line."""
+    return next(place for place, names in enumerate(ORDER) if name in names)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The parts of jaxft that a file imports, wherever it does."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("jaxft."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "jaxft":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {
+                alias.name.split(".")[1] for alias in node.names if alias.name.startswith("jaxft.")
+            }
+    return found
+
+
+def files() -> list[tuple[str, Path, ast.Module]]:
+    """(part of jaxft, path, syntax tree) of every file of the package."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if first != "__init__":
+            found.append((first, path, ast.parse(path.read_text())))
+    return found
+
+
+def test_imports_run_one_way() -> None:
+    """tree -> weights -> methods -> models -> (formats, data, objectives) -> inference -> training -> cli."""
+    for part, path, tree in files():
+        for other in imported(tree):
+            assert place_of(other) <= place_of(part), f"{path} imports {other}"
+
+
+def test_the_model_never_asks_what_a_weight_is() -> None:
+    """Only weights/ knows leaf types: no isinstance of a weight's class in models/, objectives/ or the step."""
+    for part, path, tree in files():
+        if part in ("models", "objectives", "data"):
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                    names = {leaf.id for leaf in ast.walk(node) if isinstance(leaf, ast.Name)}
+                    assert not names & WEIGHTS, f"{path}:{node.lineno}"
+
+
+def test_no_code_asks_for_a_methods_name() -> None:
+    """A method is a row of a table: nothing outside methods.py compares its name."""
+    for part, path, tree in files():
+        if part != "methods":
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Compare):
+                    text = ast.unparse(node)
+                    assert "method.name ==" not in text, f"{path}:{node.lineno}"
+
+
+def test_defaults_live_in_the_recipe() -> None:
+    """No `config.get(key, default)`: every default lives once, in configs/sft.py."""
+    for _, path, tree in files():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = ast.unparse(node.func.value)
+                asks = node.func.attr == "get" and "config" in owner.split(".")
+                assert not asks, f"{path}:{node.lineno}"
+
+
+def test_files_and_functions_are_short() -> None:
+    """A file of at most 400 lines, a function of at most 60 beside its docstring."""
+    for _, path, tree in files():
+        assert len(path.read_text().splitlines()) <= 400, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                lines -= len((ast.get_docstring(node, clean=False) or "").splitlines())
+                assert lines <= 60, f"{path}:{node.lineno} {node.name} has {lines} lines"
