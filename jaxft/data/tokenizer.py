@@ -186,8 +186,8 @@ def _add_missing_tokens(
 def _config_ids(kind: str, configs: Iterable[dict[str, Any]], size: int, folder: Path) -> list[int]:
     """What `kind`_token_id names in the model's files: one id, or a list of them."""
     ids: list[int] = []
-    for config in configs:
-        value = config.get(f"{kind}_token_id")
+    for written in configs:
+        value = written.get(f"{kind}_token_id")
         listed = value if isinstance(value, list) else [value] if value is not None else []
         if not all(type(i) is int for i in listed):
             raise UserError(f"{folder}: {kind}_token_id must be an integer, not {value!r}")
