@@ -79,7 +79,7 @@ def data() -> ConfigDict:
         train="",  # a JSONL file; it has to be given
         eval="",  # a JSONL file of held-out examples; "": no evaluation
         format="auto",  # prompt_completion | messages | auto: seen from the first example
-        max_length=1024,  # tokens in a row; longer examples are cut at the end, counted and said
+        max_length=0,  # tokens in a row, longer examples are cut and counted; 0: 1024, or the model's
         packing=False,  # fill a row with several examples that do not see each other
         shuffle=True,  # another order in each epoch, always the same from the same seed
         chat_template="",  # a file with a Jinja template, or the template; "": the tokenizer's

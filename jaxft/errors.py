@@ -21,5 +21,5 @@ def nearest(word: str, words: Iterable[str], count: int = 3) -> str:
     >>> nearest("zebra", ["q_proj"])
     ''
     """
-    close = difflib.get_close_matches(word, list(words), n=count, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(dict.fromkeys(words)), n=count, cutoff=0.5)
     return f" (nearest: {', '.join(repr(name) for name in close)})" if close else ""

@@ -150,7 +150,7 @@ def _check_row(origin: str, values: dict[str, Any], format: str) -> Row:
 def _missing_keys(origin: str, values: dict[str, Any], formats: dict[str, tuple[str, ...]]) -> str:
     known = "; ".join(" + ".join(keys) for keys in formats.values())
     wanted = [key for keys in formats.values() for key in keys if key not in values]
-    hints = "".join(nearest(key, wanted, count=1) for key in values)
+    hints = "".join(dict.fromkeys(nearest(key, wanted, count=1) for key in values))
     found = ", ".join(map(repr, values)) or "none"
     return f"{origin}: keys found: {found}; a row needs {known}{hints}"
 

@@ -87,9 +87,10 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
     settings = config.data
     if not settings.train:
         raise UserError("config.data.train: give a JSONL file to train on")
-    if settings.max_length > model.max_length:
+    max_length = settings.max_length or min(1024, model.max_length)
+    if max_length > model.max_length:
         raise UserError(
-            f"config.data.max_length {settings.max_length} exceeds the model's {model.max_length}"
+            f"config.data.max_length {max_length} exceeds the model's {model.max_length}"
         )
     for key in ("batch_size", "eval_batch_size"):
         require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
@@ -98,7 +99,7 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
     )
     make = functools.partial(
         Batches,
-        max_length=settings.max_length,
+        max_length=max_length,
         packing=settings.packing,
         seed=config.seed,
         pad_id=tokenizer.pad_id,
@@ -109,7 +110,7 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
         kept, summary = prepare_examples(
             rows,
             tokenizer,
-            max_length=settings.max_length,
+            max_length=max_length,
             loss_on=settings.loss_on,
             vocabulary_size=model.vocabulary,
         )
