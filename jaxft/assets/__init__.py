@@ -1,0 +1,20 @@
+"""The embedded model and data of the quickstart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def tiny_folder() -> Path:
+    """The Hugging Face folder of the embedded base, which `config.model = "tiny"` means."""
+    return Path(__file__).parent / "tiny"
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder that a model's name means: "tiny" the embedded base, any other name itself."""
+    return tiny_folder() if str(name) == "tiny" else Path(name)
+
+
+def quickstart_data(name: str) -> Path:
+    """The JSONL file of the quickstart's rows: `train` or `heldout`."""
+    return Path(__file__).parent / "quickstart" / f"{name}.jsonl"
