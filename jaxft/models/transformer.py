@@ -9,8 +9,9 @@ asks no kernel what it is: `contract`, `take` and `bind` know.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +24,7 @@ from jaxft.models.attention import attention, attention_reference
 from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
 from jaxft.models.sharding import constrain, gather_layer
-from jaxft.weights import Tied, bind, contract, take
+from jaxft.weights import KEPT, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
 FOREVER = 2**30  # a window that no sequence fills
@@ -172,12 +173,24 @@ def _norm(config: Config, norm: Params, x: jax.Array) -> jax.Array:
     return rms_norm(x, norm["scale"], epsilon=config.norm_epsilon, offset=config.norm_offset)
 
 
-def _project(projection: Params, x: jax.Array) -> jax.Array:
-    """`x @ kernel + bias`, named so that remat = dots can keep it."""
-    y = contract(x, projection["kernel"])
-    if "bias" in projection:
-        y = y + jnp.broadcast_to(projection["bias"].astype(y.dtype), y.shape)
-    return checkpoint_name(y, "projection")
+def _project(prepare: Any, projections: Sequence[Params], *inputs: jax.Array) -> list[jax.Array]:
+    """`prepare(*inputs) @ kernel + bias` for each projection, named so that remat = dots can keep it.
+
+    Kept for the backward pass are the inputs and what the weights mark by `keep`. What `prepare` gives (a norm's or
+    an activation's output, as wide as they) is made again there, and the products themselves are not needed.
+    """
+
+    def products(*inputs: jax.Array) -> list[jax.Array]:
+        x = prepare(*inputs)
+        return [contract(x, projection["kernel"]) for projection in projections]
+
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+    outputs = jax.checkpoint(products, prevent_cse=False, policy=policy)(*inputs)
+    for place, (y, projection) in enumerate(zip(outputs, projections, strict=True)):
+        if "bias" in projection:
+            y = y + jnp.broadcast_to(projection["bias"].astype(y.dtype), y.shape)
+        outputs[place] = checkpoint_name(y, "projection")
+    return outputs
 
 
 def _block(
@@ -193,10 +206,10 @@ def _block(
     """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`; with `past`, keys and values too."""
     layer = bind(gather_layer(layer), params)
     x = constrain(x, "residual")
-    y = _norm(config, layer["attention_norm"], x)
-    y, *written = _attend(config, layer["attention"], window, y, segments, positions, past)
+    norm = functools.partial(_norm, config, layer["attention_norm"])
+    y, *written = _attend(config, layer["attention"], norm, window, x, segments, positions, past)
     x = x + (_norm(config, layer["post_attention_norm"], y) if config.post_norms else y)
-    y = _feed_forward(config, layer["mlp"], _norm(config, layer["mlp_norm"], x))
+    y = _feed_forward(config, layer["mlp"], functools.partial(_norm, config, layer["mlp_norm"]), x)
     x = x + (_norm(config, layer["post_mlp_norm"], y) if config.post_norms else y)
     x = constrain(x, "residual")
     return (x, *written) if written else x
@@ -205,13 +218,14 @@ def _block(
 def _attend(
     config: Config,
     layer: Params,
+    norm: Any,
     window: jax.Array | None,
     x: jax.Array,
     segments: jax.Array,
     positions: jax.Array,
     past: tuple[jax.Array, ...] | None,
 ) -> tuple[jax.Array, ...]:
-    query, key, value = _query_key_value(config, layer, x)
+    query, key, value = _query_key_value(config, layer, norm, x)
     if config.positions == "rotary":
         scaling = dict(config.rope_scaling)
         frequencies, factor = rope_frequencies(
@@ -235,8 +249,11 @@ def _attend(
         key, value = keys[number], values[number]
         y = attention_reference(query, key, value, segments, seen, offset=index, **settings)
     y = constrain(y, "heads")
-    y = y.transpose(0, 2, 1, 3).reshape(*x.shape[:-1], config.heads * config.head_dim)
-    return (_project(layer["o_proj"], y), *written)
+
+    def joined(y: jax.Array) -> jax.Array:
+        return y.transpose(0, 2, 1, 3).reshape(*x.shape[:-1], config.heads * config.head_dim)
+
+    return (*_project(joined, [layer["o_proj"]], y), *written)
 
 
 def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
@@ -246,14 +263,16 @@ def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Arra
     return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), start)
 
 
-def _query_key_value(config: Config, layer: Params, x: jax.Array) -> tuple[jax.Array, ...]:
+def _query_key_value(
+    config: Config, layer: Params, norm: Any, x: jax.Array
+) -> tuple[jax.Array, ...]:
     """(batch, heads, length, head_dim) each, from one fused kernel or from three."""
     sizes = (config.heads, config.key_heads, config.key_heads)
     if config.fused_qkv:
         ends = [config.head_dim * sum(sizes[:i]) for i in (1, 2)]
-        parts = jnp.split(_project(layer["qkv_proj"], x), ends, axis=-1)
+        parts = jnp.split(_project(norm, [layer["qkv_proj"]], x)[0], ends, axis=-1)
     else:
-        parts = [_project(layer[name], x) for name in ("q_proj", "k_proj", "v_proj")]
+        parts = _project(norm, [layer[name] for name in ("q_proj", "k_proj", "v_proj")], x)
     split = (
         part.reshape(*x.shape[:-1], heads, config.head_dim).transpose(0, 2, 1, 3)
         for part, heads in zip(parts, sizes, strict=True)
@@ -261,12 +280,12 @@ def _query_key_value(config: Config, layer: Params, x: jax.Array) -> tuple[jax.A
     return tuple(constrain(part, "heads") for part in split)
 
 
-def _feed_forward(config: Config, layer: Params, x: jax.Array) -> jax.Array:
-    up = constrain(_project(layer["up_proj"], x), "feed_forward")
-    if not config.gated:
-        return _project(layer["down_proj"], activate(up, config.activation))
-    gate = constrain(_project(layer["gate_proj"], x), "feed_forward")
-    return _project(layer["down_proj"], gated(gate, up, config.activation))
+def _feed_forward(config: Config, layer: Params, norm: Any, x: jax.Array) -> jax.Array:
+    names = ("gate_proj", "up_proj") if config.gated else ("up_proj",)
+    wide = _project(norm, [layer[name] for name in names], x)
+    wide = [constrain(part, "feed_forward") for part in wide]
+    act = functools.partial(gated if config.gated else activate, activation=config.activation)
+    return _project(act, [layer["down_proj"]], *wide)[0]
 
 
 def initial_params(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:

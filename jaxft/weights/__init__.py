@@ -1,6 +1,7 @@
 """What a kernel leaf can be, one file a weight, and the rule that multiplies, merges and describes them."""
 
 from jaxft.weights.base import (
+    KEPT,
     Weight,
     base_of,
     bind,
@@ -23,6 +24,7 @@ from jaxft.weights.tied import Tied, Transposed
 from jaxft.weights.vera import SHARED, VeRA, projections
 
 __all__ = [
+    "KEPT",
     "SHARED",
     "DeltaLoRA",
     "DoRA",

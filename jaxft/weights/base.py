@@ -14,6 +14,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from jaxft.tree import PyTree, flatten_with_paths
@@ -139,6 +140,17 @@ class Weight:
 def is_weight(leaf: Any) -> bool:
     """Tells a `Weight` from an array or a dictionary: the `is_leaf` of walks over whole weights."""
     return isinstance(leaf, Weight)
+
+
+KEPT = "weight_kept"
+
+
+def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Marks what a weight would rather keep for the backward pass than compute again.
+
+    The decoder's `jax.checkpoint` around a projection saves what bears the name `KEPT` and nothing else.
+    """
+    return checkpoint_name(x, KEPT)
 
 
 def _matrix(kernel: jax.Array, rows: int) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.weights.base import materialize, weight
+from jaxft.weights.base import keep, materialize, weight
 from jaxft.weights.lora import LoRA
 from jaxft.weights.site import Site
 
@@ -43,12 +43,12 @@ class DoRA(LoRA):
         """m / |W + s a b|, and 1 in a layer that is not adapted."""
         change = jax.lax.stop_gradient(self.change())
         base = jax.lax.stop_gradient(materialize(self.base)).reshape(change.shape)
-        norm = column_norm(base.astype(change.dtype) + change)
+        norm = keep(column_norm(base.astype(change.dtype) + change))
         adapted = jnp.broadcast_to(self.scale[..., None] != 0, norm.shape)
         return jnp.where(adapted, self.magnitude.astype(norm.dtype) / norm, 1.0)
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return super().contract(x) * _along_last(self.ratio(), x)
+        return keep(super().contract(x)) * _along_last(self.ratio(), x)
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return super().contract_transposed(x * _along_last(self.ratio(), x))

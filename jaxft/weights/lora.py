@@ -13,6 +13,7 @@ from jaxft.weights.base import (
     Weight,
     contract,
     contract_transposed,
+    keep,
     materialize,
     replace,
     static,
@@ -39,8 +40,8 @@ def down(
         return drop(x, rate, key) @ a.astype(x.dtype)
 
     if key is None or rate == 0.0:
-        return product(x, a, None)
-    return jax.checkpoint(product, prevent_cse=False)(x, a, key)
+        return keep(product(x, a, None))
+    return keep(jax.checkpoint(product, prevent_cse=False)(x, a, key))
 
 
 @jax.custom_vjp

@@ -40,7 +40,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils.logging import disable_progress_bar
-
 from trl import SFTConfig, SFTTrainer
 
 FOLDER = Path(__file__).parent / "trl"
