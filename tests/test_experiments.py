@@ -1,0 +1,102 @@
+"""The scripts in experiments/: each says what it does, and methods.py draws what it measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxft.methods import METHODS
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+PNG = b"\x89PNG"
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess:
+    """Runs methods.py as its user does."""
+    words = [sys.executable, EXPERIMENTS / "methods.py", *arguments]
+    return subprocess.run(
+        list(map(str, words)),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A handful of rows in E2E's form."""
+    folder = tmp_path_factory.mktemp("e2e")
+    for name, places in {"valid": 12, "test": 6}.items():
+        lines = [f"name : N{n} | area : riverside||N{n} is near the river ." for n in range(places)]
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(corpus, tmp_path_factory):
+    """(folder, process) of two updates of two methods."""
+    folder = tmp_path_factory.mktemp("results")
+    process = call(
+        *("--data", corpus, "--output", folder, "--methods", "lora", "vera"),
+        *("--steps", 2, "--eval-every", 1, "--heldout", 4),
+    )
+    assert process.returncode == 0, process.stderr
+    return folder, process
+
+
+@pytest.mark.parametrize("script", sorted(EXPERIMENTS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_answers_help(script, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    monkeypatch.setattr(sys, "argv", [script.name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {script.name}")
+
+
+def test_every_method_has_a_rate_and_a_line_of_its_own(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    script = runpy.run_path(str(EXPERIMENTS / "methods.py"))
+    assert set(script["RATES"]) == set(script["STYLES"]) == set(METHODS)
+    assert len(set(script["STYLES"].values())) == len(METHODS)
+
+
+def test_the_curves_begin_at_the_same_loss_and_have_a_point_an_evaluation(measured):
+    rows = json.loads((measured[0] / "methods.json").read_text())["rows"]
+    assert [row["steps"] for row in rows] == [[0, 1, 2]] * 2
+    assert rows[0]["losses"][0] == pytest.approx(rows[1]["losses"][0], rel=1e-5)
+    assert all(row["output_bytes"] > 4 * row["trained"] for row in rows)
+
+
+def test_the_table_is_printed_and_written(measured):
+    folder, process = measured
+    page = (folder / "methods.md").read_text()
+    assert page in process.stdout
+    assert page.count("\n| `") == 2
+    assert "| `lora` | 299,008 |" in page
+
+
+def test_the_plot_is_drawn_again_without_training(measured):
+    folder, _ = measured
+    plot = folder / "methods.png"
+    assert plot.read_bytes().startswith(PNG)
+    plot.unlink()
+    process = call("--plot-only", "--output", folder)
+    assert process.returncode == 0, process.stderr
+    assert plot.read_bytes().startswith(PNG)
+
+
+def test_a_folder_without_the_data_is_told(tmp_path):
+    process = call("--data", tmp_path, "--output", tmp_path)
+    assert process.returncode != 0
+    assert process.stderr.strip().endswith(
+        "--data takes the folder of E2E's valid.txt and test.txt"
+    )
+    assert not list(tmp_path.iterdir())
