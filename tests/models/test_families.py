@@ -56,9 +56,10 @@ NEW = {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "linear", "factor"
 def test_rotary_settings_read_the_same_in_the_old_style_and_the_new():
     old, new = read(LLAMA | OLD), read(LLAMA | NEW)
     assert old.rope_theta == new.rope_theta == 5000.0
-    assert dict(old.rope_scaling) == {"type": "linear", "factor": 2.0}
-    assert dict(new.rope_scaling) == {"rope_type": "linear", "factor": 2.0}
+    assert dict(old.rope_scaling) == {"rope_type": "linear", "factor": 2.0}
+    assert old.rope_scaling == new.rope_scaling
     assert read(LLAMA | {"rope_scaling": None}).rope_scaling == ()
+    assert read(LLAMA | {"rope_parameters": {"rope_type": "default"}}).rope_scaling == ()
 
 
 def test_qwen2_has_biases_on_q_k_v_alone_and_windows_only_when_they_are_on():
