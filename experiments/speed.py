@@ -1,15 +1,15 @@
-"""Speed, memory and time to the first step beside PEFT, in one run: the SmolLM-135M shape, LoRA r = 16, 2 x 512 tokens.
+"""Speed, memory and time to the first step beside PEFT: SmolLM-135M's shape, LoRA, 2 x 512 tokens.
 
     python experiments/speed.py [--reference-python PATH] [--rounds 5] [--steps 2] [--record]
     python experiments/speed.py --depth        compile time of 4 and 32 layers
 
 Every column is a process of its own that holds its model and waits. They take turns, round after
-round, so that all of them see the same machine: the ratios hold, the absolute figures are those of
-the day. All start from the same random weights (float32), and the LoRA columns from the same
-adapter, which jaxft writes and PEFT loads; the losses of the measured steps are printed and must
-agree, so the speed is speed at equal losses. PEFT runs transformers' llama with SDPA in an
-environment that the script makes (`.venv-reference`), unless `--reference-python` names one that
-exists.
+round, so that all see the same machine: ratios hold, absolute figures are those of the day. Run it on
+an idle machine: torch's threads wait for each other and lose far more than XLA's to other work.
+All start from the same random weights (float32), the LoRA columns from the same adapter, which jaxft
+writes and PEFT loads; the losses of the measured steps are printed and must agree. PEFT runs
+transformers' llama with SDPA in an environment that the script makes (`.venv-reference`), unless
+`--reference-python` names one.
 """
 
 from __future__ import annotations
@@ -43,19 +43,9 @@ def shape_of(layers: int = 30) -> Any:
     """The decoder's shape: SmolLM-135M's, with as many layers as asked."""
     from jaxft.models import Config
 
-    return Config(
-        family="llama",
-        vocabulary=VOCABULARY,
-        hidden=576,
-        intermediate=1536,
-        layers=layers,
-        heads=9,
-        key_heads=3,
-        head_dim=64,
-        max_length=2048,
-        query_scale=64**-0.5,
-        tied=True,
-    )
+    sizes = {"vocabulary": VOCABULARY, "hidden": 576, "intermediate": 1536, "layers": layers}
+    heads = {"heads": 9, "key_heads": 3, "head_dim": 64, "query_scale": 64**-0.5}
+    return Config(family="llama", max_length=2048, tied=True, **sizes, **heads)
 
 
 def tokens_of(number: int) -> Any:
@@ -67,7 +57,7 @@ def tokens_of(number: int) -> Any:
 
 
 def prepare(folder: Path) -> None:
-    """Writes the random model as a Hugging Face folder, and a fresh LoRA adapter as a PEFT folder."""
+    """Writes the random model as a Hugging Face folder, a fresh LoRA adapter as a PEFT folder."""
     import jax
 
     import jaxft
@@ -81,7 +71,7 @@ def prepare(folder: Path) -> None:
 
 
 def jaxft_step(config: Any, trainable: Any, method: Any) -> tuple[Any, Any]:
-    """The library's step, jitted, and its state before the first update; both abstract for an abstract tree."""
+    """The library's step, jitted, and its first state (abstract where the tree is)."""
     import functools
 
     import jax
@@ -179,7 +169,7 @@ def peak_bytes() -> int:
 
 
 def work(name: str, folder: Path) -> None:
-    """A worker: says that its model is loaded, then answers each "go N" with what N updates took."""
+    """A worker: says that its model is loaded, then answers "go N" with what N updates took."""
     answers, sys.stdout = sys.stdout, sys.stderr
     update = peft_worker(folder) if name == PEFT else jaxft_worker(name, folder)
     print(json.dumps({"ready": name}), file=answers, flush=True)
@@ -253,15 +243,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, 
 
 
 def table(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The figures as a Markdown table; ratios of speed are medians over the rounds, each round against itself."""
+    """The figures as a Markdown table; a ratio of speeds is the median of those of the rounds."""
     reference = results[PEFT]
     lines = ["| | tokens/s | x PEFT | first step | peak memory | x PEFT | loss, first and last |"]
     lines.append("| --- " + "| ---: " * 6 + "|")
     for name, column in results.items():
         speed = BATCH * LENGTH / statistics.median(column["seconds"])
+        shown = name if name == PEFT else f"jaxft {name}"
         memory, losses = column["peak_bytes"], column["losses"]
         lines.append(
-            f"| {name if name == PEFT else f'jaxft {name}'} | {speed:.0f} | {faster(column, reference):.2f} "
+            f"| {shown} | {speed:.0f} | {faster(column, reference):.2f} "
             f"| {column['first_step_seconds']:.1f} s | {memory / 1e9:.2f} GB "
             f"| {memory / reference['peak_bytes']:.2f} | {losses[0]:.4f}, {losses[-1]:.4f} |"
         )
@@ -318,7 +309,7 @@ def compile_seconds(layers: int) -> tuple[float, float]:
 
 
 def depth(rounds: int) -> list[str]:
-    """Time to trace and compile at both depths, in turn; the least of the rounds, which noise only adds to."""
+    """Time to trace and compile at both depths: the least of the rounds, as noise only adds."""
     times = {layers: [] for layers in DEPTHS}  # type: dict[int, list[tuple[float, float]]]
     compile_seconds(1)  # the first ever also starts the compiler
     for _ in range(rounds):
