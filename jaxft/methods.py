@@ -114,6 +114,8 @@ def _row(
         **{"name": name, "weight": weight, "transform": weight.at, "trainable": trainable} | own
     )
     allowed = [setting for setting in SETTINGS if setting not in row.without]
+    lists = ("targets", "trainable", "train_also")
+    user = {k: (v,) if k in lists and isinstance(v, str) else v for k, v in user.items()}
     for key, value in user.items():
         if key in row.without:
             raise UserError(f"method {name} takes no {key}: {row.without[key]}")

@@ -94,3 +94,7 @@ def test_delta_lora_with_a_start_step_asks_for_one_event():
 def test_what_is_no_leaf_of_the_weight_cannot_train(name, part):
     with pytest.raises(UserError, match=f"method {name}: no part '{part}' to train"):
         METHODS[name](trainable=(part,))
+
+
+def test_a_lone_name_is_a_list_of_one():
+    assert METHODS["lora"](targets="q_proj").targets == ("q_proj",)

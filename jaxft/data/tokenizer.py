@@ -10,6 +10,7 @@ from typing import Any
 
 import tokenizers
 
+from jaxft.assets import model_folder
 from jaxft.errors import UserError, nearest
 
 NAMED_TOKENS = (
@@ -96,7 +97,7 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
     Raises:
       UserError: a file is missing or cannot be read, or `chat_template` names nothing.
     """
-    folder = Path(folder)
+    folder = model_folder(folder)
     backend = _read_backend(folder / "tokenizer.json")
     settings = _read_json(folder / "tokenizer_config.json")
     model = _read_json(folder / "config.json")

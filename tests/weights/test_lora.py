@@ -13,7 +13,7 @@ import jaxft
 from jaxft.methods import METHODS
 from jaxft.tree import flatten_with_paths
 from jaxft.weights import LoRA, precondition_by_a
-from jaxft.weights.lora import drop
+from jaxft.weights.lora import drop, up
 
 
 def normal(seed, *shape):
@@ -34,6 +34,17 @@ def test_the_start_is_pytorchs_kaiming_uniform_and_zero():
     assert float(jnp.max(jnp.abs(kernel.a))) <= bound
     np.testing.assert_allclose(float(jnp.std(kernel.a)), bound / math.sqrt(3), rtol=0.02)
     assert not np.any(kernel.b)
+
+
+def test_the_product_with_b_and_its_gradients_are_those_of_a_plain_one():
+    narrow, b, seen = normal(0, 2, 5, 3), normal(1, 3, 7), normal(2, 2, 5, 7)
+    found, pull = jax.vjp(up, narrow, b)
+    expected, plain = jax.vjp(jnp.matmul, narrow, b)
+    jax.tree.map(
+        lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5),
+        (found, pull(seen)),
+        (expected, plain(seen)),
+    )
 
 
 def test_layers_of_a_stack_start_differently():
