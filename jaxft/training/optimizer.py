@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxft.errors import UserError
 from jaxft.methods import Method
 from jaxft.tree import PyTree, flatten_with_paths, label, require_matches
-from jaxft.weights import Weight, is_weight, replace
+from jaxft.weights import is_weight, replace
 
 
 def schedule(settings: ConfigDict, steps: int) -> optax.Schedule:
@@ -125,7 +125,7 @@ def _rates(method: Method, trainable: PyTree) -> optax.GradientTransformation:
     factors = dict(method.learning_rates)
 
     def scale(leaf: Any) -> Any:
-        if not isinstance(leaf, Weight):
+        if method.weight is None or not isinstance(leaf, method.weight):
             return leaf
         changes = {
             part: getattr(leaf, part) * jnp.asarray(factor, getattr(leaf, part).dtype)

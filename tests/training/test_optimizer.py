@@ -15,6 +15,7 @@ import pytest
 import jaxft
 from jaxft.errors import UserError
 from jaxft.training.optimizer import make_optimizer, schedule
+from jaxft.weights import Tied
 
 
 def rates(settings: Any, steps: int) -> list[float]:
@@ -59,8 +60,12 @@ def test_the_final_fraction_is_where_it_ends(configure: Callable[..., Any]) -> N
 
 
 def tree() -> dict[str, Any]:
-    """A tree with an adapter target and a norm."""
-    return {"q_proj": {"kernel": jnp.ones((4, 6))}, "norm": {"scale": jnp.ones(4)}}
+    """A tree with an adapter target, a norm, and a tied head, which is a weight without parts."""
+    return {
+        "q_proj": {"kernel": jnp.ones((4, 6))},
+        "norm": {"scale": jnp.ones(4)},
+        "head": {"kernel": Tied(path=("embed",), head_shape=(4, 9), head_dtype=jnp.float32)},
+    }
 
 
 def adapted(method: Any) -> tuple[Any, Any]:
