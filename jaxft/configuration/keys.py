@@ -80,7 +80,7 @@ def assign(config: ConfigDict, key: str, value: Any) -> None:
     """Writes the value at the key's place, in a locked configuration as well."""
     section, _, name = key.rpartition(".")
     holder = config[section] if section else config
-    with holder.unlocked():
+    with holder.unlocked(), holder.ignore_type():
         holder[name] = value
 
 

@@ -21,6 +21,8 @@ TAKES = {
     tuple: """a list of values, such as a,b or '("a", "b")'""",
     dict: """a mapping, such as '{"a": 1}'""",
 }
+# Keys of text that take a mapping as well: several held-out sets by name.
+ALSO = {"data.eval": dict[str, Any]()}
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -32,6 +34,8 @@ def from_text(key: str, text: str, default: Any) -> Any:
     >>> from_text("method.targets", "q_proj,v_proj", ())
     ('q_proj', 'v_proj')
     """
+    if key in ALSO:
+        default = ALSO[key] if text.strip().startswith("{") else ""
     readers = {bool: _bool, int: _int, float: _float, str: _unquoted, tuple: _tuple, dict: _dict}
     try:
         return _typed(readers[type(default)](text.strip()), default)
@@ -45,6 +49,8 @@ def from_value(key: str, value: Any, default: Any) -> Any:
     >>> from_value("steps", 1000.0, 0), from_value("method.targets", ["q_proj"], ())
     (1000, ('q_proj',))
     """
+    if key in ALSO:
+        default = ALSO[key] if isinstance(value, Mapping) else ""
     try:
         return _typed(value, default)
     except ValueError:

@@ -69,6 +69,8 @@ class Batches:
         order = order.shuffle(seed=seed % 2**32) if shuffle else order
         # `repeat` comes last: an epoch ends with its own partial batch.
         self._batches = order.batch(batch_size, batch_fn=make).repeat(epochs)
+        self._rows_of = order.batch(batch_size, batch_fn=list).repeat(epochs)
+        self._examples = examples
         self._iterator = self._new_iterator()
 
     def _new_iterator(self) -> grain.DatasetIterator:
@@ -82,6 +84,10 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         """Batch number `step`, counted from 0 over all epochs."""
         return self._batches[step]
+
+    def example_ids(self, step: int) -> list[str]:
+        """Where the examples of batch number `step` stand, as "path:line"."""
+        return [self._examples[index].origin for row in self._rows_of[step] for index in row]
 
     def __iter__(self) -> Batches:
         """Itself: iteration goes on where it stands."""

@@ -54,7 +54,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
         checkpoints.save(step, tree, {"step": step})
     checkpoints.wait()
     assert checkpoints.latest == 3
-    restored, data = checkpoints.restore(3, trainable)
+    restored, data = checkpoints.restore(3, trainable), checkpoints.data(3)
     checkpoints.close()
     assert data == {"step": 3}
     assert jax.tree.structure(restored) == jax.tree.structure(trainable)
