@@ -248,6 +248,7 @@ class _Run:
             f"{line['learning_rate']:.3g}: the update is not applied; examples {shortened(ids)}"
         )
         if bad >= self.config.optimizer.max_bad_steps:
+            self.checkpoints.wait()
             last = self.checkpoints.latest
             stays = "no checkpoint was written yet" if last is None else f"checkpoint {last} stays"
             raise UserError(f"{self.workdir}: {text}; {bad} such steps in a row: {stays}")
