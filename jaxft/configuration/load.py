@@ -64,6 +64,8 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
         written = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}:{error.lineno}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
+        raise UserError(f"{where}: not JSON that can be read: {error}") from None
     if not isinstance(written, dict):
         raise UserError(f"{where}: not a configuration")
     return conform(ConfigDict(_sections(written)), where)
