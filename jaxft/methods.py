@@ -139,7 +139,7 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and abs(value) < float("inf")  # NaN is not
+    return isinstance(value, numbers.Real) and abs(float(value)) < float("inf")  # NaN is not
 
 
 def _list(value: Any, holds: Callable[[Any], bool]) -> bool:

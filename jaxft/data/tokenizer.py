@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from jaxft.assets import model_folder
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, nearest, shown
 from jaxft.files import read_bytes, read_json, read_text
 
 MAX_BYTES = 100_000_000  # of tokenizer.json; the largest have about 35 MB
@@ -187,7 +187,7 @@ def _config_ids(kind: str, configs: Iterable[dict[str, Any]], size: int, folder:
         value = written.get(f"{kind}_token_id")
         listed = value if isinstance(value, list) else [value] if value is not None else []
         if not all(type(i) is int for i in listed):
-            raise UserError(f"{folder}: {kind}_token_id must be an integer, not {value!r}")
+            raise UserError(f"{folder}: {kind}_token_id must be an integer, not {shown(value)}")
         # A config copied from a larger model may name an id that this vocabulary lacks.
         ids += [i for i in listed if 0 <= i < size]
     return ids
