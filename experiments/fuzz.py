@@ -5,8 +5,8 @@
 Every input is made from a seed, by breaking a sound file (bytes flipped, cut, repeated; JSON values exchanged for
 others of every kind) or from a grammar (templates, command lines). jaxft has to read it or to refuse it with one
 UserError. A finding is: another exception, a message of more than a line or of 2000 letters, more than a second
-of processor time, 256 MB more memory (this process and its confined child), a file written or opened for writing outside of the
-folder of the run, a process started that is not the confined one, a connection, a pickle.
+of processor time, 256 MB more memory (this process and its confined child), a file written outside of the folder
+of the run, a process started that is not the confined one, a connection, a pickle.
 
 `--count` inputs of each kind are tried; `fuzz.md` gets a table of inputs and findings. A finding is printed with
 its kind and number: `--only KIND --first NUMBER --count 1` tries it again.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,10 @@ class Tokenizer:
 
     def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of many texts, in parallel."""
-        encodings = self.backend.encode_batch_fast(
-            list(texts), add_special_tokens=add_special_tokens
-        )
+        with refusing_panics(self.name):
+            encodings = self.backend.encode_batch_fast(
+                list(texts), add_special_tokens=add_special_tokens
+            )
         return [self._without_doubled_bos(encoding.ids, text, add_special_tokens)
                 for encoding, text in zip(encodings, texts, strict=True)]  # fmt: skip
 
@@ -80,7 +82,22 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        with refusing_panics(self.name):
+            return self.backend.decode(
+                [int(i) for i in ids], skip_special_tokens=skip_special_tokens
+            )
+
+
+@contextlib.contextmanager
+def refusing_panics(where: str) -> Iterator[None]:
+    """Tells what the Rust side raises, a bare Exception or a panic (no Exception), as a UserError."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error)[:2000].split())[:200]
+        raise UserError(f"{where}: not a tokenizer that `tokenizers` can use: {reason}") from error
 
 
 def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
@@ -131,16 +148,12 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise UserError(f"{path.parent}: no tokenizer.json there; jaxft reads no other tokenizer")
-    try:
-        text = read_bytes(path, MAX_BYTES).decode("utf-8")
-        backend = tokenizers.Tokenizer.from_str(text)
-    except BaseException as error:  # bare Exception, or a panic of the Rust side, which is none
-        if isinstance(error, UserError | KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a tokenizer that `tokenizers` can read: {reason}") from error
+    with refusing_panics(str(path)):
+        backend = tokenizers.Tokenizer.from_str(read_bytes(path, MAX_BYTES).decode("utf-8"))
     backend.no_truncation()
     backend.no_padding()
+    with refusing_panics(str(path)):  # a post-processor, say, that names a token it lacks
+        backend.encode("a b 1")
     return backend
 
 
