@@ -284,7 +284,9 @@ def row_of(name: str) -> Callable[..., Method]:
     """The row of that name. Raises UserError with the nearest names for an unknown one."""
     if name not in METHODS:
         known = ", ".join(METHODS)
-        raise UserError(f"unknown method {name!r}{nearest(name, METHODS) or f' (known: {known})'}")
+        raise UserError(
+            f"unknown method {shown(name)}{nearest(name, METHODS) or f' (known: {known})'}"
+        )
     return METHODS[name]
 
 

@@ -121,7 +121,8 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
     model = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
     special_tokens = _special_tokens(settings, _read_json(folder / "special_tokens_map.json"))
-    _add_missing_tokens(backend, settings, special_tokens, folder)
+    with refusing_panics(str(folder)):
+        _add_missing_tokens(backend, settings, special_tokens, folder)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
     size = max(vocabulary.values(), default=-1) + 1
