@@ -151,6 +151,10 @@ def _generate_flags(parser: Parser) -> Parser:
     )
     parser.add_argument("--seed", type=_whole(0), default=0, metavar="N")
     parser.add_argument(
+        "--dtype", default="float32", metavar="D", help="float32 (default), bfloat16 or float16"
+    )
+    parser.add_argument("--batch-size", type=_whole(1), default=8, metavar="N", help="default: 8")
+    parser.add_argument(
         "--json",
         dest="as_json",
         action="store_true",
@@ -179,9 +183,13 @@ def _quickstart_flags(parser: Parser) -> Parser:
 
 def _whole(low: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not text.strip().isdecimal() or int(text) < low:
+        try:
+            value = float(text)  # 1e3 is a whole number
+        except ValueError:
+            value = float("nan")
+        if not low <= value < 2**31 or not value.is_integer():
             raise argparse.ArgumentTypeError(f"takes a whole number from {low}, not {text!r}")
-        return int(text)
+        return int(value)
 
     return read
 

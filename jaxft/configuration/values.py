@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.errors import UserError
+from jaxft.errors import UserError, shown
 
 TAKES = {
     bool: "true or false",
@@ -21,7 +21,10 @@ TAKES = {
     tuple: """a list of values, such as a,b or '("a", "b")'""",
     dict: """a mapping, such as '{"a": 1}'""",
 }
-TRUTH = {"true": True, "1": True, "false": False, "0": False}
+TRUTH = {
+    **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
+}
 
 
 def from_text(key: str, text: str, default: Any) -> Any:
@@ -55,7 +58,7 @@ def literal(text: str) -> Any:
     """What `text` means in JSON, else in Python; ValueError if it means nothing in either."""
     try:
         return tupled(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         with warnings.catch_warnings():  # "\." in a regular expression is meant as it stands
@@ -72,9 +75,22 @@ def tupled(value: Any) -> Any:
     return tuple(map(tupled, value)) if isinstance(value, (list, tuple)) else value
 
 
+def whole_inside(value: Any) -> Any:
+    """Integers for the whole numbers of a mapping or a tuple: `1e1` means 10 there too.
+
+    >>> whole_inside({"q_proj": 1e1, "k_proj": 0.5}), whole_inside((2.0,))
+    ({'q_proj': 10, 'k_proj': 0.5}, (2,))
+    """
+    if isinstance(value, dict):
+        return {key: whole_inside(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(whole_inside, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _wrong(key: str, value: Any, default: Any) -> UserError:
     takes = TAKES.get(type(default), type(default).__name__)
-    return UserError(f"config.{key} takes {takes}, not {value!r}")
+    return UserError(f"config.{key} takes {takes}, not {shown(value, 200)}")
 
 
 def _typed(value: Any, default: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, nearest, shown
 
 # What a row of each format must have. Rows are recognised by these keys, in any order.
 FORMATS = {
@@ -185,7 +185,7 @@ def check_messages(row: Row, key: str = "messages") -> None:
         role = message["role"]
         if role not in ROLES:
             raise UserError(
-                f"{where}: unknown role {role!r}; known: {', '.join(ROLES)}{nearest(role, ROLES)}"
+                f"{where}: unknown role {shown(role)}; known: {', '.join(ROLES)}{nearest(role, ROLES)}"
             )
 
 

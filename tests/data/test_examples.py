@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tokenizers
 
+from jaxft.confined.template import compile_template
 from jaxft.data import Row, prepare_examples
-from jaxft.data.chat import compile_template
 from jaxft.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
