@@ -5,33 +5,23 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int32
 
 from jaxft.data.chat import encode_chat, encode_chat_with_mask
 from jaxft.data.sources import Row, unused_keys
+from jaxft.data.store import Example as Example
+from jaxft.data.store import Examples, Writer
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.errors import UserError, nearest
 
 LOSS_ON = ("completion", "all")
+COUNTS = (
+    "dropped", "truncated", "tokens", "trained_tokens", "without_eos", "split", "pieces", "diverged",
+)  # fmt: skip
 CHUNK = 1024  # rows tokenized at once: enough for the tokenizer's threads
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A sequence to train on.
-
-    Attributes:
-      tokens: ids.
-      trained: which ids are targets. The first never is: nothing stands before it.
-      origin: "path:line" of its row.
-    """
-
-    tokens: Int32[np.ndarray, " length"]
-    trained: Bool[np.ndarray, " length"]
-    origin: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +37,7 @@ class Summary:
       tokens, trained_tokens: in the examples kept.
       longest: tokens in the longest row before truncation.
       without_eos: examples kept, not truncated, in which no EOS is trained.
+      split: texts that were longer and stand in several pieces; their number is in `pieces`.
       diverged: rows whose prompt alone has other tokens than at the beginning of prompt and
         completion; the completion begins where they part.
       unused_keys: keys of the rows that the format does not use.
@@ -62,6 +53,8 @@ class Summary:
     trained_tokens: int
     longest: int
     without_eos: int
+    split: int
+    pieces: int
     diverged: int
     unused_keys: tuple[str, ...]
     max_length: int
@@ -76,6 +69,10 @@ class Summary:
         ]
         if self.truncated:
             parts.append(f"{self.truncated} truncated to {self.max_length}")
+        if self.split:
+            parts.append(
+                f"{self.split} long texts split into {self.pieces} pieces of up to {self.max_length}"
+            )
         if self.dropped:
             parts.append(f"{self.dropped} of {self.rows} dropped without a trained token")
         if self.without_eos:
@@ -94,7 +91,8 @@ def prepare_examples(
     max_length: int,
     loss_on: str,
     vocabulary_size: int | None = None,
-) -> tuple[list[Example], Summary]:
+    split_texts: bool = False,
+) -> tuple[Examples, Summary]:
     """Tokenizes rows by the rules of TRL's SFTTrainer (1.16).
 
     prompt_completion: prompt and completion are tokenized as one text, with an EOS at the end of
@@ -110,35 +108,42 @@ def prepare_examples(
       tokenizer: the model's.
       max_length: tokens kept of a row.
       loss_on: "completion" (completions, assistant's turns) or "all" (every token).
+      split_texts: longer rows of the format text are split into pieces, and no token is lost.
       vocabulary_size: ids at or above it are an error; None skips the check.
 
     Raises:
       UserError: an unknown `loss_on`, no EOS, an id outside of the vocabulary, or no example left.
     """
     _check_arguments(max_length, loss_on)
-    examples: list[Example] = []
-    counts: collections.Counter[str] = collections.Counter()
+    examples = Writer()
+    counts: collections.Counter[str] = collections.Counter(dict.fromkeys(COUNTS, 0))
     longest = 0
     for row, ids, trained, diverged in _tokenize(rows, tokenizer, loss_on):
         _check_ids(row, ids, vocabulary_size)
-        example = _cut(row, ids, trained, max_length)
+        split = split_texts and row.format == "text" and len(ids) > max_length
         longest = max(longest, len(ids))
         counts["diverged"] += diverged
-        counts["truncated"] += len(ids) > max_length
-        if example.trained.any():
+        counts["truncated"] += len(ids) > max_length and not split
+        pieces = _pieces(len(ids), max_length) if split else [slice(max_length)]
+        counts["split"] += split
+        counts["pieces"] += len(pieces) if split else 0
+        for piece in pieces:
+            example = _cut(row, ids[piece], trained[piece])
+            targets = int(np.count_nonzero(example.trained))
+            if not targets:
+                counts["dropped"] += 1
+                continue
             examples.append(example)
-            targets = example.tokens[example.trained].tolist()
             counts["tokens"] += len(example.tokens)
-            counts["trained_tokens"] += len(targets)
-            ends = not set(tokenizer.eos_ids).isdisjoint(targets)
-            counts["without_eos"] += len(ids) <= max_length and not ends
+            counts["trained_tokens"] += targets
+            whole = len(ids) <= max_length or (split and piece == pieces[-1])
+            counts["without_eos"] += whole and not _trains_any(example, tokenizer.eos_ids)
     if not examples:
         raise UserError(_nothing_left(rows, counts["truncated"], max_length, loss_on))
-    return examples, Summary(
+    return examples.examples(), Summary(
         format=rows[0].format,
         rows=len(rows),
         examples=len(examples),
-        dropped=len(rows) - len(examples),
         longest=longest,
         unused_keys=unused_keys(rows),
         max_length=max_length,
@@ -156,10 +161,30 @@ def _check_arguments(max_length: int, loss_on: str) -> None:
         raise UserError(f"max_length is {max_length}: a sequence needs 2 tokens to predict one")
 
 
-def _cut(row: Row, ids: list[int], trained: np.ndarray, max_length: int) -> Example:
-    """The example's start, of `max_length` tokens; its first token is no target."""
-    tokens = np.asarray(ids[:max_length], dtype=np.int32)
-    return Example(tokens, trained[:max_length] & (np.arange(len(tokens)) > 0), row.origin)
+def _cut(row: Row, ids: list[int], trained: np.ndarray) -> Example:
+    """The example; its first token is no target."""
+    marks = np.array(trained)
+    marks[:1] = False
+    return Example(np.asarray(ids, dtype=np.int32), marks, row.origin)
+
+
+def _trains_any(example: Example, ids: tuple[int, ...]) -> bool:
+    """Whether one of the ids is a target; most often the last token is."""
+    if example.trained[-1] and int(example.tokens[-1]) in ids:
+        return True
+    return not set(ids).isdisjoint(example.tokens[example.trained].tolist())
+
+
+def _pieces(length: int, max_length: int) -> list[slice]:
+    """Where a long text is split: full pieces, and a last one of two tokens or more.
+
+    >>> _pieces(9, 4)
+    [slice(0, 4, None), slice(4, 7, None), slice(7, 9, None)]
+    """
+    edges = [*range(0, length, max_length), length]
+    if length % max_length == 1:
+        edges[-2] -= 1  # a token alone would be no target
+    return [slice(*edge) for edge in itertools.pairwise(edges)]
 
 
 Tokenized = tuple[Row, list[int], np.ndarray, bool]  # ids, trained, whether the prompt parted

@@ -15,7 +15,7 @@ from jaxft.adaptation import adapt, adopt
 from jaxft.assets import model_folder
 from jaxft.data import (
     Batches,
-    Example,
+    Examples,
     Row,
     Tokenizer,
     encode_chat,
@@ -28,7 +28,7 @@ from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
-from jaxft.training.sharding import leaf_sharding, require_rows, shardings
+from jaxft.training.sharding import host_rows, leaf_sharding, require_rows, shardings
 from jaxft.training.step import Loss
 from jaxft.tree import PyTree
 
@@ -105,7 +105,7 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
         pad_id=tokenizer.pad_id,
     )
 
-    def examples(paths: Any) -> tuple[list[Row], list[Example], str]:
+    def examples(paths: Any) -> tuple[list[Row], Examples, str]:
         rows = read_rows(paths, settings.format)
         kept, summary = prepare_examples(
             rows,
@@ -113,16 +113,21 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
             max_length=max_length,
             loss_on=settings.loss_on,
             vocabulary_size=model.vocabulary,
+            split_texts=settings.packing,
         )
         return rows, kept, str(summary)
 
     _, kept, line = examples(settings.train)
-    train = make(kept, batch_size=config.batch_size, shuffle=settings.shuffle)
+    size = config.batch_size
+    train = make(kept, batch_size=size, shuffle=settings.shuffle, host_rows=host_rows(size, mesh))
     lines = [f"training data: {line}; {_rows_line(train, settings.packing)}"]
     held_out, prompts = None, []
     if settings.eval:
         rows, kept, line = examples(settings.eval)
-        held_out = make(kept, batch_size=config.eval_batch_size, shuffle=False, epochs=1)
+        size = config.eval_batch_size
+        held_out = make(
+            kept, batch_size=size, shuffle=False, epochs=1, host_rows=host_rows(size, mesh)
+        )
         lines.append(f"held-out data: {line}")
         room = model.max_length - config.samples.max_new_tokens
         prompts = _spread(rows, config.samples.count)
