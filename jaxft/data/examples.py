@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -122,6 +123,7 @@ def prepare_examples(
         _check_ids(row, ids, vocabulary_size)
         split = split_texts and row.format == "text" and len(ids) > max_length
         longest = max(longest, len(ids))
+        examples.row_lengths.append(len(ids))
         counts["diverged"] += diverged
         counts["truncated"] += len(ids) > max_length and not split
         pieces = _pieces(len(ids), max_length) if split else [slice(max_length)]
@@ -255,7 +257,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [ids[:-1] for ids in encoded] if adds_eos else encoded
 
 
-def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+def common_prefix_length(left: Sequence[Any], right: Sequence[Any]) -> int:
     """How many leading ids two sequences share.
 
     >>> common_prefix_length([1, 2, 3], [1, 2, 4, 5])

@@ -41,6 +41,7 @@ class Examples(Sequence[Example]):
       sources: the places that the examples come from ("train.jsonl").
       source: index in `sources` of each.
       lines: of each in its source; -1 where its origin names none.
+      row_lengths: of every row before it was cut, split or dropped.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class Examples(Sequence[Example]):
         source: Int32[np.ndarray, " examples"],
         lines: Int64[np.ndarray, " examples"],
         sources: Sequence[str],
+        row_lengths: Int32[np.ndarray, " rows"],
     ) -> None:
         self.tokens, self.trained, self.lengths = tokens, trained, lengths
         self.source, self.lines, self.sources = source, lines, list(sources)
+        self.row_lengths = row_lengths
         self._ends = np.cumsum(lengths, dtype=np.int64)
 
     @classmethod
@@ -64,6 +67,7 @@ class Examples(Sequence[Example]):
         writer = Writer()
         for example in examples:
             writer.append(example)
+            writer.row_lengths.append(len(example.tokens))
         return writer.examples()
 
     def __len__(self) -> int:
@@ -125,7 +129,11 @@ class Examples(Sequence[Example]):
 
 
 class Writer:
-    """Gathers examples one by one; beyond `IN_MEMORY` tokens they go to temporary files without a name."""
+    """Gathers examples one by one; beyond `IN_MEMORY` tokens they go to temporary files without a name.
+
+    Attributes:
+      row_lengths: to be appended to, for every row.
+    """
 
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
@@ -133,6 +141,7 @@ class Writer:
         self._files: tuple[Any, Any] | None = None
         self._lengths, self._source, self._lines = array("i"), array("i"), array("q")
         self._sources: dict[str, int] = {}
+        self.row_lengths = array("i")
 
     def __len__(self) -> int:
         """How many examples were appended."""
@@ -169,9 +178,11 @@ class Writer:
     def examples(self) -> Examples:
         """What was gathered; the writer is spent."""
         tokens, trained = self._flat() if self._files is None else self._mapped()
-        lengths, source = (np.asarray(each, np.int32) for each in (self._lengths, self._source))
+        gathered = (self._lengths, self._source, self.row_lengths)
+        lengths, source, row_lengths = (np.asarray(numbers, np.int32) for numbers in gathered)
         lines = np.asarray(self._lines, np.int64)
-        return Examples(tokens, trained, lengths, source, lines, list(self._sources))
+        sources = list(self._sources)
+        return Examples(tokens, trained, lengths, source, lines, sources, row_lengths)
 
     def _mapped(self) -> tuple[np.ndarray, np.ndarray]:
         assert self._files is not None

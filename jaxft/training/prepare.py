@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -17,6 +18,7 @@ from jaxft.data import (
     Batches,
     Examples,
     Row,
+    Summary,
     Tokenizer,
     encode_chat,
     load_tokenizer,
@@ -31,6 +33,8 @@ from jaxft.objectives import objective_of
 from jaxft.training.sharding import host_rows, leaf_sharding, require_rows, shardings
 from jaxft.training.step import Loss
 from jaxft.tree import PyTree
+
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,58 +88,84 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
 
 def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
     """Reads, tokenizes and batches the training and held-out rows."""
-    settings = config.data
-    if not settings.train:
-        raise UserError("config.data.train: give a JSONL file to train on")
-    max_length = settings.max_length or min(1024, model.max_length)
-    if max_length > model.max_length:
-        raise UserError(
-            f"config.data.max_length {max_length} exceeds the model's {model.max_length}"
-        )
+    settings, max_length = config.data, max_length_of(config, model)
     for key in ("batch_size", "eval_batch_size"):
         require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
-    tokenizer = load_tokenizer(
-        config.tokenizer or model_folder(config.model), settings.chat_template
-    )
-    make = functools.partial(
-        Batches,
-        max_length=max_length,
-        packing=settings.packing,
-        seed=config.seed,
-        pad_id=tokenizer.pad_id,
-    )
+    tokenizer = tokenizer_of(config)
 
-    def examples(paths: Any) -> tuple[list[Row], Examples, str]:
-        rows = read_rows(paths, settings.format)
-        kept, summary = prepare_examples(
-            rows,
-            tokenizer,
+    def make(examples: Examples, size: int, **options: Any) -> Batches:
+        return Batches(
+            examples,
+            batch_size=size,
             max_length=max_length,
-            loss_on=settings.loss_on,
-            vocabulary_size=model.vocabulary,
-            split_texts=settings.packing,
+            packing=settings.packing,
+            seed=config.seed,
+            pad_id=tokenizer.pad_id,
+            host_rows=host_rows(size, mesh),
+            **options,
         )
-        return rows, kept, str(summary)
 
-    _, kept, line = examples(settings.train)
-    size = config.batch_size
-    train = make(kept, batch_size=size, shuffle=settings.shuffle, host_rows=host_rows(size, mesh))
-    lines = [f"training data: {line}; {_rows_line(train, settings.packing)}"]
+    read = functools.partial(
+        read_examples,
+        config,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        vocabulary_size=model.vocabulary,
+    )
+    _, kept, summary = read(settings.train)
+    train = make(kept, config.batch_size, shuffle=settings.shuffle)
+    lines = [f"training data: {summary}; {_rows_line(train, settings.packing)}"]
     held_out, prompts = None, []
     if settings.eval:
-        rows, kept, line = examples(settings.eval)
-        size = config.eval_batch_size
-        held_out = make(
-            kept, batch_size=size, shuffle=False, epochs=1, host_rows=host_rows(size, mesh)
-        )
-        lines.append(f"held-out data: {line}")
+        rows, kept, summary = read(settings.eval)
+        held_out = make(kept, config.eval_batch_size, shuffle=False, epochs=1)
+        lines.append(f"held-out data: {summary}")
         room = model.max_length - config.samples.max_new_tokens
-        prompts = _spread(rows, config.samples.count)
+        prompts = spread(rows, config.samples.count)
         short = [row for row in prompts if prompt_length(row, tokenizer) <= room]
         if len(short) < len(prompts):
             lines.append(f"{len(prompts) - len(short)} sample prompts leave no room for an answer")
         prompts = short
     return Data(tokenizer, train, held_out, prompts, lines)
+
+
+def max_length_of(config: ConfigDict, model: Config) -> int:
+    """The tokens of a row: `config.data.max_length`, or 1024, or the model's where that is less."""
+    max_length = config.data.max_length or min(1024, model.max_length)
+    if max_length > model.max_length:
+        raise UserError(
+            f"config.data.max_length {max_length} exceeds the model's {model.max_length}"
+        )
+    return int(max_length)
+
+
+def tokenizer_of(config: ConfigDict) -> Tokenizer:
+    """The model's tokenizer, or the one that `config.tokenizer` names."""
+    folder = config.tokenizer or model_folder(config.model)
+    return load_tokenizer(folder, config.data.chat_template)
+
+
+def read_examples(
+    config: ConfigDict,
+    paths: Any,
+    tokenizer: Tokenizer,
+    max_length: int,
+    vocabulary_size: int | None = None,
+) -> tuple[list[Row], Examples, Summary]:
+    """The rows of `paths`, the examples that they become, and their counts."""
+    if not paths:
+        raise UserError("config.data.train: give a JSONL file to train on")
+    settings = config.data
+    rows = read_rows(paths, settings.format)
+    examples, summary = prepare_examples(
+        rows,
+        tokenizer,
+        max_length=max_length,
+        loss_on=settings.loss_on,
+        vocabulary_size=vocabulary_size,
+        split_texts=settings.packing,
+    )
+    return rows, examples, summary
 
 
 def prompt_and_reference(row: Row) -> tuple[Any, str]:
@@ -165,9 +195,9 @@ def _rows_line(batches: Batches, packing: bool) -> str:
     return f"{packed}{batches.steps_per_epoch} updates an epoch"
 
 
-def _spread(rows: list[Row], count: int) -> list[Row]:
-    """`count` rows spread over all."""
-    return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))]
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of the items, spread over all."""
+    return [items[index * len(items) // count] for index in range(min(count, len(items)))]
 
 
 def updates_of(config: ConfigDict, steps_per_epoch: int) -> int:
