@@ -2,9 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from jaxft.data import read_rows
+from jaxft.data import sources
 from jaxft.data.sources import unused_keys
 from jaxft.errors import UserError
+
+
+
+def read_rows(*arguments, **settings):
+    return list(sources.read_rows(*arguments, **settings))
+
 
 PAIR = {"prompt": "a", "completion": "b"}
 USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
@@ -119,8 +125,6 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
     write(PAIR)
     with pytest.raises(UserError, match=r"no such file \(nearest: 'train.jsonl'\)"):
         read_rows(tmp_path / "trian.jsonl")
-    with pytest.raises(UserError, match="a folder, not a file"):
-        read_rows(tmp_path)
     with pytest.raises(UserError, match="no data file is given"):
         read_rows("")
 
