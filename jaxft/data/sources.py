@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -293,8 +293,3 @@ def kind_of(row: Row) -> str:
     """The row's format, told apart by whether its two sides are messages."""
     conversational = isinstance(row.values.get("prompt"), list) and not row.written
     return f"{row.format} (messages)" if conversational else row.written or row.format
-
-
-def unused_keys(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Keys of the rows that their format does not use, in the order of their first appearance."""
-    return tuple(dict.fromkeys(key for row in rows for key in row.unused))

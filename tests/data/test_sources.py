@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from jaxft.data import sources
-from jaxft.data.sources import unused_keys
 from jaxft.errors import UserError
 
 
@@ -39,7 +38,7 @@ def test_formats_are_recognised_by_their_keys(write, values, format):
 def test_other_keys_are_named_and_not_used(write):
     rows = read_rows(write(PAIR | {"id": 3}, PAIR | {"source": "x", "id": 4}))
     assert [row.values for row in rows] == [PAIR, PAIR]
-    assert unused_keys(rows) == ("id", "source")
+    assert [row.unused for row in rows] == [("id",), ("source", "id")]
 
 
 def test_several_files_are_read_one_after_the_other(write):
