@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.chat import encode_chat, encode_chat_with_mask
+from jaxft.data.chat import encode_chat, encode_chat_with_mask, template_for
 from jaxft.data.sources import Row, kind_of
 from jaxft.data.store import Example as Example
 from jaxft.data.store import Examples, Writer
@@ -120,13 +120,14 @@ def prepare_examples(
     _check_arguments(max_length, loss_on)
     examples = Writer()
     counts: collections.Counter[str] = collections.Counter(dict.fromkeys(COUNTS, 0))
-    longest = 0
+    longest = sources = 0
     formats: dict[str, str] = {}  # each with the place of its first row
     unused: dict[str, None] = {}
     kept: collections.Counter[int] = collections.Counter()
     for row, ids, trained, diverged in _tokenize(rows, tokenizer, loss_on):
         formats.setdefault(kind_of(row), row.origin)
-        unused.update(dict.fromkeys(row.unused))
+        unused.update(dict.fromkeys((*row.unused, *_unwritten(row, tokenizer))))
+        sources = row.source + 1
         counts["rows"] += 1
         _check_ids(row, ids, vocabulary_size)
         split = split_texts and row.format == "text" and len(ids) > max_length
@@ -157,7 +158,7 @@ def prepare_examples(
         examples=len(examples),
         longest=longest,
         unused_keys=tuple(unused),
-        kept=tuple(kept[index] for index in range(max(kept) + 1)),
+        kept=tuple(kept[index] for index in range(sources)),
         max_length=max_length,
         **counts,
     )
@@ -171,6 +172,18 @@ def _check_arguments(max_length: int, loss_on: str) -> None:
         )
     if max_length < 2:
         raise UserError(f"max_length is {max_length}: a sequence needs 2 tokens to predict one")
+
+
+def _unwritten(row: Row, tokenizer: Tokenizer) -> Iterator[str]:
+    """Parts of a conversation that the chat template does not ask for, and so does not write."""
+    turns = row.values.get("messages", row.values.get("completion"))
+    if not isinstance(turns, list):
+        return
+    template = template_for(tokenizer, row.values.get("tools"))
+    if "tools" in row.values and "tools" not in template:
+        yield "tools (not in the chat template)"
+    if "tool_calls" not in template and any(turn.get("tool_calls") for turn in turns):
+        yield "tool_calls (not in the chat template)"
 
 
 def _cut(row: Row, ids: list[int], trained: np.ndarray) -> Example:

@@ -11,6 +11,8 @@ from jaxtyping import Int64
 from jaxft.data.store import Examples
 from jaxft.errors import UserError
 
+MOST = 1000  # how often an example may stand in an epoch
+
 
 class Mixed(Examples):
     """Examples in another order, some of them several times; tokens are not copied."""
@@ -33,32 +35,49 @@ class Mixed(Examples):
         return starts
 
     @property
-    def fingerprints(self) -> dict[str, str]:  # type: ignore[override]
+    def fingerprints(self) -> dict[str, str]:
         """Those of the sources, which a mixture does not change."""
         return self._base.fingerprints
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """Of the sources and of the order."""
         return hashlib.sha256(self._base.fingerprint.encode() + self._order.tobytes()).hexdigest()
 
 
-def mix(examples: Examples, sizes: Sequence[int], weights: Sequence[float]) -> Mixed:
+def check_weights(weights: Sequence[float], sources: int) -> None:
+    """UserError unless there is a weight for each source."""
+    if len(weights) != sources:
+        raise UserError(
+            f"config.data.mix has {len(weights)} weights, and config.data.train {sources} sources: "
+            "give a weight for each source"
+        )
+
+
+def mix(
+    examples: Examples, names: Sequence[str], sizes: Sequence[int], weights: Sequence[float]
+) -> Mixed:
     """An epoch in which the sources' examples stand as their weights say.
 
     Args:
       examples: of all sources, one after the other.
+      names: of the sources.
       sizes: examples of each source.
       weights: of each source.
 
     Raises:
-      UserError: there are more weights than sources, or fewer.
+      UserError: a source has no example left, or would be gone through very often.
     """
-    if len(sizes) != len(weights):
-        raise UserError(
-            f"config.data.mix has {len(weights)} weights for {len(sizes)} sources in "
-            "config.data.train: give one for each"
-        )
+    check_weights(weights, len(sizes))
+    if 0 in sizes:
+        raise UserError(f"{names[sizes.index(0)]}: none of its rows has a trained token")
+    epoch = max(size / weight for size, weight in zip(sizes, weights, strict=True))
+    for name, size, weight in zip(names, sizes, weights, strict=True):
+        if epoch * weight > MOST * size:
+            raise UserError(
+                f"config.data.mix: an epoch would hold each of the {size} examples of {name} "
+                f"{epoch * weight / size:.0f} times; give it less weight (at most {MOST} times)"
+            )
     return Mixed(examples, mix_order(sizes, weights))
 
 
@@ -74,14 +93,13 @@ def mix_order(sizes: Sequence[int], weights: Sequence[float]) -> Int64[np.ndarra
     >>> mix_order([2, 4], [2.0, 1.0]).tolist()
     [0, 2, 1, 0, 3, 1, 0, 4, 1, 0, 5, 1]
     """
-    filled = [(size, weight) for size, weight in zip(sizes, weights, strict=True) if size]
-    epoch = max(size / weight for size, weight in filled)
-    counts = [round(epoch * weight) if size else 0 for size, weight in zip(sizes, weights, strict=True)]
+    epoch = max(size / weight for size, weight in zip(sizes, weights, strict=True))
+    counts = [round(epoch * weight) for weight in weights]
     # The i-th of a source's c examples belongs at (i + 1/2) / c of the epoch.
-    at = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
+    at = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     first = np.cumsum([0, *sizes[:-1]])
     numbers = [
-        begin + np.arange(count) % max(size, 1)
+        begin + np.arange(count) % size
         for begin, count, size in zip(first, counts, sizes, strict=True)
     ]
     order: Int64[np.ndarray, " examples"] = np.concatenate(numbers)[np.argsort(at, kind="stable")]
@@ -96,7 +114,7 @@ def mix_line(names: Sequence[str], sizes: Sequence[int], weights: Sequence[float
     """
     epoch = max(size / weight for size, weight in zip(sizes, weights, strict=True))
     parts = [
-        f"{name} {100 * weight / sum(weights):.1f} % ({size} examples, x {epoch * weight / max(size, 1):.3g})"
+        f"{name} {100 * weight / sum(weights):.1f} % ({size} examples, x {epoch * weight / size:.3g})"
         for name, size, weight in zip(names, sizes, weights, strict=True)
     ]
     return f"mixed: {', '.join(parts)}"

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
-from jaxft.data.files import COMPRESSED, KINDS, File, endings
+from jaxft.data.files import KINDS, File, endings
 from jaxft.data.tables import read_arrow, read_parquet
 from jaxft.errors import UserError
 
@@ -31,6 +31,11 @@ BEGINNINGS = {
     b"\x28\xb5\x2f\xfd": "Zstandard",
     b"\xff\xfe": "text in UTF-16, not UTF-8",
     b"\xfe\xff": "text in UTF-16, not UTF-8",
+}
+DECOMPRESSORS: dict[str, tuple[str, Any]] = {
+    ".gz": ("gzip", gzip.open),
+    ".bz2": ("bzip2", bz2.open),
+    ".xz": ("xz", lzma.open),
 }
 
 
@@ -72,9 +77,9 @@ def _opened(file: File) -> Iterator[IO[bytes]]:
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(file.open())
         ending = file.name.lower()[-4:]
-        for end, decompress in zip(COMPRESSED, (gzip.open, bz2.open, lzma.open), strict=True):
+        for end, (kind, decompress) in DECOMPRESSORS.items():
             if ending.endswith(end):
-                _expect(file, _begins(opened), {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}[end])
+                _expect(file, _begins(opened), kind)
                 opened = stack.enter_context(decompress(opened, "rb"))
         yield opened
 

@@ -193,7 +193,7 @@ def _check_row(origin: str, values: dict[str, Any], format: str, as_messages: bo
         row = Row(origin, "prompt_completion", kept, unused, written)
     elif written == "sharegpt":
         row = Row(origin, "messages", from_sharegpt(origin, kept), unused, written)
-    _check_tools(row)
+    check_tools(row)
     _CHECKS[row.format](row)
     return row
 
@@ -206,7 +206,7 @@ def _missing_keys(origin: str, values: dict[str, Any], formats: dict[str, tuple[
     return f"{origin}: keys found: {found}; a row needs {known}{hints}"
 
 
-def _check_tools(row: Row) -> None:
+def check_tools(row: Row) -> None:
     """Leaves the tools as a list of objects, or takes the key away if there are none."""
     tools = listed(row.origin, "tools", row.values.pop("tools", None))
     if tools is None or tools == []:

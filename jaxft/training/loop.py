@@ -221,6 +221,7 @@ class _Run:
             list(prompts),
             tokenizer=self.data.tokenizer,
             max_new_tokens=self.config.samples.max_new_tokens,
+            tools=[row.values.get("tools") for row in self.data.prompts],
         )
         rows = zip(prompts, answers, references, strict=True)
         return [
