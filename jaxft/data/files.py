@@ -209,9 +209,10 @@ def _split_of(path: str) -> str:
 def choose_split(name: str, asked: str, splits: Sequence[str], held_out: bool) -> str:
     """The split that was asked for, else the one that training or evaluation usually takes."""
     if asked and asked not in splits:
-        raise UserError(
-            f"{name}: no split {asked!r}; there are: {', '.join(splits)}{nearest(asked, splits)}"
+        known = (
+            f"; there are: {', '.join(splits)}" if splits else ", nor any other: no name tells one"
         )
+        raise UserError(f"{name}: no split {asked!r}{known}{nearest(asked, splits)}")
     usual = [split for split in (HELD_OUT if held_out else TRAINING) if split in splits]
     if not asked and not usual and len(splits) > 1:
         raise UserError(

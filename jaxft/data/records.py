@@ -88,6 +88,8 @@ def _begins(opened: IO[bytes]) -> str:
     """What the file's first bytes say that it is; "" for what may be text."""
     head = opened.read(8)
     opened.seek(0)
+    if not head:
+        return "empty"
     return next((kind for begin, kind in BEGINNINGS.items() if head.startswith(begin)), "")
 
 
@@ -103,6 +105,8 @@ def _kind(file: File, opened: IO[bytes]) -> str:
     if named in ("Parquet", "Arrow"):
         _expect(file, found, named)
         return named
+    if found == "empty":
+        return "JSON lines"
     if named and found:
         raise UserError(f"{file.name}: not {named}, as its name says: it is {found}")
     if found:
@@ -225,7 +229,7 @@ def _told_of(origin: str) -> Iterator[None]:
         line = error.doc[error.doc.rfind("\n", 0, error.pos) + 1 :].partition("\n")[0]
         place = f"line {error.lineno}, column" if error.lineno > 1 else "column"
         raise UserError(
-            f"{origin}: not JSON: {error.msg} at {place} {error.colno}: {_excerpt(line)}"
+            f"{origin}: not JSON: {error.msg.removesuffix(' at')} at {place} {error.colno}: {_excerpt(line)}"
         ) from error
     except _Twice as error:
         raise UserError(f"{origin}: the key {str(error)!r} stands twice in one object") from error
@@ -266,7 +270,8 @@ def _csv(name: str, opened: IO[bytes]) -> Iterator[Record]:
             if cells:
                 yield origin, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
-        raise UserError(f"{name}:{start}: not CSV: {error}") from error
+        reason = "lines that end with CR alone" if "new-line" in str(error) else error
+        raise UserError(f"{name}:{start}: not CSV: {reason}") from error
 
 
 def _check_columns(origin: str, columns: list[str]) -> None:

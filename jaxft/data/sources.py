@@ -201,7 +201,8 @@ def _check_row(origin: str, values: dict[str, Any], format: str, as_messages: bo
 def _missing_keys(origin: str, values: dict[str, Any], formats: dict[str, tuple[str, ...]]) -> str:
     known = "; ".join(" + ".join(keys) for keys in formats.values())
     wanted = [key for keys in formats.values() for key in keys if key not in values]
-    hints = "".join(dict.fromkeys(nearest(key, wanted, count=1) for key in values))
+    strange = [key for key in values if not any(key in keys for keys in FORMATS.values())]
+    hints = "".join(dict.fromkeys(nearest(key, wanted, count=1) for key in strange))
     found = ", ".join(map(repr, values)) or "none"
     return f"{origin}: keys found: {found}; a row needs {known}{hints}"
 
@@ -226,15 +227,20 @@ def _check_prompt_completion(row: Row) -> None:
     if not (isinstance(prompt, str) and isinstance(completion, str)):
         prompt = listed(row.origin, "prompt", prompt)
         completion = listed(row.origin, "completion", completion)
-    if isinstance(prompt, list) and isinstance(completion, list):
-        row.values.update(prompt=prompt, completion=completion)
-        check_messages(row, "prompt")
-        check_messages(row, "completion")
-    elif not (isinstance(prompt, str) and isinstance(completion, str)):
+    for key, side in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(side, str | list):
+            raise UserError(
+                f"{row.origin}: {key} must be a string or a list of messages, not {json_type(side)}"
+            )
+    if isinstance(prompt, str) != isinstance(completion, str):
         raise UserError(
             f"{row.origin}: prompt and completion must be two strings or two lists of messages, "
             f"not {json_type(prompt)} and {json_type(completion)}"
         )
+    if isinstance(prompt, list):
+        row.values.update(prompt=prompt, completion=completion)
+        check_messages(row, "prompt")
+        check_messages(row, "completion")
 
 
 def check_messages(row: Row, key: str = "messages") -> None:

@@ -120,12 +120,12 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
     epoch = epoch_of(config, rows, kept, summary)
     train = make(epoch, config.batch_size, shuffle=settings.shuffle)
     lines = [f"training data: {summary}; {_rows_line(train, settings.packing)}"]
-    lines += source_lines(config, rows, summary)
+    lines += source_lines(rows) + mix_lines(config, rows, summary)
     held_out, prompts = None, []
     if settings.eval:
         rows, kept, summary = read(settings.eval, held_out=True)
         held_out = make(kept, config.eval_batch_size, shuffle=False, epochs=1)
-        lines.append(f"held-out data: {summary}")
+        lines += [f"held-out data: {summary}", *source_lines(rows)]
         room = model.max_length - config.samples.max_new_tokens
         prompts = _rows_at(rows, spread(range(summary.rows), config.samples.count))
         short = [row for row in prompts if prompt_length(row, tokenizer) <= room]
@@ -190,14 +190,15 @@ def epoch_of(config: ConfigDict, rows: Rows, examples: Examples, summary: Summar
     return mix(examples, [source.name for source in rows.sources], summary.kept, config.data.mix)
 
 
-def source_lines(config: ConfigDict, rows: Rows, summary: Summary) -> list[str]:
-    """What was chosen in the sources, and how they are mixed."""
-    notes = {source.name: ", ".join(source.notes) for source in rows.sources if source.notes}
-    lines = [f"{name}: {note}" for name, note in notes.items()]
-    if config.data.mix:
-        names = [source.name for source in rows.sources]
-        lines.append(mix_line(names, summary.kept, config.data.mix))
-    return lines
+def source_lines(rows: Rows) -> list[str]:
+    """What was chosen in the sources."""
+    return [f"{source.name}: {', '.join(source.notes)}" for source in rows.sources if source.notes]
+
+
+def mix_lines(config: ConfigDict, rows: Rows, summary: Summary) -> list[str]:
+    """How the sources of the training data are mixed, if they are."""
+    names = [source.name for source in rows.sources]
+    return [mix_line(names, summary.kept, config.data.mix)] if config.data.mix else []
 
 
 def _rows_at(rows: Rows, indices: Sequence[int]) -> list[Row]:

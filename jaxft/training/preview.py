@@ -23,6 +23,7 @@ from jaxft.formats.config_file import model_config
 from jaxft.training.prepare import (
     epoch_of,
     max_length_of,
+    mix_lines,
     read_examples,
     source_lines,
     spread,
@@ -75,8 +76,8 @@ def preview(
     lines, warnings = [], []
     for part in parts:
         lines += [f"{part.name}: {part.summary}", *_filling(config, part, max_length, tokenizer)]
-        if part is parts[0] and isinstance(part.rows, Rows):
-            lines += [f"  {line}" for line in source_lines(config, part.rows, part.summary)]
+        if isinstance(part.rows, Rows):
+            lines += [f"  {line}" for line in source_lines(part.rows)]
         lines += ["", *_sources(part), "", "  lengths, in tokens of a row before it is cut:"]
         lines += [*histogram_lines(part.examples.row_lengths, max_length), ""]
         found = findings(part, tokenizer, model.vocabulary)
@@ -100,6 +101,7 @@ def _filling(
     examples = part.examples
     if training and isinstance(part.rows, Rows):
         examples = epoch_of(config, part.rows, examples, part.summary)
+        yield from (f"  {line}" for line in mix_lines(config, part.rows, part.summary))
     batches = Batches(
         examples,
         batch_size=config.batch_size,

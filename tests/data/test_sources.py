@@ -6,7 +6,6 @@ from jaxft.data import sources
 from jaxft.errors import UserError
 
 
-
 def read_rows(*arguments, **settings):
     return list(sources.read_rows(*arguments, **settings))
 
@@ -79,8 +78,11 @@ def test_windows_line_ends_a_byte_order_mark_and_line_separators_are_fine(write)
         ({"promt": "a", "completion": "b"}, r"keys found: 'promt', 'completion'.*'prompt'"),
         ({"mesages": []}, r"keys found: 'mesages'; a row needs .*\(nearest: 'messages'\)"),
         ({}, "keys found: none; a row needs prompt \\+ completion; messages; text"),
-        ({"prompt": "a", "completion": 3}, "two strings or two lists .* a string and a number"),
-        ({"prompt": None, "completion": "b"}, "not null and a string"),
+        (
+            {"prompt": "a", "completion": 3},
+            "completion must be a string or a list of messages, not a number",
+        ),
+        ({"prompt": None, "completion": "b"}, "prompt must be .* not null"),
         ({"prompt": "a", "completion": [ASSISTANT]}, "not a string and a list"),
         ({"prompt": [], "completion": [ASSISTANT]}, "prompt must be .* not an empty list"),
         ({"messages": "hi"}, "messages must be a list of messages, not a string"),
