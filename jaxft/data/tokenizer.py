@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import tokenizers
 
 from jaxft.assets import chat_templates, model_folder
 from jaxft.errors import UserError, nearest
+from jaxft.files import read_bytes, read_json, read_text
 
+MAX_BYTES = 100_000_000  # of tokenizer.json; the largest have about 35 MB
 NAMED_TOKENS = (
     "bos_token",
     "eos_token",
@@ -136,8 +137,11 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise UserError(f"{path.parent}: no tokenizer.json there; jaxft reads no other tokenizer")
     try:
-        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the Rust side raises bare Exception for what is no tokenizer
+        text = read_bytes(path, MAX_BYTES).decode("utf-8")
+        backend = tokenizers.Tokenizer.from_str(text)
+    except BaseException as error:  # bare Exception, or a panic of the Rust side, which is none
+        if isinstance(error, UserError | KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a tokenizer that `tokenizers` can read: {reason}") from error
     backend.no_truncation()
@@ -147,15 +151,7 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in `path`; {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: an object is expected, not {type(content).__name__}")
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 def _special_tokens(*files: dict[str, Any]) -> dict[str, str]:
@@ -233,7 +229,7 @@ def _chat_templates(
     }
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
-    named |= {name: _read_template(path) for name, path in files.items()}
+    named |= {name: read_text(path) for name, path in files.items()}
     if not wanted:
         return named.get("default"), named.get("tool_use")
     if wanted in named:
@@ -241,19 +237,12 @@ def _chat_templates(
     if "{{" in wanted or "{%" in wanted:
         return wanted, None
     if Path(wanted).is_file():
-        return _read_template(Path(wanted)), None
+        return read_text(Path(wanted)), None
     if wanted in chat_templates():
-        return _read_template(chat_templates()[wanted]), None
+        return read_text(chat_templates()[wanted]), None
     known = (*named, *chat_templates())
     raise UserError(
         f"chat_template {wanted!r}: neither a file nor one of the templates of {folder}, which has "
         f"{', '.join(named) or 'none'}, or of jaxft: {', '.join(chat_templates())}"
         f"{nearest(wanted, known)}"
     )
-
-
-def _read_template(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error

@@ -187,6 +187,8 @@ def main(
     top_k: int,
     top_p: float,
     seed: int,
+    dtype: str = "float32",
+    batch_size: int = 8,
 ) -> None:
     """`jaxft generate`: prints what a model folder, alone or with a PEFT adapter, says to prompts.
 
@@ -205,6 +207,8 @@ def main(
         top_k: 0 for all.
         top_p: 1.0 for all.
         seed: of the draws.
+        dtype: of the weights, the adapter and the computation: float32, bfloat16 or float16.
+        batch_size: prompts at once.
 
     Raises:
         UserError: a folder or file that cannot be read, and whatever `generate` refuses.
@@ -213,10 +217,10 @@ def main(
     asked: dict[str, Prompt] = {f"prompt {i}": text for i, text in enumerate(prompts, start=1)}
     asked, tools = _prompts_of(data) if data else (asked, [])
     tokenizer = load_tokenizer(folder)
-    network, params = load(folder, dtype="float32")
+    network, params = load(folder, dtype=dtype)
     answers = generate(
         network,
-        load_adapter(params, adapter) if adapter else params,
+        load_adapter(params, adapter, dtype=dtype) if adapter else params,
         list(asked.values()),
         tokenizer=tokenizer,
         max_new_tokens=max_new_tokens,
@@ -224,6 +228,7 @@ def main(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        batch_size=batch_size,
         progress=True,
         origins=list(asked),
         tools=tools,

@@ -254,7 +254,7 @@ class _Run:
         name = "adapter" if self.method.weight else "model"
         with replaced(self.workdir / name) as folder:
             if self.method.weight:
-                save_adapter(params, folder, method=self.method, base=like)
+                save_adapter(params, folder, method=self.method, base=self.config.model)
             else:
                 save(self.model, merge(params), folder, like=like)
         return self.workdir / name
