@@ -134,14 +134,16 @@ def _spans_by_growth(tokenizer: Tokenizer, messages: Messages, text: str, tools:
     beginnings = [(messages[:index], True) for index in turns]
     beginnings += [(messages[: index + 1], False) for index in turns]
     texts = [text for text, _ in _render_all(tokenizer, beginnings, tools)]
-    spans = []
+    eos, spans = tokenizer.special_tokens.get("eos_token", ""), []
     for index, before, through in zip(turns, texts[: len(turns)], texts[len(turns) :], strict=True):
-        if not (text.startswith(through) and through.startswith(before)):
+        # Some templates close the whole conversation with an EOS.
+        stem = through if text.startswith(through) else through.removesuffix(eos)
+        if not (text.startswith(stem) and stem.startswith(before)):
             raise UserError(
                 f"{tokenizer.name}: the chat template writes the messages before turn {index + 1} "
                 "otherwise when more follows, so the assistant's tokens cannot be found; put its "
-                "words between {% generation %} and {% endgeneration %}, or train on "
-                "config.data.loss_on=all"
+                "words between {% generation %} and {% endgeneration %}, take a template of jaxft "
+                "(config.data.chat_template=chatml), or train on config.data.loss_on=all"
             )
-        spans.append((len(before), len(through)))
+        spans.append((len(before), len(stem)))
     return spans
