@@ -173,6 +173,10 @@ def _generate_flags(parser: Parser) -> Parser:
     )
     parser.add_argument("--seed", type=_whole(0), default=0, metavar="N")
     parser.add_argument(
+        "--dtype", default="float32", metavar="D", help="float32 (default), bfloat16 or float16"
+    )
+    parser.add_argument("--batch-size", type=_whole(1), default=8, metavar="N", help="default: 8")
+    parser.add_argument(
         "--json",
         dest="as_json",
         action="store_true",

@@ -255,7 +255,7 @@ def test_adapt_and_merge_work_on_abstract_trees():
             {"targets": ("head",), "layers_to_transform": (0,)},
             "every target has rank 0; nothing would",
         ),
-        ({"rank": 0}, "every target has rank 0; nothing would be adapted"),
+        ({"rank": 0}, "method lora: rank takes a whole number from 1, not 0"),
     ],
 )
 def test_a_mistake_in_the_settings_is_one_clear_line(settings, message):

@@ -78,9 +78,11 @@ def test_data_loads_the_configuration_as_train_does(called):
 def test_generate_hands_its_flags_on(called):
     words = ["generate", "--model", "m", "--adapter", "a", "--prompt", "one", "--prompt", "two"]
     words += ["--max-new-tokens", "8", "--temperature", "0.7", "--top-k", "5", "--top-p", "0.9"]
+    words += ["--dtype", "bfloat16", "--batch-size=4"]
     assert cli.main([*words, "--seed", "3"]) == 0
     flags = {"model": "m", "adapter": "a", "prompts": ["one", "two"], "data": ""}
     flags |= {"max_new_tokens": 8, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": 3}
+    flags |= {"dtype": "bfloat16", "batch_size": 4}
     assert called == [("main", flags)]
 
 
@@ -88,6 +90,7 @@ def test_generate_is_greedy_unless_told(called):
     assert cli.main(["generate", "--model", "m", "--data", "prompts.jsonl"]) == 0
     flags = {"model": "m", "adapter": "", "prompts": [], "data": "prompts.jsonl"}
     flags |= {"max_new_tokens": 128, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+    flags |= {"dtype": "float32", "batch_size": 8}
     assert called == [("main", flags)]
 
 
@@ -132,6 +135,7 @@ def test_a_wrong_command_line_is_one_line(capsys, called, words, says):
         ("--temperature", "hot"),
         ("--temperature", "nan"),
         ("--max-new-tokens", "0"),
+        ("--batch-size", "0"),
         ("--seed", "1.5"),
     ],
 )

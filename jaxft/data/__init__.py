@@ -13,6 +13,7 @@ from jaxft.data.packing import pack as pack
 from jaxft.data.sources import FORMATS as FORMATS
 from jaxft.data.sources import ROLES as ROLES
 from jaxft.data.sources import Row as Row
+from jaxft.data.sources import Rows as Rows
 from jaxft.data.sources import read_rows as read_rows
 from jaxft.data.store import Example as Example
 from jaxft.data.store import Examples as Examples

@@ -6,13 +6,13 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxft.data.chat import encode_chat, encode_chat_with_mask
-from jaxft.data.sources import Row, unused_keys
+from jaxft.data.chat import encode_chat, encode_chat_with_mask, template_for
+from jaxft.data.sources import Row, kind_of
 from jaxft.data.store import Example as Example
 from jaxft.data.store import Examples, Writer
 from jaxft.data.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ from jaxft.errors import UserError, nearest
 
 LOSS_ON = ("completion", "all")
 COUNTS = (
-    "dropped", "truncated", "tokens", "trained_tokens", "without_eos", "split", "pieces", "diverged",
+    "rows", "dropped", "truncated", "tokens", "trained_tokens", "without_eos", "split", "pieces", "diverged",
 )  # fmt: skip
 CHUNK = 1024  # rows tokenized at once: enough for the tokenizer's threads
 
@@ -30,7 +30,7 @@ class Summary:
     """What became of the rows; `str` is the line that the log shows.
 
     Attributes:
-      format: the rows' format.
+      format: the rows' format, or formats, as the sources have them.
       rows: read from the files.
       examples: kept.
       dropped: rows without any trained token, most because truncation cut it off.
@@ -42,6 +42,7 @@ class Summary:
       diverged: rows whose prompt alone has other tokens than at the beginning of prompt and
         completion; the completion begins where they part.
       unused_keys: keys of the rows that the format does not use.
+      kept: examples kept of each source, in their order.
       max_length: the limit.
     """
 
@@ -58,6 +59,7 @@ class Summary:
     pieces: int
     diverged: int
     unused_keys: tuple[str, ...]
+    kept: tuple[int, ...]
     max_length: int
 
     def __str__(self) -> str:
@@ -86,7 +88,7 @@ class Summary:
 
 
 def prepare_examples(
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     tokenizer: Tokenizer,
     *,
     max_length: int,
@@ -105,7 +107,7 @@ def prepare_examples(
     without a trained token are dropped under packing too.
 
     Args:
-      rows: of one format.
+      rows: read once, from the first to the last.
       tokenizer: the model's.
       max_length: tokens kept of a row.
       loss_on: "completion" (completions, assistant's turns) or "all" (every token).
@@ -118,8 +120,15 @@ def prepare_examples(
     _check_arguments(max_length, loss_on)
     examples = Writer()
     counts: collections.Counter[str] = collections.Counter(dict.fromkeys(COUNTS, 0))
-    longest = 0
+    longest = sources = 0
+    formats: dict[str, str] = {}  # each with the place of its first row
+    unused: dict[str, None] = {}
+    kept: collections.Counter[int] = collections.Counter()
     for row, ids, trained, diverged in _tokenize(rows, tokenizer, loss_on):
+        formats.setdefault(kind_of(row), row.origin)
+        unused.update(dict.fromkeys((*row.unused, *_unwritten(row, tokenizer))))
+        sources = row.source + 1
+        counts["rows"] += 1
         _check_ids(row, ids, vocabulary_size)
         split = split_texts and row.format == "text" and len(ids) > max_length
         longest = max(longest, len(ids))
@@ -136,18 +145,20 @@ def prepare_examples(
                 counts["dropped"] += 1
                 continue
             examples.append(example)
+            kept[row.source] += 1
             counts["tokens"] += len(example.tokens)
             counts["trained_tokens"] += targets
             whole = len(ids) <= max_length or (split and piece == pieces[-1])
             counts["without_eos"] += whole and not _trains_any(example, tokenizer.eos_ids)
     if not examples:
-        raise UserError(_nothing_left(rows, counts["truncated"], max_length, loss_on))
+        first = next(iter(formats.values()), "the data")
+        raise UserError(_nothing_left(first, counts, max_length, loss_on))
     return examples.examples(), Summary(
-        format=rows[0].format,
-        rows=len(rows),
+        format=" + ".join(formats),
         examples=len(examples),
         longest=longest,
-        unused_keys=unused_keys(rows),
+        unused_keys=tuple(unused),
+        kept=tuple(kept[index] for index in range(sources)),
         max_length=max_length,
         **counts,
     )
@@ -161,6 +172,18 @@ def _check_arguments(max_length: int, loss_on: str) -> None:
         )
     if max_length < 2:
         raise UserError(f"max_length is {max_length}: a sequence needs 2 tokens to predict one")
+
+
+def _unwritten(row: Row, tokenizer: Tokenizer) -> Iterator[str]:
+    """Parts of a conversation that the chat template does not ask for, and so does not write."""
+    turns = row.values.get("messages", row.values.get("completion"))
+    if not isinstance(turns, list):
+        return
+    template = template_for(tokenizer, row.values.get("tools"))
+    if "tools" in row.values and "tools" not in template:
+        yield "tools (not in the chat template)"
+    if "tool_calls" not in template and any(turn.get("tool_calls") for turn in turns):
+        yield "tool_calls (not in the chat template)"
 
 
 def _cut(row: Row, ids: list[int], trained: np.ndarray) -> Example:
@@ -192,10 +215,13 @@ def _pieces(length: int, max_length: int) -> list[slice]:
 Tokenized = tuple[Row, list[int], np.ndarray, bool]  # ids, trained, whether the prompt parted
 
 
-def _tokenize(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        yield from _TOKENIZERS[rows[0].format](chunk, tokenizer, loss_on)
+def _tokenize(rows: Iterable[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
+    """Tokenizes some rows at a time, so that no more of them are ever held."""
+    rest = iter(rows)
+    while chunk := list(itertools.islice(rest, CHUNK)):
+        for _, alike in itertools.groupby(chunk, kind_of):
+            group = list(alike)
+            yield from _TOKENIZERS[group[0].format](group, tokenizer, loss_on)
 
 
 def _prompt_completion(
@@ -206,8 +232,11 @@ def _prompt_completion(
         prompts, wholes = [], []
         for row, (prompt, completion) in zip(rows, pairs, strict=True):
             with _told_of(row):
-                prompts.append(encode_chat(tokenizer, prompt, add_generation_prompt=True))
-                wholes.append(encode_chat(tokenizer, [*prompt, *completion]))
+                tools = row.values.get("tools")
+                wholes.append(encode_chat(tokenizer, [*prompt, *completion], tools=tools))
+                prompts.append(
+                    encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools)
+                )
     else:
         different = list(dict.fromkeys(prompt for prompt, _ in pairs))  # many share a prompt
         encoded = dict(zip(different, _encode(tokenizer, different), strict=True))
@@ -221,11 +250,12 @@ def _prompt_completion(
 
 def _messages(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
     for row in rows:
+        messages, tools = row.values["messages"], row.values.get("tools")
         with _told_of(row):
             if loss_on == "completion":
-                ids, trained = encode_chat_with_mask(tokenizer, row.values["messages"])
+                ids, trained = encode_chat_with_mask(tokenizer, messages, tools=tools)
             else:
-                ids = encode_chat(tokenizer, row.values["messages"])
+                ids = encode_chat(tokenizer, messages, tools=tools)
                 trained = np.ones(len(ids), dtype=bool)
         yield row, ids, trained, False
 
@@ -286,9 +316,11 @@ def _check_ids(row: Row, ids: list[int], vocabulary_size: int | None) -> None:
         )
 
 
-def _nothing_left(rows: Sequence[Row], truncated: int, max_length: int, loss_on: str) -> str:
-    where = rows[0].origin.rpartition(":")[0] if rows else "the data"
+def _nothing_left(
+    first: str, counts: collections.Counter[str], max_length: int, loss_on: str
+) -> str:
+    where = first.rpartition(":")[0] or first
     return (
-        f"{where}: none of {len(rows)} examples has a trained token "
-        f"(loss_on={loss_on}, {truncated} truncated to max_length={max_length})"
+        f"{where}: none of {counts['rows']} examples has a trained token "
+        f"(loss_on={loss_on}, {counts['truncated']} truncated to max_length={max_length})"
     )

@@ -221,6 +221,7 @@ class _Run:
             list(prompts),
             tokenizer=self.data.tokenizer,
             max_new_tokens=self.config.samples.max_new_tokens,
+            tools=[row.values.get("tools") for row in self.data.prompts],
         )
         rows = zip(prompts, answers, references, strict=True)
         return [
@@ -253,7 +254,7 @@ class _Run:
         name = "adapter" if self.method.weight else "model"
         with replaced(self.workdir / name) as folder:
             if self.method.weight:
-                save_adapter(params, folder, method=self.method, base=like)
+                save_adapter(params, folder, method=self.method, base=self.config.model)
             else:
                 save(self.model, merge(params), folder, like=like)
         return self.workdir / name

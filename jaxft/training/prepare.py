@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,6 +20,7 @@ from jaxft.data import (
     Batches,
     Examples,
     Row,
+    Rows,
     Summary,
     Tokenizer,
     encode_chat,
@@ -25,6 +28,7 @@ from jaxft.data import (
     prepare_examples,
     read_rows,
 )
+from jaxft.data.mixing import check_weights, mix, mix_line
 from jaxft.errors import UserError
 from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
 from jaxft.methods import Method, row_of
@@ -112,16 +116,18 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
         max_length=max_length,
         vocabulary_size=model.vocabulary,
     )
-    _, kept, summary = read(settings.train)
-    train = make(kept, config.batch_size, shuffle=settings.shuffle)
+    rows, kept, summary = read(settings.train)
+    epoch = epoch_of(config, rows, kept, summary)
+    train = make(epoch, config.batch_size, shuffle=settings.shuffle)
     lines = [f"training data: {summary}; {_rows_line(train, settings.packing)}"]
+    lines += source_lines(rows) + mix_lines(config, rows, summary)
     held_out, prompts = None, []
     if settings.eval:
-        rows, kept, summary = read(settings.eval)
+        rows, kept, summary = read(settings.eval, held_out=True)
         held_out = make(kept, config.eval_batch_size, shuffle=False, epochs=1)
-        lines.append(f"held-out data: {summary}")
+        lines += [f"held-out data: {summary}", *source_lines(rows)]
         room = model.max_length - config.samples.max_new_tokens
-        prompts = spread(rows, config.samples.count)
+        prompts = _rows_at(rows, spread(range(summary.rows), config.samples.count))
         short = [row for row in prompts if prompt_length(row, tokenizer) <= room]
         if len(short) < len(prompts):
             lines.append(f"{len(prompts) - len(short)} sample prompts leave no room for an answer")
@@ -151,12 +157,21 @@ def read_examples(
     tokenizer: Tokenizer,
     max_length: int,
     vocabulary_size: int | None = None,
-) -> tuple[list[Row], Examples, Summary]:
+    held_out: bool = False,
+) -> tuple[Rows, Examples, Summary]:
     """The rows of `paths`, the examples that they become, and their counts."""
     if not paths:
-        raise UserError("config.data.train: give a JSONL file to train on")
+        raise UserError("config.data.train: give a file to train on")
     settings = config.data
-    rows = read_rows(paths, settings.format)
+    rows = read_rows(
+        paths,
+        settings.format,
+        settings.fields,
+        held_out=held_out,
+        as_messages=tokenizer.chat_template is not None,
+    )
+    if settings.mix and not held_out:
+        check_weights(settings.mix, len(rows.sources))
     examples, summary = prepare_examples(
         rows,
         tokenizer,
@@ -168,18 +183,47 @@ def read_examples(
     return rows, examples, summary
 
 
+def epoch_of(config: ConfigDict, rows: Rows, examples: Examples, summary: Summary) -> Examples:
+    """What an epoch of training holds: every example, or a mixture as `config.data.mix` says."""
+    if not config.data.mix:
+        return examples
+    return mix(examples, [source.name for source in rows.sources], summary.kept, config.data.mix)
+
+
+def source_lines(rows: Rows) -> list[str]:
+    """What was chosen in the sources."""
+    return [f"{source.name}: {', '.join(source.notes)}" for source in rows.sources if source.notes]
+
+
+def mix_lines(config: ConfigDict, rows: Rows, summary: Summary) -> list[str]:
+    """How the sources of the training data are mixed, if they are."""
+    names = [source.name for source in rows.sources]
+    return [mix_line(names, summary.kept, config.data.mix)] if config.data.mix else []
+
+
+def _rows_at(rows: Rows, indices: Sequence[int]) -> list[Row]:
+    """The rows with these numbers, read once more."""
+    wanted, last = set(indices), max(indices, default=-1)
+    return [row for n, row in enumerate(itertools.islice(rows, last + 1)) if n in wanted]
+
+
 def prompt_and_reference(row: Row) -> tuple[Any, str]:
     """What a held-out row asks (a text or messages), and what it answers."""
     if row.format == "messages":
         messages = row.values["messages"]
         last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=0)
-        return messages[:last], messages[last]["content"]
+        return messages[:last], _said(messages[last])
     if row.format == "text":
         words = row.values["text"].split(" ")
         half = max(len(words) // 2, 1)
         return " ".join(words[:half]), " " + " ".join(words[half:])
     prompt, completion = row.values["prompt"], row.values["completion"]
-    return prompt, completion if isinstance(completion, str) else completion[-1]["content"]
+    return prompt, completion if isinstance(completion, str) else _said(completion[-1])
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """The message's content; its calls where it has none."""
+    return str(message.get("content") or json.dumps(message.get("tool_calls", "")))
 
 
 def prompt_length(row: Row, tokenizer: Tokenizer) -> int:
@@ -187,7 +231,8 @@ def prompt_length(row: Row, tokenizer: Tokenizer) -> int:
     prompt, _ = prompt_and_reference(row)
     if isinstance(prompt, str):
         return len(tokenizer.encode(prompt))
-    return len(encode_chat(tokenizer, prompt, add_generation_prompt=True))
+    tools = row.values.get("tools")
+    return len(encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools))
 
 
 def _rows_line(batches: Batches, packing: bool) -> str:

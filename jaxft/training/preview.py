@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ml_collections import ConfigDict
 
 from jaxft.assets import model_folder
-from jaxft.data import Batches, Tokenizer, pack
+from jaxft.data import Batches, Rows, Tokenizer, pack
 from jaxft.data.report import Part, findings, overlap, tokens_by_source
 from jaxft.data.show import (
     BRACKETS,
@@ -21,8 +21,11 @@ from jaxft.data.show import (
 )
 from jaxft.formats.config_file import model_config
 from jaxft.training.prepare import (
+    epoch_of,
     max_length_of,
+    mix_lines,
     read_examples,
+    source_lines,
     spread,
     tokenizer_of,
     updates_of,
@@ -66,11 +69,15 @@ def preview(
     parts = list[Part]()
     for name, paths in (("training data", config.data.train), ("held-out data", config.data.eval)):
         if paths or not parts:
-            rows, examples, summary = read_examples(config, paths, tokenizer, max_length)
+            rows, examples, summary = read_examples(
+                config, paths, tokenizer, max_length, held_out=bool(parts)
+            )
             parts.append(Part(name, rows, examples, summary))
     lines, warnings = [], []
     for part in parts:
         lines += [f"{part.name}: {part.summary}", *_filling(config, part, max_length, tokenizer)]
+        if isinstance(part.rows, Rows):
+            lines += [f"  {line}" for line in source_lines(part.rows)]
         lines += ["", *_sources(part), "", "  lengths, in tokens of a row before it is cut:"]
         lines += [*histogram_lines(part.examples.row_lengths, max_length), ""]
         found = findings(part, tokenizer, model.vocabulary)
@@ -90,7 +97,11 @@ def _filling(
     config: ConfigDict, part: Part, max_length: int, tokenizer: Tokenizer
 ) -> Iterable[str]:
     """How the examples fill the rows, and how many updates that makes."""
-    examples, packing = part.examples, config.data.packing
+    training, packing = part.name == "training data", config.data.packing
+    examples = part.examples
+    if training and isinstance(part.rows, Rows):
+        examples = epoch_of(config, part.rows, examples, part.summary)
+        yield from (f"  {line}" for line in mix_lines(config, part.rows, part.summary))
     batches = Batches(
         examples,
         batch_size=config.batch_size,
@@ -112,7 +123,7 @@ def _filling(
             f"  not packed: a row an example; data.packing=True would make {rows} rows of "
             f"{max_length}, {filled:.1f} % filled"
         )
-    if part.name == "training data":
+    if training:
         yield (
             f"  {batches.steps_per_epoch} updates of {config.batch_size} rows an epoch, "
             f"{updates_of(config, batches.steps_per_epoch)} in all"

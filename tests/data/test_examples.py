@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxft.data import Row, prepare_examples
-from jaxft.data.chat import compile_template
+from jaxft.confined.template import compile_template
 from jaxft.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -82,11 +82,11 @@ SPOILED = {
     "no safetensors": (lambda file: file.write_bytes(b"x" * 64), "truncated or no safetensors"),
     "header": (
         lambda file: file.write_bytes((4).to_bytes(8, "little") + b"{{{{" + bytes(40)),
-        "the header is not JSON",
+        "the header: not JSON",
     ),
     "list": (
         lambda file: file.write_bytes((2).to_bytes(8, "little") + b"[]"),
-        "the header is no JSON object",
+        "the header: an object is expected, not list",
     ),
     "overlap": (lambda file: _header(file, _entry(data_offsets=[0, 12])), "b: overlaps"),
     "gap": (lambda file: _header(file, _entry(data_offsets=[16, 28])), "b: leaves a gap"),
