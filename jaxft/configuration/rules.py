@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "param_dtype": DTYPES,
     "method.dtype": DTYPES,
     "objective.name": ("sft",),
-    "data.format": ("auto", "prompt_completion", "messages"),
+    "data.format": ("auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt"),
     "data.loss_on": ("completion", "all"),
     "optimizer.schedule": ("linear", "cosine", "constant", "wsd"),
     "remat": ("none", "dots", "full"),
@@ -97,6 +97,7 @@ def check(flat: dict[str, Any]) -> None:
                 raise UserError(f"config.{key} takes {saying}, not {shown(flat[key])}")
     for name in flat["report_to"]:
         _choice("report_to", name, REPORTS)
+    _mix(flat["data.mix"])
     _length(flat)
     _mesh(flat)
     _decay(flat["optimizer.decay"])
@@ -123,6 +124,12 @@ def _choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         close = nearest(str(value), choices)
         raise UserError(f"config.{key} takes {' | '.join(choices)}, not {shown(value)}{close}")
+
+
+def _mix(weights: tuple[Any, ...]) -> None:
+    for weight in weights:
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < 1e9:
+            raise UserError(f"config.data.mix takes weights above 0, such as 3,1, not {weight!r}")
 
 
 def _length(flat: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import numbers
@@ -21,6 +22,7 @@ TAKES = {
     tuple: """a list of values, such as a,b or '("a", "b")'""",
     dict: """a mapping, such as '{"a": 1}'""",
 }
+SOURCES = ("data.train", "data.eval")  # one text, in which several stand with commas between
 TRUTH = {
     **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
     **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
@@ -35,6 +37,9 @@ def from_text(key: str, text: str, default: Any) -> Any:
     >>> from_text("method.targets", "q_proj,v_proj", ())
     ('q_proj', 'v_proj')
     """
+    if key in SOURCES and text.strip()[:1] in ("(", "["):
+        with contextlib.suppress(ValueError):
+            return from_value(key, literal(text.strip()), default)
     readers = {bool: _bool, int: _int, float: _float, str: _unquoted, tuple: _tuple, dict: _dict}
     try:
         return _typed(readers[type(default)](text.strip()), default)
@@ -48,6 +53,8 @@ def from_value(key: str, value: Any, default: Any) -> Any:
     >>> from_value("steps", 1000.0, 0), from_value("method.targets", ["q_proj"], ())
     (1000, ('q_proj',))
     """
+    if key in SOURCES and isinstance(value, list | tuple):
+        value = ",".join(str(part).replace(",", "\\,") for part in value)
     try:
         return _typed(value, default)
     except ValueError:
@@ -113,6 +120,7 @@ def _typed(value: Any, default: Any) -> Any:
 def _alike(values: tuple[Any, ...], default: tuple[Any, ...]) -> bool:
     """Whether the values are of the default's types, or, where it is empty, of one type."""
     kinds = {type(value) for value in default} or {type(value) for value in values[:1]}
+    kinds |= {int, float} if kinds & {int, float} else set()
     return all(type(value) in kinds for value in values)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from jaxft.assets import model_folder
+from jaxft.assets import chat_templates, model_folder
 from jaxft.errors import UserError, nearest, shown
 from jaxft.files import read_bytes, read_json, read_text
 
@@ -43,6 +43,7 @@ class Tokenizer:
       pad_id: fills unused places, which belong to no segment. It falls back to `eos_id`: a trained
         EOS stays trained, because padding is told by segments and never by this id.
       chat_template: Jinja source, or None.
+      tool_template: the same for conversations with tools, where the folder has one of its own.
       name: the folder, for messages.
     """
 
@@ -54,6 +55,7 @@ class Tokenizer:
     pad_id: int
     chat_template: str | None
     name: str
+    tool_template: str | None = None
 
     @property
     def vocabulary_size(self) -> int:
@@ -110,7 +112,8 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
     Args:
       folder: where tokenizer.json stands.
       chat_template: "" for the folder's own (chat_template.jinja before tokenizer_config.json), the
-        name of one of several in tokenizer_config.json, or the path of a Jinja file.
+        name of one of several that the folder has, the path of a Jinja file, the name of one of
+        jaxft's (`chat_templates`), or the template itself.
 
     Raises:
       UserError: a file is missing or cannot be read, or `chat_template` names nothing.
@@ -134,6 +137,7 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
     for name, found in (("bos_token", bos_id), ("eos_token", eos_id)):
         if found is not None:
             special_tokens.setdefault(name, str(backend.id_to_token(found)))
+    template, tool_template = _chat_templates(folder, settings, chat_template)
     return Tokenizer(
         backend=backend,
         special_tokens=special_tokens,
@@ -141,7 +145,8 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
         eos_id=eos_id,
         eos_ids=() if eos_id is None else tuple(dict.fromkeys((eos_id, *eos_ids))),
         pad_id=ids.get("pad_token", eos_id or 0),
-        chat_template=_chat_template(folder, settings, chat_template),
+        chat_template=template,
+        tool_template=tool_template,
         name=str(folder),
     )
 
@@ -221,26 +226,37 @@ def _own_id(
     return found[0] if found else None
 
 
-def _chat_template(folder: Path, declared: dict[str, Any], wanted: str) -> str | None:
-    """The template's source: a file's, a named one, or the folder's own."""
+def _chat_templates(
+    folder: Path, declared: dict[str, Any], wanted: str
+) -> tuple[str | None, str | None]:
+    """The template's source, of the folder, of jaxft, of a file or written out; and that for tools."""
     entry = declared.get("chat_template")
     named = {"default": entry} if isinstance(entry, str) else {}
     if isinstance(entry, list):
         named = {
             item["name"]: item["template"]
             for item in entry
-            if isinstance(item, dict) and {"name", "template"} <= item.keys()
+            if isinstance(item, dict) and isinstance(item.get("template"), str) and "name" in item
         }
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        named["default"] = read_text(own)
+    files = {
+        path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+    named |= {name: read_text(path) for name, path in files.items()}
     if not wanted:
-        return named.get("default")
+        return named.get("default"), named.get("tool_use")
     if wanted in named:
-        return named[wanted]
+        return named[wanted], None
+    if "{{" in wanted or "{%" in wanted:
+        return wanted, None
     if Path(wanted).is_file():
-        return read_text(Path(wanted))
+        return read_text(Path(wanted)), None
+    if wanted in chat_templates():
+        return read_text(chat_templates()[wanted]), None
+    known = (*named, *chat_templates())
     raise UserError(
         f"chat_template {wanted!r}: neither a file nor one of the templates of {folder}, which has "
-        f"{', '.join(named) or 'none'}{nearest(wanted, named)}"
+        f"{', '.join(named) or 'none'}, or of jaxft: {', '.join(chat_templates())}"
+        f"{nearest(wanted, known)}"
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -34,7 +33,7 @@ from jaxft.training.prepare import (
     prompt_and_reference,
     updates_of,
 )
-from jaxft.training.sharding import batch_sharding, make_mesh, shardings
+from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.step import State, initial_state, make_train_step
 from jaxft.tree import PyTree, combine, count
 
@@ -49,6 +48,7 @@ class Result:
         metrics: the last training and held-out numbers, as `train_loss`, `eval_loss`, ...
         output: RUN/adapter, or RUN/model after full tuning.
         plot: RUN/plots/loss.png.
+        data_wait: seconds that the updates made by this call waited for their batches.
     """
 
     workdir: Path
@@ -56,6 +56,7 @@ class Result:
     metrics: dict[str, float]
     output: Path
     plot: Path
+    data_wait: float
 
 
 def train(config: ConfigDict, workdir: str | Path) -> Result:
@@ -119,6 +120,7 @@ class _Run:
         self.samples = Samples(workdir / "samples.jsonl", self.metrics.evaluated)
         self.progress = Progress(self.step, self.steps)
         self.last: dict[str, float] = {}
+        self.data_wait = 0.0
 
     def run(self) -> Result:
         """All updates that are left, then the last checkpoint, the export and the plot."""
@@ -133,7 +135,7 @@ class _Run:
             self.progress.close()
             self.metrics.close()
             self.checkpoints.close()
-        return Result(self.workdir, self.step, self.last, output, plot)
+        return Result(self.workdir, self.step, self.last, output, plot, self.data_wait)
 
     def _loop(self) -> None:
         self._evaluate_if_due()
@@ -141,14 +143,15 @@ class _Run:
         clock = time.perf_counter()
         while self.step < self.steps:
             self._events()
-            batch = next(self.data.train)
-            placed = jax.device_put(batch, batch_sharding(self.mesh))
+            asked = time.perf_counter()
+            placed = place_batch(next(self.data.train), self.config.batch_size, self.mesh)
+            self.data_wait += time.perf_counter() - asked
             self.state, numbers = self.train_step(self.state, self.frozen, placed)
             self.step += 1
             # Metrics are read a step late, so that the device never waits for the host.
             if pending is not None:
                 clock = self._log(*pending, clock)
-            pending = (self.step, numbers, int(np.count_nonzero(batch["segments"])))
+            pending = (self.step, numbers, self.data.train.tokens(self.step - 1))
             if self._due(self.config.eval_every) or self._due(self.config.checkpoint.every):
                 clock = self._log(*pending, clock)
                 pending = None
@@ -205,7 +208,7 @@ class _Run:
         batches = self.data.held_out
         assert batches is not None
         for index in range(len(batches)):
-            yield jax.device_put(batches[index], batch_sharding(self.mesh))
+            yield place_batch(batches[index], self.config.eval_batch_size, self.mesh)
 
     def _answers(self) -> list[dict[str, Any]]:
         """What the model says to the held-out prompts, beside what stands in the data."""
@@ -218,6 +221,7 @@ class _Run:
             list(prompts),
             tokenizer=self.data.tokenizer,
             max_new_tokens=self.config.samples.max_new_tokens,
+            tools=[row.values.get("tools") for row in self.data.prompts],
         )
         rows = zip(prompts, answers, references, strict=True)
         return [

@@ -112,7 +112,9 @@ def test_chat_template_of_a_file_a_name_or_a_path(folder, tmp_path):
     assert load_tokenizer(folder).chat_template == "A"
     assert load_tokenizer(folder, "tools").chat_template == "B"
     assert load_tokenizer(folder, str(tmp_path / "own.jinja")).chat_template == "C"
-    with pytest.raises(UserError, match=r"'tool'.*default, tools \(nearest: 'tools'\)"):
+    with pytest.raises(
+        UserError, match=r"'tool'.*default, tools, or of jaxft: chatml.*\(nearest: 'tools'\)"
+    ):
         load_tokenizer(folder, "tool")
     (folder / "chat_template.jinja").write_text("D")
     assert load_tokenizer(folder).chat_template == "D"
