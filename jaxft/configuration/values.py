@@ -38,7 +38,7 @@ def from_text(key: str, text: str, default: Any) -> Any:
     readers = {bool: _bool, int: _int, float: _float, str: _unquoted, tuple: _tuple, dict: _dict}
     try:
         return _typed(readers[type(default)](text.strip()), default)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise _wrong(key, text, default) from None
 
 
@@ -50,7 +50,7 @@ def from_value(key: str, value: Any, default: Any) -> Any:
     """
     try:
         return _typed(value, default)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise _wrong(key, value, default) from None
 
 
