@@ -85,7 +85,7 @@ def test_a_name_twice_is_refused_where_it_matters():
 
 def test_a_missing_file_says_what_there_is(tmp_path):
     (tmp_path / "b").write_text("{}")
-    with pytest.raises(UserError, match="no c.json; there are: b"):
+    with pytest.raises(UserError, match=r"no c\.json; there are: b"):
         file_of(tmp_path, "c.json", "a folder")
     with pytest.raises(UserError, match="no such folder; a folder with c"):
         file_of(tmp_path / "x", "c.json", "a folder with c")

@@ -26,7 +26,17 @@ def fuzz():
 
 @pytest.mark.parametrize(
     "kind",
-    ["header", "index", "config", "adapter", "tokenizer", "template", "jsonl", "override", "written"],
+    [
+        "header",
+        "index",
+        "config",
+        "adapter",
+        "tokenizer",
+        "template",
+        "jsonl",
+        "override",
+        "written",
+    ],
 )
 def test_no_input_is_more_than_jaxft_stands(fuzz, kind):
     script, inputs, watch = fuzz

@@ -43,7 +43,7 @@ def from_text(key: str, text: str, default: Any) -> Any:
     readers = {bool: _bool, int: _int, float: _float, str: _unquoted, tuple: _tuple, dict: _dict}
     try:
         return _typed(readers[type(default)](text.strip()), default)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise _wrong(key, text, default) from None
 
 
@@ -57,7 +57,7 @@ def from_value(key: str, value: Any, default: Any) -> Any:
         value = ",".join(str(part).replace(",", "\\,") for part in value)
     try:
         return _typed(value, default)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise _wrong(key, value, default) from None
 
 

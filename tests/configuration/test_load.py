@@ -316,7 +316,7 @@ def test_whole_numbers_in_a_mapping_may_be_written_like_any():
     "word",
     [
         "--config." + "x" * 100_000 + "=1",
-        "--config.method.targets=" + "[" * 100_000,
+        "--config.steps=" + "[" * 100_000,
         "--config.seed=1e300",
     ],
     ids=["key", "value", "number"],

@@ -109,6 +109,7 @@ def test_python_values(default, value, expected):
         ((), "a"),
         ({}, ()),
         (0, float("inf")),
+        (0.0, 10**400),
     ],
 )
 def test_wrong_python_values(default, value):
