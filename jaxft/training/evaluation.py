@@ -47,6 +47,7 @@ def answers(
         list(prompts),
         tokenizer=data.tokenizer,
         max_new_tokens=config.samples.max_new_tokens,
+        tools=[row.values.get("tools") for row in data.prompts],
     )
     return [
         {"prompt": prompt, "completion": answer, "reference": reference}

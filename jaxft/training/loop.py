@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxft.adaptation import merge, partition
 from jaxft.assets import model_folder
 from jaxft.configuration import validate
-from jaxft.data import Batch, Batches
+from jaxft.data import Batches
 from jaxft.errors import UserError
 from jaxft.formats import save, save_adapter
 from jaxft.formats.manifest import Damaged
@@ -39,9 +38,10 @@ from jaxft.training.prepare import (
     prepare_model,
     updates_of,
 )
-from jaxft.training.sharding import batch_sharding, make_mesh, shardings
+from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.signals import Interrupted, Stop, stoppable
 from jaxft.training.step import State, initial_state, make_train_step
+from jaxft.training.wording import next_commands, shortened
 from jaxft.tree import PyTree, combine, count
 
 
@@ -55,6 +55,7 @@ class Result:
         metrics: the last training and held-out numbers, as `train_loss`, `eval_loss`, ...
         output: RUN/adapter, or RUN/model after full tuning.
         plot: RUN/plots/loss.png.
+        data_wait: seconds that the updates made by this call waited for their batches.
     """
 
     workdir: Path
@@ -62,6 +63,7 @@ class Result:
     metrics: dict[str, float]
     output: Path
     plot: Path
+    data_wait: float
 
 
 def train(config: ConfigDict, workdir: str | Path) -> Result:
@@ -118,6 +120,7 @@ class _Run:
         self.state: State = initial(trainable)
         self.identity = identity(config, mesh)
         self.last: dict[str, float] = {}
+        self.data_wait = 0.0
         self.pending: tuple[int, dict[str, jax.Array], int] | None = None
         self.shapes: set[tuple[int, ...]] = set()
         self.clock = self.began = time.perf_counter()
@@ -155,7 +158,7 @@ class _Run:
             self.metrics.close()
             self.checkpoints.close()
         self._say_end(output)
-        return Result(self.workdir, self.step, self.last, output, plot)
+        return Result(self.workdir, self.step, self.last, output, plot, self.data_wait)
 
     def _train(self) -> None:
         """The loop; then, or where a signal asked to stop, a checkpoint."""
@@ -180,8 +183,11 @@ class _Run:
             self.stop.check()
             self.checkpoints.check()
             self._events()
+            asked = time.perf_counter()
             batch = next(self.data.train)
-            self._update(batch)
+            placed = place_batch(batch, self.config.batch_size, self.mesh)
+            self.data_wait += time.perf_counter() - asked
+            self._update(placed)
             if self._due(self.config.eval_every) or self._due(self.config.checkpoint.every):
                 self._log()
                 if self._due(self.config.checkpoint.every):
@@ -189,10 +195,9 @@ class _Run:
                 self._evaluate_if_due()
                 self.clock = time.perf_counter()
 
-    def _update(self, batch: Batch) -> None:
+    def _update(self, placed: Mapping[str, jax.Array]) -> None:
         """One step; the numbers of the one before are read now, so that the device never waits for the host."""
-        placed = jax.device_put(batch, batch_sharding(self.mesh))
-        shape = batch["tokens"].shape
+        shape = placed["tokens"].shape
         known = shape in self.shapes
         if not known:
             self._log()
@@ -204,7 +209,7 @@ class _Run:
         self._log()
         if not known:
             self.clock = time.perf_counter()
-        self.pending = (self.step, numbers, int(np.count_nonzero(batch["segments"])))
+        self.pending = (self.step, numbers, self.data.train.tokens(self.step - 1))
 
     def _due(self, every: int) -> bool:
         return self.step == self.steps or (every > 0 and self.step % every == 0)
@@ -242,7 +247,7 @@ class _Run:
 
     def _bad(self, step: int, bad: int, line: Mapping[str, float]) -> None:
         """Tells of a step that was skipped; after `max_bad_steps` in a row the run is over."""
-        ids = self.data.train.example_ids(step - 1)
+        ids = self.data.train.origins(step - 1)
         text = (
             f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}, learning rate "
             f"{line['learning_rate']:.3g}: the update is not applied; examples {shortened(ids)}"
@@ -290,7 +295,7 @@ class _Run:
     def _held_out(self, batches: Batches) -> Iterator[Any]:
         for index in range(len(batches)):
             self.stop.check()
-            yield jax.device_put(batches[index], batch_sharding(self.mesh))
+            yield place_batch(batches[index], self.config.eval_batch_size, self.mesh)
         self.stop.check()
 
     def _params(self) -> PyTree:
@@ -338,7 +343,7 @@ class _Run:
         target = self.workdir / ("adapter" if self.method.weight else "model")
         with written(target), replaced(target) as folder:
             if self.method.weight:
-                save_adapter(params, folder, method=self.method, base=like)
+                save_adapter(params, folder, method=self.method, base=self.config.model)
             else:
                 save(self.model, merge(params), folder, like=like)
         return target
@@ -373,28 +378,3 @@ def combine_holes(*trees: PyTree) -> PyTree:
         *trees,
         is_leaf=lambda leaf: leaf is None,
     )
-
-
-def next_commands(model: str, output: Path, has_adapter: bool) -> list[str]:
-    """What to do with a run's output."""
-    if not has_adapter:
-        return [f'next: jaxft generate --model {output} --prompt "..."']
-    both = f"--model {model} --adapter {output}"
-    return [
-        f'next: jaxft generate {both} --prompt "..."',
-        f"  or: jaxft merge {both} --output {output.with_name('merged')}",
-    ]
-
-
-def shortened(ids: Sequence[str], most: int = 64) -> str:
-    """Places "path:line" in a line: those of one file together, and how many more there are than `most`.
-
-    >>> shortened(["a.jsonl:3", "a.jsonl:1", "b.jsonl:2"], most=2)
-    'a.jsonl:3,1 and 1 more'
-    """
-    files: dict[str, list[str]] = {}
-    for place in ids[:most]:
-        path, _, line = place.rpartition(":")
-        files.setdefault(path, []).append(line)
-    text = " ".join(f"{path}:{','.join(lines)}" for path, lines in files.items())
-    return text + (f" and {len(ids) - most} more" if len(ids) > most else "")
