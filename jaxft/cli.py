@@ -63,7 +63,7 @@ def _run(words: list[str]) -> None:
         raise UserError(f"a verb is needed: {', '.join(verbs)}; jaxft --help says more")
     if words[0] in verbs:
         verb = verbs[words[0]]
-        takes_config = words[0] in ("train", "data")
+        takes_config = words[0] in ("train", "data", "plan")
         overrides, rest = _overrides(words[1:]) if takes_config else ([], words[1:])
         _known_flags(verb, rest)
         given = vars(verb.parse_args(rest))
@@ -114,6 +114,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         "merge": _merge_flags(
             verbs.add_parser("merge", help="write base and adapter as one Hugging Face folder")
         ),
+        "plan": _plan_flags(verbs.add_parser("plan", help="what a run needs, by the compiler")),
         "quickstart": _quickstart_flags(
             verbs.add_parser("quickstart", help="fine-tune the embedded model: a look in minutes")
         ),
@@ -195,6 +196,26 @@ def _merge_flags(parser: Parser) -> Parser:
     return parser
 
 
+def _plan_flags(parser: Parser) -> Parser:
+    parser.add_argument("--config", required=True, metavar="FILE.py:METHOD", help="as of train")
+    parser.add_argument(
+        "--topology", default="", metavar="KIND:SHAPE", help="a TPU slice, as v5e:4x4"
+    )
+    parser.add_argument("--device", default="", metavar="local", help="this machine's devices")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="one JSON object")
+    parser.add_argument("--methods", default="", metavar="A,B", help="compare these, or all")
+    parser.add_argument("--remats", default="", metavar="A,B", help="compare these, or all")
+    parser.add_argument(
+        "--find-batch", dest="find", action="store_true", help="the largest batch_size that fits"
+    )
+    parser.add_argument("--plot", default="", metavar="FILE.png", help="a chart of the memory")
+    parser.add_argument(
+        "--price", type=_number(0.0), default=0.0, metavar="P", help="of a device for an hour"
+    )
+    parser.set_defaults(run=plan)
+    return parser
+
+
 def _quickstart_flags(parser: Parser) -> Parser:
     parser.add_argument(
         "--workdir", default="runs/quickstart", metavar="RUN", help="default: runs/quickstart"
@@ -270,6 +291,16 @@ def merge(**flags: Any) -> None:
     from jaxft.formats.merge import merge_folder
 
     merge_folder(**flags)
+
+
+def plan(config: str, overrides: list[str], **flags: Any) -> None:
+    """`jaxft plan`."""
+    from jaxft.configuration import load_config
+
+    settings = load_config(config, overrides)
+    from jaxft.planning.command import main as run
+
+    run(settings, **flags)
 
 
 def quickstart(**flags: Any) -> None:

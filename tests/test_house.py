@@ -19,6 +19,7 @@ ORDER = (
     ("configuration", "formats", "data", "objectives"),
     ("inference",),
     ("training",),
+    ("planning",),
     ("quickstart",),
     ("cli", "__main__"),
 )

@@ -1,0 +1,100 @@
+"""`jaxft plan`: from flags to a table, a JSON object or a chart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxft.errors import UserError, nearest
+from jaxft.methods import METHODS
+from jaxft.planning.plan import Plan, find_batch, plan, variants
+from jaxft.planning.report import draw, table
+from jaxft.planning.topology import Devices, local_devices, tpu_devices
+
+REMATS = ("none", "dots", "full")
+
+
+def main(
+    config: ConfigDict,
+    *,
+    topology: str = "",
+    device: str = "",
+    as_json: bool = False,
+    methods: str = "",
+    remats: str = "",
+    find: bool = False,
+    plot: str = "",
+    price: float = 0.0,
+) -> list[Plan]:
+    """Plans as asked and prints; returns the plans.
+
+    Args:
+        config: of the run.
+        topology: a TPU slice, as v5e:4x4.
+        device: local, where no topology is given.
+        as_json: print JSON instead of a table.
+        methods: names with commas between, or all; "": the configuration's.
+        remats: kinds of recomputation with commas between, or all; "": the configuration's.
+        find: look for the largest batch that fits, instead.
+        plot: a file for a chart.
+        price: of a device for an hour.
+    """
+    if bool(topology) == bool(device) or device not in ("", "local"):
+        raise UserError("plan: give --topology KIND:SHAPE, as v5e:4x4, or --device local")
+    if topology:
+        jax.config.update("jax_platforms", "cpu")  # the plan is made here, for devices elsewhere
+    target = tpu_devices(topology) if topology else local_devices()
+    if find:
+        best, plans = find_batch(config, target)
+        if best is None:
+            print(f"plan: no batch fits, not even of {plans[0].batch_size} rows", file=sys.stderr)
+        plans = [best] if best else plans[:1]
+    else:
+        plans = [_said(each, target) for each in _asked(config, methods, remats)]
+    if as_json:
+        objects = [dataclasses.asdict(each) | _cost(each, price) for each in plans]
+        print(json.dumps(objects[0] if len(objects) == 1 and not methods else objects, indent=2))
+    else:
+        print("\n".join(table(plans, price)))
+    if plot:
+        draw(plans, Path(plot))
+    return plans
+
+
+def _asked(config: ConfigDict, methods: str, remats: str) -> list[ConfigDict]:
+    if not methods and not remats:
+        return [config]
+    return list(
+        variants(
+            config,
+            _names("--methods", methods, tuple(METHODS)) or (config.method.name,),
+            _names("--remats", remats, REMATS) or (config.remat,),
+        )
+    )
+
+
+def _names(flag: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = (
+        known if text == "all" else tuple(part.strip() for part in text.split(",") if part.strip())
+    )
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"{flag} takes all or some of {', '.join(known)}, not {name!r}{nearest(name, known)}"
+            )
+    return names
+
+
+def _said(config: ConfigDict, target: Devices) -> Plan:
+    print(f"compiling {config.method.name}, remat {config.remat}", file=sys.stderr)
+    return plan(config, target)
+
+
+def _cost(each: Plan, price: float) -> dict[str, Any]:
+    return {"cost": each.hours * each.devices * price} if price and each.hours else {}

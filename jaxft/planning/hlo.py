@@ -1,0 +1,104 @@
+"""What the compiler wrote into the program: cycles it estimates, and bytes that devices exchange.
+
+The text of a compiled program names, for each instruction of a computation, the cycles that the TPU compiler's
+own cost model gives it. A loop's body runs as often as the constant in its condition says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+
+HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
+OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(")
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?%?([\w.\-]+)")
+CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
+ARRAY = re.compile(r"\b(pred|[sufb]\w*?\d+\w*)\[([\d,]*)\]")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What one device does in one run of a program.
+
+    Attributes:
+        cycles: the compiler's estimate for all instructions, one after the other.
+        exchanged: bytes of each kind of collective's result.
+    """
+
+    cycles: int
+    exchanged: dict[str, int]
+
+
+def read_program(text: str) -> Program:
+    """Sums over a compiled program's text, loops times their length."""
+    computations, entry = _computations(text)
+
+    @functools.cache
+    def cost(name: str) -> tuple[int, tuple[int, ...]]:
+        cycles, exchanged = 0, [0] * len(COLLECTIVES)
+        for line in computations.get(name, ()):
+            opcode = OPCODE.search(line)
+            kind = opcode[1] if opcode else ""
+            estimate = CYCLES.search(line)
+            cycles += int(estimate[1]) if estimate else 0
+            base = kind.removesuffix("-start")
+            if base in COLLECTIVES:
+                exchanged[COLLECTIVES.index(base)] += _bytes(
+                    line[: opcode.start()] if opcode else ""
+                )
+            trips = _trips(line, computations) if kind == "while" else 1
+            for called in CALLED.findall(line):
+                inner_cycles, inner_bytes = cost(called)
+                # A fusion's own estimate covers what is fused; what it sends is inside.
+                cycles += trips * (0 if estimate else inner_cycles)
+                exchanged = [a + trips * b for a, b in zip(exchanged, inner_bytes, strict=True)]
+        return cycles, tuple(exchanged)
+
+    cycles, exchanged = cost(entry)
+    return Program(cycles, dict(zip(COLLECTIVES, exchanged, strict=True)))
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The instructions of each computation, after the `=`, and the name of the first to run."""
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", list[str]()
+    for line in text.splitlines():
+        header = HEADER.match(line)
+        if header:
+            lines = computations.setdefault(header[1], [])
+            entry = header[1] if line.startswith("ENTRY") else entry
+        elif instruction := INSTRUCTION.match(line):
+            lines.append(instruction[1])
+    return computations, entry
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+    """How often a loop runs: as is known, or by the constant that its condition compares with."""
+    known = TRIPS.search(line)
+    if known:
+        return int(known[1])
+    condition = CONDITION.search(line)
+    lines = computations.get(condition[1], []) if condition else []
+    return max((int(n) for text in lines for n in CONSTANT.findall(text)), default=1)
+
+
+def _bytes(result: str) -> int:
+    """Bytes of an instruction's result; of a pair that an asynchronous start gives, the second half."""
+    sizes = [
+        math.prod(int(n) for n in shape.split(",") if n) * _width(dtype)
+        for dtype, shape in ARRAY.findall(result)
+    ]
+    return int(max(sizes, default=0)) if result.startswith("(") else int(sum(sizes))
+
+
+def _width(dtype: str) -> float:
+    """Bytes of an element: s4 is half a byte, pred is one."""
+    bits = re.search(r"\d+", dtype)
+    return int(bits[0]) / 8 if bits else 1

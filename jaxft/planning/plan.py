@@ -1,0 +1,330 @@
+"""Compiles the real training step from shapes alone, and reads off what it needs.
+
+No weight is made or read: `config.model` may be a folder with config.json alone. The step, its optimizer and its
+shardings are those of `jaxft train`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxft.adaptation import adapt, partition
+from jaxft.assets import model_folder
+from jaxft.errors import UserError
+from jaxft.formats.config_file import model_config
+from jaxft.methods import defaults
+from jaxft.models import Config, module_names
+from jaxft.models.transformer import initial_params
+from jaxft.planning.flops import count_flops
+from jaxft.planning.hlo import Program, read_program
+from jaxft.planning.topology import Devices, local_flops, local_memory
+from jaxft.training.checkpoint import split_base
+from jaxft.training.optimizer import make_optimizer, schedule
+from jaxft.training.prepare import loss_of, max_length_of, method_of
+from jaxft.training.sharding import batch_sharding, make_mesh, require_rows, shardings
+from jaxft.training.step import initial_state, make_train_step
+from jaxft.tree import PyTree, combine
+
+FEW_STEPS = (
+    1000  # of the schedule where a configuration counts epochs: nothing planned depends on it
+)
+USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one device needs for a configuration's step. Bytes and operations are per device.
+
+    Attributes:
+        topology: what was planned for.
+        devices: how many of them the mesh takes.
+        method, remat, batch_size, length: of the configuration.
+        peak_bytes: the most memory in use at once: the arguments, the results that are not written over them, and
+            the temporaries.
+        base_bytes: the frozen leaves that are read from the model.
+        adapter_bytes: the trainable leaves and the drawn ones.
+        optimizer_bytes: the optimizer's state.
+        temporary_bytes: what the step makes and drops: activations, gradients, gathered kernels.
+        activation_bytes: of the temporaries, what the forward pass keeps for the backward pass, by the program's text.
+        memory_bytes: what a device has; None if it does not say.
+        fits: whether the peak is below that.
+        flops: of the matrix products, recomputation included.
+        exchanged_bytes: results of the collectives.
+        seconds_per_step: an estimate: of a TPU the greater of the compiler's cycles and the exchange over the links;
+            of this machine, the products at the speed measured for one.
+        tokens_per_second: of all devices.
+        mfu: the products without recomputation over what the device could do in that time; None locally.
+        hours: of all updates; None where the configuration counts epochs of data that were not read.
+        compile_seconds: how long the compiler took.
+    """
+
+    topology: str
+    devices: int
+    method: str
+    remat: str
+    batch_size: int
+    length: int
+    peak_bytes: int
+    base_bytes: int
+    adapter_bytes: int
+    optimizer_bytes: int
+    temporary_bytes: int
+    activation_bytes: int
+    memory_bytes: int | None
+    fits: bool
+    flops: int
+    exchanged_bytes: int
+    seconds_per_step: float | None
+    tokens_per_second: float | None
+    mfu: float | None
+    hours: float | None
+    compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    """A step as the compiler gets it, and its arguments as shapes."""
+
+    step: Callable[..., Any]
+    loss: Callable[..., Any]
+    state: Any
+    frozen: PyTree
+    batch: dict[str, Any]
+    drawn: PyTree
+    base: PyTree
+
+
+def plan(config: ConfigDict, target: Devices) -> Plan:
+    """Compiles the configuration's step for the devices and tells what it needs.
+
+    Args:
+        config: as `configs/sft.py:get_config` makes it; the data are not read.
+        target: from `tpu_devices` or `local_devices`.
+
+    Raises:
+        UserError: the configuration does not fit the model or the mesh.
+    """
+    devices = list(target.devices)
+    sizes = [size for size in config.mesh.values() if size != -1]
+    mesh = make_mesh(
+        config.mesh, devices if -1 in config.mesh.values() else devices[: math.prod(sizes)]
+    )
+    model = dataclasses.replace(
+        model_config(model_folder(config.model)), dtype=config.dtype, remat=config.remat
+    )
+    with jax.set_mesh(mesh):
+        traced = _trace(config, model, mesh)
+        parts = _parts(traced)
+        jitted = jax.jit(traced.step, donate_argnums=0)
+        lowered = jitted.lower(traced.state, traced.frozen, traced.batch)
+        start = time.perf_counter()
+        peak, temporary, memory, program = _compiled(lowered, sum(parts.values()), target)
+        seconds = time.perf_counter() - start
+        flops = _flops(traced, mesh)
+        least = (
+            flops if config.remat == "none" else _flops(_trace(config, _plain(model), mesh), mesh)
+        )
+        kept = _activation_bytes(traced, mesh)
+    length, tokens = max_length_of(config, model), config.batch_size * max_length_of(config, model)
+    duration = _seconds(target, program, flops, config.dtype)
+    return Plan(
+        topology=target.name,
+        devices=mesh.size,
+        method=config.method.name,
+        remat=config.remat,
+        batch_size=config.batch_size,
+        length=length,
+        peak_bytes=peak,
+        **parts,
+        temporary_bytes=temporary,
+        activation_bytes=min(kept, temporary),
+        memory_bytes=memory,
+        fits=memory is None or peak <= memory,
+        flops=flops,
+        exchanged_bytes=sum(program.exchanged.values()) if program else 0,
+        seconds_per_step=duration,
+        tokens_per_second=tokens / duration if duration else None,
+        mfu=least / (duration * target.chip.flops) if duration and target.chip else None,
+        hours=config.steps * duration / 3600 if duration and config.steps else None,
+        compile_seconds=round(seconds, 1),
+    )
+
+
+def variants(
+    config: ConfigDict, methods: Iterable[str], remats: Iterable[str]
+) -> Iterator[ConfigDict]:
+    """The configuration with each method, at its own defaults, under each kind of recomputation."""
+    remats = tuple(remats)
+    for method in methods:
+        for remat in remats:
+            kept = (
+                ("rank", "alpha", "targets")
+                if method != config.method.name
+                else tuple(config.method)
+            )
+            own = defaults(method)
+            settings = {key: config.method[key] for key in kept if key in own and method != "vera"}
+            changed = config.copy_and_resolve_references()
+            with changed.unlocked():
+                changed.method = ConfigDict({**own, **settings, "name": method}, convert_dict=False)
+                changed.remat = remat
+            yield changed
+
+
+def find_batch(config: ConfigDict, target: Devices) -> tuple[Plan | None, list[Plan]]:
+    """The largest `batch_size` that fits, by doubling and bisection; and all plans that were made.
+
+    Sizes are multiples of what the mesh and `grad_accum` divide.
+    """
+    mesh = make_mesh(config.mesh, list(target.devices))
+    unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.grad_accum
+    made: dict[int, Plan] = {}
+
+    def fits(units: int) -> bool:
+        if units not in made:
+            changed = config.copy_and_resolve_references()
+            changed.batch_size = units * unit
+            made[units] = plan(changed, target)
+        return made[units].fits
+
+    low, high = 0, 1
+    while fits(high) and high < 2**16:
+        low, high = high, 2 * high
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return made.get(low), list(made.values())
+
+
+def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
+    """The step of `jaxft train`, from shapes."""
+    if config.adapter:
+        raise UserError("jaxft plan: config.adapter is not read; set config.method as it was made")
+    require_rows(config.batch_size // config.grad_accum, mesh, "batch_size")
+    method = method_of(config)
+    dtype = jnp.dtype(config.param_dtype)
+
+    def fresh() -> Any:
+        params = initial_params(model, jax.random.key(0), dtype)
+        return adapt(params, method, jax.random.key(config.seed), names=module_names(model))
+
+    params = jax.eval_shape(fresh)
+    trainable, frozen = partition(params, method)
+    steps = config.steps or FEW_STEPS
+    optimizer = make_optimizer(config.optimizer, method, trainable, steps)
+    loss = loss_of(config, model)
+    rate = schedule(config.optimizer, steps)
+    step = make_train_step(loss, optimizer, rate, seed=config.seed, parts=config.grad_accum)
+    state = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer), trainable)
+    drawn, base = split_base(params, frozen)
+    shape = (config.batch_size, max_length_of(config, model))
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("tokens", "segments", "positions")
+    }
+    batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    rows = batch_sharding(mesh)
+    return _Traced(
+        step=step,
+        loss=loss,
+        state=_laid(state, mesh),
+        frozen=_laid(frozen, mesh),
+        batch={name: _placed(leaf, rows) for name, leaf in batch.items()},
+        drawn=_laid(drawn, mesh),
+        base=_laid(base, mesh),
+    )
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _laid(tree: PyTree, mesh: Mesh) -> PyTree:
+    return jax.tree.map(_placed, tree, shardings(tree, mesh))
+
+
+def _plain(model: Config) -> Config:
+    return dataclasses.replace(model, remat="none")
+
+
+def _parts(traced: _Traced) -> dict[str, int]:
+    """Bytes per device of the step's arguments but the batch."""
+    return {
+        "base_bytes": _bytes(traced.base),
+        "adapter_bytes": _bytes(traced.state.trainable) + _bytes(traced.drawn),
+        "optimizer_bytes": _bytes(traced.state.optimizer),
+    }
+
+
+def _bytes(tree: PyTree) -> int:
+    """Bytes of one device's shards."""
+    return sum(
+        math.ceil(math.prod(leaf.sharding.shard_shape(leaf.shape)) * _width(leaf.dtype))
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _width(dtype: Any) -> float:
+    """Bytes of an element; two of int4 share one."""
+    return 0.5 if dtype in (jnp.int4, jnp.uint4) else dtype.itemsize
+
+
+def _compiled(
+    lowered: Any, arguments: int, target: Devices
+) -> tuple[int, int, int | None, Program | None]:
+    """(peak, temporary, memory, program); a step that the TPU compiler refuses tells the first three."""
+    memory = int(target.chip.memory) if target.chip else local_memory()
+    try:
+        compiled = lowered.compile()
+    except Exception as error:
+        used = USED.search(str(error))
+        if used is None:
+            raise
+        peak, room = (int(float(used[i]) * UNITS[used[i + 1]]) for i in (1, 3))
+        return peak, max(peak - arguments, 0), room, None
+    analysis = compiled.memory_analysis()
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    temporary = analysis.temp_size_in_bytes
+    peak = held - analysis.alias_size_in_bytes + temporary
+    return peak, temporary, memory, read_program(compiled.as_text()) if target.chip else None
+
+
+def _flops(traced: _Traced, mesh: Mesh) -> int:
+    """Of one device: those of the whole step, evenly divided."""
+    jaxpr = jax.make_jaxpr(traced.step)(traced.state, traced.frozen, traced.batch)
+    return count_flops(jaxpr) // mesh.size
+
+
+def _activation_bytes(traced: _Traced, mesh: Mesh) -> int:
+    """What the forward pass hands to the backward pass and was not there before, divided as the batch is."""
+
+    def kept(trainable: PyTree, frozen: PyTree, batch: Any) -> Any:
+        return jax.vjp(lambda tree: traced.loss(combine(tree, frozen), batch)[0], trainable)[1]
+
+    jaxpr = jax.make_jaxpr(kept)(traced.state.trainable, traced.frozen, traced.batch).jaxpr
+    given = {id(variable) for variable in (*jaxpr.invars, *jaxpr.constvars)}
+    made = {id(v): v for v in jaxpr.outvars if id(v) not in given and hasattr(v, "count")}
+    total = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in made.values())
+    return int(total) // (mesh.shape["data"] * mesh.shape["fsdp"])
+
+
+def _seconds(target: Devices, program: Program | None, flops: int, dtype: str) -> float | None:
+    """The estimate for one step; None for a program that did not compile."""
+    if target.chip is None:
+        return flops / local_flops(dtype)
+    if program is None:
+        return None
+    links = max(sum(size > 1 for size in target.axes), 1)
+    exchange = sum(program.exchanged.values()) / (target.chip.link * links)
+    return max(program.cycles / target.chip.clock, exchange)
