@@ -205,9 +205,13 @@ def _quickstart_flags(parser: Parser) -> Parser:
 
 def _whole(low: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not text.strip().isdecimal() or int(text) < low:
+        try:
+            value = float(text)  # 1e3 is a whole number
+        except ValueError:
+            value = float("nan")
+        if not low <= value < 2**31 or not value.is_integer():
             raise argparse.ArgumentTypeError(f"takes a whole number from {low}, not {text!r}")
-        return int(text)
+        return int(value)
 
     return read
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.confined import render_conversations
-from jaxft.data.tokenizer import Tokenizer
+from jaxft.data.tokenizer import Tokenizer, refusing_panics
 from jaxft.errors import UserError
 
 Messages = Sequence[dict[str, Any]]
@@ -107,7 +107,8 @@ def encode_chat_with_mask(
     marked = GENERATION.search(template_for(tokenizer, tools)) is not None
     if not marked:
         spans = _spans_by_growth(tokenizer, messages, text, tools)
-    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+    with refusing_panics(tokenizer.name):
+        encoding = tokenizer.backend.encode(text, add_special_tokens=False)
     mask = np.zeros(len(encoding.ids), dtype=bool)
     for start, end in spans:
         places = [encoding.char_to_token(at) for at in (start, end - 1)] if end > start else [None]

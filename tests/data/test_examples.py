@@ -10,8 +10,8 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxft.data import Row, prepare_examples
 from jaxft.confined.template import compile_template
+from jaxft.data import Row, prepare_examples
 from jaxft.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
