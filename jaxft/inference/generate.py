@@ -21,6 +21,7 @@ from jaxft.data.sources import Row, check_messages, check_tools, read_objects
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError, nearest
 from jaxft.formats import load, load_adapter
+from jaxft.formats.manifest import tell_another_base
 from jaxft.inference.decoding import generate_tokens
 from jaxft.models import Config, Transformer
 
@@ -219,6 +220,8 @@ def main(
     own = Path(adapter, "chat_template.jinja") if adapter else folder
     tokenizer = load_tokenizer(folder, str(own) if own.is_file() else "")
     network, params = load(folder, dtype=dtype)
+    if adapter:
+        tell_another_base(Path(adapter), folder)
     answers = generate(
         network,
         load_adapter(params, adapter, dtype=dtype) if adapter else params,
