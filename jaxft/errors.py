@@ -50,9 +50,9 @@ def shown(value: Any, most: int = 120) -> str:
 
 
 def named(name: str) -> str:
-    """A name as a message shows it: as it stands, but for one that is long or does not print.
+    r"""A name as a message shows it: as it stands, but for one that is long or does not print.
 
-    >>> named("model.norm.weight"), named("a\\n")
-    ('model.norm.weight', "'a\\\\n'")
+    >>> named("model.norm.weight"), named("a\n")
+    ('model.norm.weight', "'a\\n'")
     """
     return name if len(name) <= 120 and name.isprintable() else shown(name)

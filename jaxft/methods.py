@@ -139,7 +139,7 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and abs(value) < float("inf")  # NaN is not
+    return isinstance(value, numbers.Real) and abs(float(value)) < float("inf")  # NaN is not
 
 
 def _list(value: Any, holds: Callable[[Any], bool]) -> bool:
@@ -284,7 +284,9 @@ def row_of(name: str) -> Callable[..., Method]:
     """The row of that name. Raises UserError with the nearest names for an unknown one."""
     if name not in METHODS:
         known = ", ".join(METHODS)
-        raise UserError(f"unknown method {name!r}{nearest(name, METHODS) or f' (known: {known})'}")
+        raise UserError(
+            f"unknown method {shown(name)}{nearest(name, METHODS) or f' (known: {known})'}"
+        )
     return METHODS[name]
 
 

@@ -95,7 +95,8 @@ class _Child:
             self.stop()
             self._process = _start()
         process = self._process
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         whole = False
         try:
             process.stdin.write(data)

@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 
 from jaxft.confined import render_conversations
-from jaxft.data.tokenizer import Tokenizer
+from jaxft.data.tokenizer import Tokenizer, refusing_panics
 from jaxft.errors import UserError
 
 Messages = Sequence[dict[str, Any]]
@@ -132,7 +132,8 @@ def encode_chats_with_masks(
         tokenizer, [conversations[index] for index in grown], [texts[index] for index in grown]
     )
     spans_of = dict(enumerate(spans)) | dict(zip(grown, found, strict=True))
-    encodings = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
+    with refusing_panics(tokenizer.name):
+        encodings = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
     return [
         _ids_and_mask(encoding, spans_of[index], () if marked[index] else tokenizer.eos_ids)
         for index, encoding in enumerate(encodings)

@@ -22,7 +22,7 @@ from jaxft.data.conversions import (
 from jaxft.data.files import File, find_files
 from jaxft.data.records import Record, json_type, read_records
 from jaxft.data.tfds import PREFIX, read_tfds
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, nearest, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -267,7 +267,7 @@ def _check_message(where: str, message: dict[str, Any]) -> None:
     role = message["role"]
     if role not in ROLES:
         raise UserError(
-            f"{where}: unknown role {role!r}; known: {', '.join(ROLES)}{nearest(role, ROLES)}"
+            f"{where}: unknown role {shown(role)}; known: {', '.join(ROLES)}{nearest(role, ROLES)}"
         )
     if calls is None:
         return

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from jaxft.assets import chat_templates, model_folder
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, nearest, shown
 from jaxft.files import read_bytes, read_json, read_text
 
 MAX_BYTES = 100_000_000  # of tokenizer.json; the largest have about 35 MB
@@ -67,9 +68,10 @@ class Tokenizer:
 
     def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of many texts, in parallel."""
-        encodings = self.backend.encode_batch_fast(
-            list(texts), add_special_tokens=add_special_tokens
-        )
+        with refusing_panics(self.name):
+            encodings = self.backend.encode_batch_fast(
+                list(texts), add_special_tokens=add_special_tokens
+            )
         return [self._without_doubled_bos(encoding.ids, text, add_special_tokens)
                 for encoding, text in zip(encodings, texts, strict=True)]  # fmt: skip
 
@@ -82,7 +84,22 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        with refusing_panics(self.name):
+            return self.backend.decode(
+                [int(i) for i in ids], skip_special_tokens=skip_special_tokens
+            )
+
+
+@contextlib.contextmanager
+def refusing_panics(where: str) -> Iterator[None]:
+    """Tells what the Rust side raises, a bare Exception or a panic (no Exception), as a UserError."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error)[:2000].split())[:200]
+        raise UserError(f"{where}: not a tokenizer that `tokenizers` can use: {reason}") from error
 
 
 def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
@@ -107,7 +124,8 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
     model = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
     special_tokens = _special_tokens(settings, _read_json(folder / "special_tokens_map.json"))
-    _add_missing_tokens(backend, settings, special_tokens, folder)
+    with refusing_panics(str(folder)):
+        _add_missing_tokens(backend, settings, special_tokens, folder)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
     size = max(vocabulary.values(), default=-1) + 1
@@ -136,16 +154,12 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise UserError(f"{path.parent}: no tokenizer.json there; jaxft reads no other tokenizer")
-    try:
-        text = read_bytes(path, MAX_BYTES).decode("utf-8")
-        backend = tokenizers.Tokenizer.from_str(text)
-    except BaseException as error:  # bare Exception, or a panic of the Rust side, which is none
-        if isinstance(error, UserError | KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a tokenizer that `tokenizers` can read: {reason}") from error
+    with refusing_panics(str(path)):
+        backend = tokenizers.Tokenizer.from_str(read_bytes(path, MAX_BYTES).decode("utf-8"))
     backend.no_truncation()
     backend.no_padding()
+    with refusing_panics(str(path)):  # a post-processor, say, that names a token it lacks
+        backend.encode("a b 1")
     return backend
 
 
@@ -192,7 +206,7 @@ def _config_ids(kind: str, configs: Iterable[dict[str, Any]], size: int, folder:
         value = written.get(f"{kind}_token_id")
         listed = value if isinstance(value, list) else [value] if value is not None else []
         if not all(type(i) is int for i in listed):
-            raise UserError(f"{folder}: {kind}_token_id must be an integer, not {value!r}")
+            raise UserError(f"{folder}: {kind}_token_id must be an integer, not {shown(value)}")
         # A config copied from a larger model may name an id that this vocabulary lacks.
         ids += [i for i in listed if 0 <= i < size]
     return ids

@@ -84,7 +84,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     },
 }
 # A pattern that reads as a name: it needs no guard against one that never ends.
-PLAIN = re.compile(r"[\w.\\-]{0,300}")
+PLAIN = re.compile(r"[\w.\\-]{0,300}|\[\^\.\]\*")
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -214,10 +214,7 @@ def _in_layers(options: Mapping[str, Any], modules: Sequence[str]) -> set[str]:
     wanted = {chosen} if isinstance(chosen, int) else set(chosen)
     patterns = [patterns] if isinstance(patterns, str) else patterns
     form = r"(?:^|.*?\.){}\.(\d+)\."
-    if patterns == [r"[^.]*"]:
-        found = match(patterns, modules, form)
-    else:
-        found = list(_first_matches(patterns, modules, form))
+    found = _first_matches(patterns, modules, form)
     inside = set()
     for module, one in zip(modules, found, strict=True):
         number = str(one[1][0]) if one else ""

@@ -136,7 +136,7 @@ def _open_shards(folder: Path, index: Path) -> dict[str, Stored]:
 
 def _check_shard(folder: Path, index: Path, shard: str) -> None:
     """A shard is a name in the folder, and stands there (or in the cache that the folder is of)."""
-    if Path(shard).name != shard or "\\" in shard or not shard.isprintable():
+    if not shard or Path(shard).name != shard or "\\" in shard or not shard.isprintable():
         raise UserError(f"{index}: {shown(shard)} leads out of the folder")
     if not exists(folder / shard):
         raise UserError(f"{folder}: the shard {named(shard)} is missing, which {index.name} names")

@@ -19,8 +19,8 @@ from jaxft.methods import METHODS, Method
 from jaxft.models import Config
 from jaxft.models.transformer import initial_params
 from jaxft.objectives import sft
-from jaxft.training.step import initial_state, make_train_step, parts_of
 from jaxft.training.sharding import batch_sharding, make_mesh, shardings
+from jaxft.training.step import initial_state, make_train_step, parts_of
 from jaxft.tree import count, flatten_with_paths
 
 CONFIG = Config(
