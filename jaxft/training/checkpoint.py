@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +21,7 @@ from jaxft.training.folder import written
 from jaxft.tree import PyTree, flatten_with_paths, partition
 from jaxft.weights import SHARED, weights_of
 
+OVERHEAD = 1.25  # what a checkpoint may take, by the bytes of its arrays
 PARTIAL = ".partial"  # the ending of a checkpoint that is being written
 
 
@@ -104,11 +107,18 @@ class Checkpoints:
             data=ocp.args.JsonSave(dict(data)),
         )
         with written(self.folder / str(step)):
+            self._require_room(tree)
             self._orbax.save(partial, args=items, force=True)
         self._pending = (step, self._thread.submit(self._commit, step, frozenset(protect)))
         self._current = step
         if not self._asynchronous:
             self.wait()
+
+    def _require_room(self, tree: PyTree) -> None:
+        """OSError where the disk cannot hold the tree: said before anything is written."""
+        need = int(OVERHEAD * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+        if self._primary and need > shutil.disk_usage(self.folder).free:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {need:,} bytes are needed")
 
     def _commit(self, step: int, protect: frozenset[int]) -> None:
         """Waits for Orbax, then makes the checkpoint whole and removes those that are no more needed."""

@@ -124,7 +124,7 @@ def test_sigterm_ends_with_143_and_the_next_start_with_0(
 
 def test_a_full_disk(small_disk: Path, environment: dict[str, str]) -> None:
     """One line with path and bytes; the last good checkpoint is whole, and with room the run goes on from it."""
-    words = command(small_disk / "run", "--config.method.rank=24", "--config.checkpoint.keep=3")
+    words = command(small_disk / "run", "--config.method.rank=32", "--config.checkpoint.keep=3")
     done = run(words, environment)
     assert done.returncode == 2, done.stderr
     said = done.stderr.splitlines()[-1]
