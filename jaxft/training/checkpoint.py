@@ -7,9 +7,11 @@ import errno
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -22,6 +24,7 @@ from jaxft.tree import PyTree, flatten_with_paths, partition
 from jaxft.weights import SHARED, weights_of
 
 OVERHEAD = 1.25  # what a checkpoint may take, by the bytes of its arrays
+LATE = ("Event loop is closed", "cannot schedule new futures after shutdown")
 PARTIAL = ".partial"  # the ending of a checkpoint that is being written
 
 
@@ -42,6 +45,21 @@ def drawn_patterns(params: PyTree) -> list[tuple[str, bool]]:
 def split_base(params: PyTree, frozen: PyTree) -> tuple[PyTree, PyTree]:
     """(drawn, base): the frozen tree as what belongs in a checkpoint and what does not."""
     return partition(frozen, drawn_patterns(params))
+
+
+def _quiet() -> None:
+    """Leaves what goes wrong in writing to the one line that tells it.
+
+    Orbax logs it as well, and its writes that were under way then call an event loop that it has closed.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not (kind is RuntimeError and str(error) in LATE):
+            before(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 class Checkpoints:
