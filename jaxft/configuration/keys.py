@@ -11,7 +11,8 @@ from jaxft.configuration import recipes
 from jaxft.configuration.values import from_text, from_value, literal, tupled
 from jaxft.errors import UserError
 
-SCHEMA = "configs/sft.py"
+SCHEMAS = {"sft": "configs/sft.py"}  # by config.objective.name
+PREFERENCES = "configs/dpo.py"  # of every other
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def conform(config: ConfigDict, where: str) -> ConfigDict:
-    """A locked copy that has exactly the keys of the schema for its method, each of its type.
+    """A locked copy that has exactly the keys of the schema for its objective and method, each of its type.
 
     Raises UserError, naming `where` the configuration is from, for a missing key, an unknown key
     and a value of another type.
@@ -38,7 +39,8 @@ def conform(config: ConfigDict, where: str) -> ConfigDict:
     given = flatten(config)
     if "method.name" not in given:
         raise UserError(f"{where}: config.method.name is missing")
-    schema = recipes.run(recipes.find(SCHEMA), str(given["method.name"]))
+    file = SCHEMAS.get(given.get("objective.name", "sft"), PREFERENCES)
+    schema = recipes.run(recipes.find(file), str(given["method.name"]))
     defaults = flatten(schema)
     for key in given:
         if key not in defaults:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -36,6 +36,7 @@ class Batches:
       pad_id: the token in unused places.
       epochs: how many; None goes on for ever.
       buckets: ascending lengths, the last at least the longest example; None: `length_buckets`.
+      collate: makes the batch of rows of examples; by default `jaxft.data.packing.collate`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Batches:
         pad_id: int,
         epochs: int | None = None,
         buckets: Sequence[int] | None = None,
+        collate: Callable[..., Batch] = collate,
     ) -> None:
         lengths = [len(example.tokens) for example in examples]
         if max(lengths) > max_length:
@@ -64,6 +66,7 @@ class Batches:
             batch_size=batch_size,
             buckets=[max_length] if packing else list(buckets or length_buckets(max_length)),
             pad_id=pad_id,
+            collate=collate,
         )
         order = grain.MapDataset.source(rows)
         order = order.shuffle(seed=seed % 2**32) if shuffle else order
@@ -120,6 +123,7 @@ def _make_batch(
     batch_size: int,
     buckets: Sequence[int],
     pad_id: int,
+    collate: Callable[..., Batch],
 ) -> Batch:
     """The batch of the rows, each given by the indices of its examples."""
     chosen = [[examples[index] for index in row] for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -91,13 +92,14 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         hint = "" if path.is_dir() else nearest(path.name, siblings)
         raise UserError(f"{path}: {what}{hint}")
     try:
-        with path.open("rb") as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     origin = f"{path}:{number}"
                     yield origin, _parse_line(origin, line, first=number == 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}") from error
 
 
 def _parse_line(origin: str, line: bytes, first: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,11 +22,13 @@ from jaxft.inference import generate
 from jaxft.inference.evaluate import held_out
 from jaxft.methods import Method
 from jaxft.models import Transformer
+from jaxft.objectives import preparation_of
 from jaxft.training.checkpoint import Checkpoints, split_base
 from jaxft.training.folder import Samples, check_folder, open_folder, replaced
 from jaxft.training.metrics import Metrics, Progress, reporters
 from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.plots import plot_run
+from jaxft.training.precompute import computed_beforehand
 from jaxft.training.prepare import (
     Data,
     loss_of,
@@ -34,6 +37,7 @@ from jaxft.training.prepare import (
     prompt_and_reference,
     updates_of,
 )
+from jaxft.training.reference import Reference, make_reference
 from jaxft.training.sharding import batch_sharding, make_mesh, shardings
 from jaxft.training.step import State, initial_state, make_train_step
 from jaxft.tree import PyTree, combine, count
@@ -75,8 +79,11 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         model, params, method = prepare_model(config, mesh)
-        data = prepare_data(config, model.config, mesh)
-        return _Run(config, workdir, mesh, method, model, data, params).run()
+        trees = partition(params, method)
+        reference = make_reference(config, model.config, trees[0], mesh)
+        complete, reference = computed_beforehand(config, workdir, mesh, reference, trees[1])
+        data = prepare_data(config, model.config, mesh, complete)
+        return _Run(config, workdir, mesh, method, model, data, params, reference).run()
 
 
 class _Run:
@@ -91,17 +98,31 @@ class _Run:
         model: Transformer,
         data: Data,
         params: PyTree,
+        reference: Reference,
     ) -> None:
         self.config, self.workdir, self.method = config, workdir, method
+        self.reference, self.held = reference, reference.held
         self.mesh, self.model, self.data = mesh, model, data
         self.steps = updates_of(config, data.train.steps_per_epoch)
         trainable, self.frozen = partition(params, method)
         rate = schedule(config.optimizer, self.steps)
         optimizer = make_optimizer(config.optimizer, method, trainable, self.steps)
-        loss = loss_of(config, model.config)
-        step = make_train_step(loss, optimizer, rate, seed=config.seed, parts=config.grad_accum)
+        loss = loss_of(config, model.config, reference.config)
+        step = make_train_step(
+            loss,
+            optimizer,
+            rate,
+            seed=config.seed,
+            parts=config.grad_accum,
+            prepare=preparation_of(config.objective),
+            beside=reference.beside,
+        )
         self.train_step = jax.jit(step, donate_argnums=0)
-        self.eval_sums = jax.jit(lambda tuned, rest, batch: loss(combine(tuned, rest), batch))
+        self.eval_sums = jax.jit(
+            lambda tuned, rest, batch, *held: loss(
+                combine(tuned, rest), batch, *reference.beside(rest, *held)
+            )
+        )
         state = jax.eval_shape(lambda tree: initial_state(tree, optimizer), trainable)
         initial = jax.jit(
             lambda tree: initial_state(tree, optimizer), out_shardings=shardings(state, mesh)
@@ -143,8 +164,9 @@ class _Run:
             self._events()
             batch = next(self.data.train)
             placed = jax.device_put(batch, batch_sharding(self.mesh))
-            self.state, numbers = self.train_step(self.state, self.frozen, placed)
+            self.state, numbers = self.train_step(self.state, self.frozen, placed, *self.held)
             self.step += 1
+            self.held = self.reference.moved(self.step, self.held, self.state.trainable)
             # Metrics are read a step late, so that the device never waits for the host.
             if pending is not None:
                 clock = self._log(*pending, clock)
@@ -182,6 +204,7 @@ class _Run:
             "trained_tokens": int(read["tokens"]),
             "tokens_per_second": round(tokens / max(now - clock, 1e-9), 1),
         }
+        line |= further(read)
         if step % self.config.log_every == 0 or step == self.steps:
             self.metrics.write("train", step, line)
         self.last |= {f"train_{name}": value for name, value in line.items()}
@@ -194,7 +217,8 @@ class _Run:
             return
         if not (self.step == 0 or self._due(self.config.eval_every)):
             return
-        numbers = held_out(self.eval_sums, self.state.trainable, self.frozen, self._held_out())
+        trees = (self.state.trainable, self.frozen, self._held_out(), *self.held)
+        numbers = held_out(self.eval_sums, *trees)
         self.samples.write(self.step, self._answers())
         self.metrics.write("eval", self.step, numbers)
         self.metrics.evaluated.add(self.step)
@@ -231,7 +255,8 @@ class _Run:
     def _save(self) -> None:
         """A checkpoint of the state, the drawn frozen leaves and the data iterator."""
         drawn, _ = split_base(self._params(), self.frozen)
-        self.checkpoints.save(self.step, (self.state, drawn), self.data.train.state())
+        kept = self.held if self.reference.moves else ()
+        self.checkpoints.save(self.step, (self.state, drawn, *kept), self.data.train.state())
 
     def _restore(self) -> int:
         """Takes up the last checkpoint; returns its step, or 0."""
@@ -239,7 +264,10 @@ class _Run:
         if step is None:
             return 0
         drawn, base = split_base(self._params(), self.frozen)
-        (self.state, drawn), data = self.checkpoints.restore(step, (self.state, drawn))
+        kept = self.held if self.reference.moves else ()
+        like = (self.state, drawn, *kept)
+        (self.state, drawn, *kept), data = self.checkpoints.restore(step, like)
+        self.held = tuple(kept) if self.reference.moves else self.held
         self.frozen = combine_holes(drawn, base)
         self.data.train.restore(data)
         return step
@@ -264,8 +292,20 @@ class _Run:
             f"{self.steps} updates of {self.config.batch_size} sequences on {self.mesh.size} "
             f"{jax.devices()[0].platform} device{'s' * (self.mesh.size > 1)}"
         )
+        if line := self.reference.line:
+            self.progress.say(line)
         if self.step:
             self.progress.say(f"going on from the checkpoint of step {self.step}")
+
+
+def further(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The averages that an objective reports beside its loss; what was never counted (NaN) is left out."""
+    return {
+        name: value
+        for name, value in numbers.items()
+        if "/" in name or name in ("kl", "nll")
+        if not math.isnan(value)
+    }
 
 
 def combine_holes(*trees: PyTree) -> PyTree:

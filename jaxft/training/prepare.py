@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ from jaxft.adaptation import adapt, adopt
 from jaxft.assets import model_folder
 from jaxft.data import (
     Batches,
-    Example,
     Row,
     Tokenizer,
     encode_chat,
@@ -28,6 +28,7 @@ from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
+from jaxft.training.preference_data import compares, preference_batches, preference_examples
 from jaxft.training.sharding import leaf_sharding, require_rows, shardings
 from jaxft.training.step import Loss
 from jaxft.tree import PyTree
@@ -82,8 +83,14 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
     return model, jax.device_put(params, shardings(params, mesh)), method
 
 
-def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
-    """Reads, tokenizes and batches the training and held-out rows."""
+def prepare_data(
+    config: ConfigDict, model: Config, mesh: Mesh, complete: Callable[..., Any] | None = None
+) -> Data:
+    """Reads, tokenizes and batches the training and held-out rows.
+
+    `complete`, if given, takes ("train" or "eval", examples, max_length, pad_id) and returns the examples with what is
+    to be computed for them beforehand.
+    """
     settings = config.data
     if not settings.train:
         raise UserError("config.data.train: give a JSONL file to train on")
@@ -98,14 +105,17 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
         config.tokenizer or model_folder(config.model), settings.chat_template
     )
     make = functools.partial(
-        Batches,
+        preference_batches if compares(config) else Batches,
         max_length=max_length,
         packing=settings.packing,
         seed=config.seed,
         pad_id=tokenizer.pad_id,
     )
 
-    def examples(paths: Any) -> tuple[list[Row], list[Example], str]:
+    def examples(paths: Any) -> tuple[list[Row], Any, str]:
+        if compares(config):
+            limits = {"max_length": max_length, "vocabulary": model.vocabulary}
+            return preference_examples(config, tokenizer, paths, **limits)
         rows = read_rows(paths, settings.format)
         kept, summary = prepare_examples(
             rows,
@@ -116,12 +126,19 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
         )
         return rows, kept, str(summary)
 
+    def completed(name: str, kept: Any) -> Any:
+        if complete is None:
+            return kept
+        return complete(name, kept, max_length=max_length, pad_id=tokenizer.pad_id)
+
     _, kept, line = examples(settings.train)
+    kept = completed("train", kept)
     train = make(kept, batch_size=config.batch_size, shuffle=settings.shuffle)
     lines = [f"training data: {line}; {_rows_line(train, settings.packing)}"]
     held_out, prompts = None, []
     if settings.eval:
         rows, kept, line = examples(settings.eval)
+        kept = completed("eval", kept)
         held_out = make(kept, batch_size=config.eval_batch_size, shuffle=False, epochs=1)
         lines.append(f"held-out data: {line}")
         room = model.max_length - config.samples.max_new_tokens
@@ -170,6 +187,7 @@ def updates_of(config: ConfigDict, steps_per_epoch: int) -> int:
     return config.steps or math.ceil(config.epochs * steps_per_epoch)
 
 
-def loss_of(config: ConfigDict, model: Config) -> Loss:
-    """The objective on this model: (params, batch) -> (sum, weight)."""
-    return functools.partial(objective_of(config.objective), model)
+def loss_of(config: ConfigDict, model: Config, reference: Config) -> Loss:
+    """The objective on this model: (params, batch, *reference's tree) -> (sum, what is counted beside it)."""
+    loss = functools.partial(objective_of(config.objective), model)
+    return functools.partial(loss, reference_config=reference) if compares(config) else loss
