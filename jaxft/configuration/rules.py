@@ -120,9 +120,10 @@ def check_objective(flat: dict[str, Any]) -> None:
     if "objective.beta" in flat:
         check_preferences(flat)
     elif flat["objective.name"] != "sft":
+        close = nearest(str(flat["objective.name"]), ("sft",))
         raise UserError(
-            f"config.objective.name takes sft here, not {flat['objective.name']!r}; losses of preferences"
-            " begin with another recipe, as configs/dpo.py:lora"
+            f"config.objective.name takes sft here, not {flat['objective.name']!r}{close}; a loss of"
+            " preferences begins with another recipe, as configs/dpo.py:lora"
         )
 
 
