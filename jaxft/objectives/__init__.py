@@ -13,7 +13,7 @@ from jaxft.objectives.pairs import (
     LOSSES,
     Settings,
     completion_log_probabilities,
-    preference,
+    preference_loss,
     with_likelihood_scale,
 )
 from jaxft.objectives.sft import sft
@@ -25,7 +25,7 @@ def objective_of(settings: Mapping[str, Any]) -> Objective:
     """The objective that `config.objective` names, with the keys that it reads as arguments."""
     if settings["name"] == "sft":
         return functools.partial(sft, label_smoothing=settings["label_smoothing"])
-    return functools.partial(preference, settings=settings_of(settings))
+    return functools.partial(preference_loss, settings=settings_of(settings))
 
 
 def settings_of(settings: Mapping[str, Any]) -> Settings:
@@ -48,7 +48,7 @@ __all__ = [
     "counted",
     "cross_entropy",
     "objective_of",
-    "preference",
+    "preference_loss",
     "preparation_of",
     "settings_of",
     "sft",

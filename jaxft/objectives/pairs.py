@@ -37,6 +37,7 @@ class Loss:
         free: it has no reference.
         means: it takes means over a completion's tokens and not sums.
         of_difference: it is a function of delta alone, which an f-divergence may replace.
+        sorts: it is a function of all pairs, and what it gives are losses of quantiles.
         likelihood: the weight of a likelihood term that is part of it, over prompt and chosen completion.
     """
 
@@ -44,6 +45,7 @@ class Loss:
     free: bool = False
     means: bool = False
     of_difference: bool = False
+    sorts: bool = False
     likelihood: float = 0.0
 
     @property
@@ -63,8 +65,8 @@ LOSSES: dict[str, Loss] = {
     "nca_pair": Loss(losses.nca_pair),
     "bco_pair": Loss(losses.bco_pair),
     "sppo_hard": Loss(losses.sppo_hard),
-    "aot": Loss(losses.aot),
-    "aot_unpaired": Loss(losses.aot_unpaired),
+    "aot": Loss(losses.aot, sorts=True),
+    "aot_unpaired": Loss(losses.aot_unpaired, sorts=True),
     "apo_zero": Loss(losses.apo_zero),
     "apo_down": Loss(losses.apo_down),
     "discopop": Loss(losses.discopop, of_difference=True),
@@ -151,7 +153,7 @@ def completion_log_probabilities(config: Config, params: Params, batch: Batch) -
     return pair_sums(place_log_probabilities(config, params, batch)[0], batch)
 
 
-def preference(
+def preference_loss(
     config: Config,
     params: Params,
     batch: Batch,
@@ -185,7 +187,7 @@ def preference(
         aligned = pair_sums(jax.lax.stop_gradient(log_p - collisions), batch)
         means = jax.tree.map(jnp.divide, aligned, lengths)
         each = each * jnp.exp(means.chosen + means.rejected)
-    total = jnp.sum(each * present)
+    total = jnp.sum(each)
     sums = _metrics(settings, policy, held, lengths, batch)
     if weight := settings.sft_weight + loss.likelihood:
         likelihood, sums["nll"] = _likelihood(log_p, batch, settings)
@@ -223,7 +225,9 @@ def _losses(
         reference = jax.tree.map(jnp.divide, reference, divisor)
     flat = [jax.tree.map(lambda x: x.reshape(-1), pair) for pair in (policy, reference)]
     each = loss.function(*flat, **arguments)
-    return jnp.where(present > 0, each.reshape(present.shape), 0.0)
+    # Quantiles stand in the first places, whatever places hold pairs.
+    kept = jnp.ones_like(present) if loss.sorts else present
+    return jnp.where(kept > 0, each.reshape(present.shape), 0.0)
 
 
 def likelihood_places(batch: Batch, *, whole: bool) -> Float[Array, "batch length"]:
@@ -267,7 +271,7 @@ def _metrics(
         rewards = jax.tree.map(jnp.divide, rewards, lengths)
     if settings.name == "kto":
         # One completion an example, which its label calls chosen or rejected; the other one measures the KL.
-        kept = Pair(present * (labels > 0), present * (labels <= 0))
+        kept = Pair(present * labels, present * (1.0 - labels))
         rewards, logps, lengths = (Pair(x.chosen, x.chosen) for x in (rewards, policy, lengths))
         count = jnp.sum(present)
         sums: Sums = {"kl": (losses.kto_baseline(policy, reference, present) * count, count)}

@@ -27,7 +27,7 @@ from jaxft.training.checkpoint import Checkpoints, split_base
 from jaxft.training.folder import Samples, check_folder, open_folder, replaced
 from jaxft.training.metrics import Metrics, Progress, reporters
 from jaxft.training.optimizer import make_optimizer, schedule
-from jaxft.training.plots import plot_run
+from jaxft.training.plots import plot_averages, plot_run
 from jaxft.training.precompute import computed_beforehand
 from jaxft.training.prepare import (
     Data,
@@ -150,6 +150,7 @@ class _Run:
             self.checkpoints.wait()
             output = self._export()
             plot = plot_run(self.workdir)
+            plot_averages(self.workdir)
         finally:
             self.progress.close()
             self.metrics.close()

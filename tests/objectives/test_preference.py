@@ -138,7 +138,10 @@ def test_gradient_is_the_slope(name):
             push = jnp.zeros(3).at[place].set(step)
             ends = [
                 total(
-                    *(part + sign * push * (at == side) for at, part in enumerate(policy[:moved]))
+                    *(
+                        part + sign * float(at == side) * push
+                        for at, part in enumerate(policy[:moved])
+                    )
                 )
                 for sign in (1.0, -1.0)
             ]
