@@ -76,13 +76,15 @@ def objective() -> ConfigDict:
 def data() -> ConfigDict:
     """Where the examples come from, and how they become rows of tokens."""
     return section(
-        train="",  # a JSONL file; it has to be given
-        eval="",  # a JSONL file of held-out examples; "": no evaluation
-        format="auto",  # prompt_completion | messages | auto: seen from the first example
+        train="",  # file, folder, glob, URL or tfds:NAME[:SPLIT], or several with commas; to be given
+        eval="",  # the same, of held-out examples; "": no evaluation
+        format="auto",  # prompt_completion | messages | text | alpaca | sharegpt | auto: by the keys
+        fields={},  # the format's keys by their names in the data, as {"prompt": "question", ...}
+        mix=(),  # weights of the sources of `train`, as 3,1: what examples are drawn of; (): all once
         max_length=0,  # tokens in a row, longer examples are cut and counted; 0: 1024, or the model's
         packing=False,  # fill a row with several examples that do not see each other
         shuffle=True,  # another order in each epoch, always the same from the same seed
-        chat_template="",  # a file with a Jinja template, or the template; "": the tokenizer's
+        chat_template="",  # "": the tokenizer's; a file, a name (chatml, llama3, ...), or the template
         loss_on="completion",  # completion (of messages: the assistant's turns) | all
     )
 

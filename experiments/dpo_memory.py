@@ -103,7 +103,8 @@ def compiled(kind: str, config: Any, mesh: Any) -> Any:
             shape, jnp.float32, sharding=batch["present"].sharding
         )
     held = (left_out(trainable),) if refers else ()
-    return jax.jit(step, donate_argnums=0).lower(state, frozen, batch, *held).compile()
+    with jax.set_mesh(mesh):
+        return jax.jit(step, donate_argnums=0).lower(state, frozen, batch, *held).compile()
 
 
 def main() -> None:
@@ -133,8 +134,7 @@ def main() -> None:
     )
     whole: dict[str, float] = {}
     for kind in ("sft", "dpo", "dpo, precomputed"):
-        with jax.set_mesh(mesh):
-            memory = compiled(kind, config, mesh).memory_analysis()
+        memory = compiled(kind, config, mesh).memory_analysis()
         held, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         added = memory.output_size_in_bytes - memory.alias_size_in_bytes
         whole[kind] = held + temporary + added

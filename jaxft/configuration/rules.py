@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from jaxft.configuration.keys import conform, flatten
 from jaxft.configuration.preferences import check_preferences
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, nearest, shown
+from jaxft.methods import TAKES
 
 DTYPES = ("float32", "bfloat16", "float16")
 REPORTS = ("tensorboard", "wandb")
@@ -18,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": DTYPES,
     "param_dtype": DTYPES,
     "method.dtype": DTYPES,
-    "data.format": ("auto", "prompt_completion", "messages"),
+    "data.format": ("auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt"),
     "data.loss_on": ("completion", "all"),
     "optimizer.schedule": ("linear", "cosine", "constant", "wsd"),
     "remat": ("none", "dots", "full"),
@@ -105,9 +106,17 @@ def check(flat: dict[str, Any]) -> None:
     for saying, holds, keys in RANGES:
         for key in keys:
             if key in flat and not holds(flat[key]):
-                raise UserError(f"config.{key} takes a number {saying}, not {flat[key]!r}")
+                raise UserError(f"config.{key} takes a number {saying}, not {shown(flat[key])}")
+    for key, value in flat.items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"config.{key} takes a number of 64 bits, not {shown(value)}")
+    for names, saying, holds in TAKES:
+        for key in (f"method.{name}" for name in names):
+            if key in flat and not holds(flat[key]):
+                raise UserError(f"config.{key} takes {saying}, not {shown(flat[key])}")
     for name in flat["report_to"]:
         _choice("report_to", name, REPORTS)
+    _mix(flat["data.mix"])
     _length(flat)
     _mesh(flat)
     _decay(flat["optimizer.decay"])
@@ -145,7 +154,13 @@ def optimizers() -> dict[str, Any]:
 def _choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         close = nearest(str(value), choices)
-        raise UserError(f"config.{key} takes {' | '.join(choices)}, not {value!r}{close}")
+        raise UserError(f"config.{key} takes {' | '.join(choices)}, not {shown(value)}{close}")
+
+
+def _mix(weights: tuple[Any, ...]) -> None:
+    for weight in weights:
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < 1e9:
+            raise UserError(f"config.data.mix takes weights above 0, such as 3,1, not {weight!r}")
 
 
 def _length(flat: dict[str, Any]) -> None:
@@ -170,9 +185,14 @@ def _mesh(flat: dict[str, Any]) -> None:
 
 def _decay(decay: tuple[Any, ...]) -> None:
     for rule in decay:
-        if len(rule) != 2 or not isinstance(rule[0], str) or not isinstance(rule[1], bool):
+        if (
+            not isinstance(rule, tuple)
+            or len(rule) != 2
+            or not isinstance(rule[0], str)
+            or not isinstance(rule[1], bool)
+        ):
             raise UserError(
-                f"config.optimizer.decay takes pairs such as ('bias', False), not {rule!r}"
+                f"config.optimizer.decay takes pairs such as ('bias', False), not {shown(rule)}"
             )
 
 
@@ -180,7 +200,7 @@ def _optimizer(name: str, options: dict[str, Any]) -> None:
     known = optimizers()
     if name not in known:
         close = nearest(name, known) or f"; there are: {', '.join(known)}"
-        raise UserError(f"config.optimizer.name: Optax has no optimizer {name!r}{close}")
+        raise UserError(f"config.optimizer.name: Optax has no optimizer {shown(name)}{close}")
     parameters = [key for key in inspect.signature(known[name]).parameters if key not in OWN_KEYS]
     for key in options:
         if key not in parameters:

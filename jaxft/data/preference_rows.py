@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft.data.sources import Row, _split_paths, check_messages, read_objects
+from jaxft.data.sources import Row, check_messages, find_source, split_paths
 from jaxft.errors import UserError, nearest
 
 TURN = re.compile(r"(?=\n\n(?:Human|Assistant):)")  # of HH
@@ -35,14 +35,15 @@ class Bad(UserError):
 
 
 def read_preferences(
-    paths: str | Path | Sequence[str | Path], *, judged: bool, skip: bool
+    paths: str | Path | Sequence[str | Path], *, judged: bool, skip: bool, held_out: bool = False
 ) -> tuple[list[Row], int]:
-    """Reads JSONL files as rows of pairs or, if `judged`, of completions with a label.
+    """Reads sources as rows of pairs or, if `judged`, of completions with a label.
 
     Args:
-        paths: as of `read_rows`; a file may be compressed (.gz).
+        paths: as of `read_rows`.
         judged: rows are prompt, completion and label (KTO).
         skip: leave out a row that cannot be used, rather than raise.
+        held_out: which split to take where a source has several and names none.
 
     Returns:
         The rows, and how many were left out. A row's values are strings, or lists of messages: prompt, chosen
@@ -54,8 +55,8 @@ def read_preferences(
     """
     rows: list[Row] = []
     skipped, first = 0, ""
-    for path in _split_paths(paths):
-        for origin, values in read_objects(path):
+    for name in split_paths(paths):
+        for origin, values in find_source(name, held_out).read():
             first = first or origin
             try:
                 rows.append(preference_row(origin, values, judged=judged))

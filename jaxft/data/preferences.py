@@ -5,13 +5,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
 from jaxft.data.chat import encode_chat
 from jaxft.data.examples import (
-    Example,
     _check_ids,
     _encode,
     _told_of,
@@ -19,7 +19,8 @@ from jaxft.data.examples import (
     common_prefix_length,
 )
 from jaxft.data.packing import Batch, collate
-from jaxft.data.sources import Row, unused_keys
+from jaxft.data.sources import Row
+from jaxft.data.store import Example, Examples
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.errors import UserError
 
@@ -47,12 +48,31 @@ class Comparison(Example):
     reference: tuple[float, float] | None = None
 
 
+class Comparisons(Examples):
+    """Pairs as `Examples`: what `Batches` takes, an object for each pair."""
+
+    def __init__(self, pairs: Sequence[Comparison]) -> None:
+        flat = Examples.of(list(pairs))
+        places = (flat.lengths, flat.source, flat.lines, flat.sources, flat.row_lengths)
+        super().__init__(flat.tokens, flat.trained, *places)
+        self._pairs = list(pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The pair, or a list of those in a slice."""
+        return self._pairs[index]
+
+    def pairs(self) -> list[Comparison]:
+        """All of them."""
+        return list(self._pairs)
+
+
 @dataclasses.dataclass(frozen=True)
 class PreferenceSummary:
     """What became of the rows; `str` is the line that the log shows.
 
     Attributes:
         kind: "pairs" or "judged completions".
+        rows: usable ones that were read.
         examples: kept.
         skipped: rows left out because they cannot be used, on request.
         truncated: kept, but with a prompt that lost its beginning; `first_truncated` is the first one's place.
@@ -64,6 +84,7 @@ class PreferenceSummary:
     """
 
     kind: str
+    rows: int
     examples: int
     skipped: int
     truncated: int
@@ -109,7 +130,7 @@ def prepare_preferences(
     skipped: int,
     group: int,
     vocabulary_size: int | None = None,
-) -> tuple[list[Comparison], PreferenceSummary]:
+) -> tuple[Comparisons, PreferenceSummary]:
     """Tokenizes rows by the rules of TRL's DPOTrainer and KTOTrainer (1.16).
 
     Prompt and completion are tokenized as one, with an EOS at the end of strings that have none; completions begin
@@ -164,15 +185,16 @@ def prepare_preferences(
         raise UserError(
             f"{rows[0].origin}: none of {len(rows)} rows fits max_length={max_length}: the completions alone exceed it"
         )
-    return examples, PreferenceSummary(
+    return Comparisons(examples), PreferenceSummary(
         kind="judged completions" if judged else "pairs",
+        rows=len(rows),
         examples=len(examples),
         **{key: counts[key] for key in ("skipped", "truncated", "dropped", "tokens", "separate_tokens")},
         first_truncated=first.get("truncated", ""),
         first_dropped=first.get("dropped", ""),
         longest=longest,
         max_length=max_length,
-        unused_keys=unused_keys(rows),
+        unused_keys=tuple(dict.fromkeys(key for row in rows for key in row.unused)),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxft.assets import model_folder
 from jaxft.errors import UserError, nearest
+from jaxft.files import stays_inside
 from jaxft.formats.config_file import config_json, model_config, read_config
 from jaxft.formats.safetensors import (
     SHARD_BYTES,
@@ -304,5 +305,7 @@ def copy_companions(source: Path, target: Path) -> None:
     """Copies the tokenizer, the chat template and the generation settings along."""
     for pattern in COMPANIONS:
         for file in sorted(source.glob(pattern)):
-            if file.is_file():
+            if file.is_file() and not stays_inside(source, file):
+                print(f"jaxft: {file} is a link out of its folder: not copied", file=sys.stderr)
+            elif file.is_file():
                 shutil.copyfile(file, target / file.name)

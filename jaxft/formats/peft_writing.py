@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.formats.adapter_config import is_saved, is_target
+from jaxft.formats.adapter_config import is_saved, targeted
 from jaxft.formats.naming import conv1d, modules_in, names_in
 from jaxft.formats.peft_tensors import (
     Adapted,
@@ -188,7 +188,7 @@ def _target_options(
         targets = sorted({".".join(name.split(".")[-length:]) for name in adapted})
         for chosen in (None, layers):
             means = common | {"target_modules": targets, "layers_to_transform": chosen}
-            if {name for name in modules if is_target(means, name, False)} == adapted.keys():
+            if targeted(means, modules, ()) == adapted.keys():
                 return {"target_modules": targets, "layers_to_transform": chosen}
     return {"target_modules": sorted(adapted)}
 

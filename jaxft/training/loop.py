@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -38,7 +37,7 @@ from jaxft.training.prepare import (
     updates_of,
 )
 from jaxft.training.reference import Reference, make_reference
-from jaxft.training.sharding import batch_sharding, make_mesh, shardings
+from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.step import State, initial_state, make_train_step
 from jaxft.tree import PyTree, combine, count
 
@@ -53,6 +52,7 @@ class Result:
         metrics: the last training and held-out numbers, as `train_loss`, `eval_loss`, ...
         output: RUN/adapter, or RUN/model after full tuning.
         plot: RUN/plots/loss.png.
+        data_wait: seconds that the updates made by this call waited for their batches.
     """
 
     workdir: Path
@@ -60,6 +60,7 @@ class Result:
     metrics: dict[str, float]
     output: Path
     plot: Path
+    data_wait: float
 
 
 def train(config: ConfigDict, workdir: str | Path) -> Result:
@@ -140,6 +141,7 @@ class _Run:
         self.samples = Samples(workdir / "samples.jsonl", self.metrics.evaluated)
         self.progress = Progress(self.step, self.steps)
         self.last: dict[str, float] = {}
+        self.data_wait = 0.0
 
     def run(self) -> Result:
         """All updates that are left, then the last checkpoint, the export and the plot."""
@@ -155,7 +157,7 @@ class _Run:
             self.progress.close()
             self.metrics.close()
             self.checkpoints.close()
-        return Result(self.workdir, self.step, self.last, output, plot)
+        return Result(self.workdir, self.step, self.last, output, plot, self.data_wait)
 
     def _loop(self) -> None:
         self._evaluate_if_due()
@@ -163,15 +165,16 @@ class _Run:
         clock = time.perf_counter()
         while self.step < self.steps:
             self._events()
-            batch = next(self.data.train)
-            placed = jax.device_put(batch, batch_sharding(self.mesh))
+            asked = time.perf_counter()
+            placed = place_batch(next(self.data.train), self.config.batch_size, self.mesh)
+            self.data_wait += time.perf_counter() - asked
             self.state, numbers = self.train_step(self.state, self.frozen, placed, *self.held)
             self.step += 1
             self.held = self.reference.moved(self.step, self.held, self.state.trainable)
             # Metrics are read a step late, so that the device never waits for the host.
             if pending is not None:
                 clock = self._log(*pending, clock)
-            pending = (self.step, numbers, int(np.count_nonzero(batch["segments"])))
+            pending = (self.step, numbers, self.data.train.tokens(self.step - 1))
             if self._due(self.config.eval_every) or self._due(self.config.checkpoint.every):
                 clock = self._log(*pending, clock)
                 pending = None
@@ -230,7 +233,7 @@ class _Run:
         batches = self.data.held_out
         assert batches is not None
         for index in range(len(batches)):
-            yield jax.device_put(batches[index], batch_sharding(self.mesh))
+            yield place_batch(batches[index], self.config.eval_batch_size, self.mesh)
 
     def _answers(self) -> list[dict[str, Any]]:
         """What the model says to the held-out prompts, beside what stands in the data."""
@@ -243,6 +246,7 @@ class _Run:
             list(prompts),
             tokenizer=self.data.tokenizer,
             max_new_tokens=self.config.samples.max_new_tokens,
+            tools=[row.values.get("tools") for row in self.data.prompts],
         )
         rows = zip(prompts, answers, references, strict=True)
         return [
@@ -279,7 +283,7 @@ class _Run:
         name = "adapter" if self.method.weight else "model"
         with replaced(self.workdir / name) as folder:
             if self.method.weight:
-                save_adapter(params, folder, method=self.method, base=like)
+                save_adapter(params, folder, method=self.method, base=self.config.model)
             else:
                 save(self.model, merge(params), folder, like=like)
         return self.workdir / name
@@ -301,12 +305,8 @@ class _Run:
 
 def further(numbers: Mapping[str, float]) -> dict[str, float]:
     """The averages that an objective reports beside its loss; what was never counted (NaN) is left out."""
-    return {
-        name: value
-        for name, value in numbers.items()
-        if "/" in name or name in ("kl", "nll")
-        if not math.isnan(value)
-    }
+    named = {name: value for name, value in numbers.items() if "/" in name or name in ("kl", "nll")}
+    return {name: value for name, value in named.items() if not math.isnan(value)}
 
 
 def combine_holes(*trees: PyTree) -> PyTree:

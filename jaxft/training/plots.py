@@ -79,11 +79,11 @@ def plot_averages(workdir: Path) -> Path | None:
     for panel, (kind, shown) in zip(axes, panels.items(), strict=False):
         for number, name in enumerate(shown):
             label = name.removeprefix(f"{kind}/")
-            for split, style in (("train", {"alpha": 0.5}), ("eval", {"marker": "o"})):
+            for split, marker, alpha in (("train", None, 0.5), ("eval", "o", 1.0)):
                 found = [line for line in lines if line["split"] == split and name in line]
-                style |= {"color": f"C{number}", "linewidth": 1, "label": f"{label}, {split}"}
+                style = {"color": f"C{number}", "marker": marker, "alpha": alpha}
                 if found:
-                    _curve(panel, found, name, **style)
+                    _curve(panel, found, name, linewidth=1, label=f"{label}, {split}", **style)
         panel.set_title(kind, fontsize=10)
         panel.set_xlabel("updates")
         panel.grid(alpha=0.3)

@@ -10,17 +10,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 from ml_collections import ConfigDict
 
-from jaxft.data.preferences import Comparison
+from jaxft.data.preferences import Comparison, Comparisons
 from jaxft.errors import UserError
 from jaxft.objectives import completion_log_probabilities
 from jaxft.training.folder import open_folder
 from jaxft.training.preference_data import preference_batches
 from jaxft.training.reference import Reference
-from jaxft.training.sharding import batch_sharding
+from jaxft.training.sharding import host_rows, place_batch
 from jaxft.training.step import nothing_more
 from jaxft.tree import PyTree
 
@@ -47,8 +47,8 @@ class Precomputed:
     frozen: PyTree
 
     def __call__(
-        self, name: str, examples: Sequence[Comparison], *, max_length: int, pad_id: int
-    ) -> list[Comparison]:
+        self, name: str, examples: Comparisons, *, max_length: int, pad_id: int
+    ) -> Comparisons:
         """The examples with what the reference says of them; `name` is the split's, which names the file.
 
         Raises:
@@ -64,39 +64,41 @@ class Precomputed:
             seed=0,
             pad_id=pad_id,
             epochs=1,
+            host_rows=host_rows(self.config.eval_batch_size, self.mesh),
         )
-        data = fingerprint(examples)
+        data = fingerprint(examples.pairs())
         if path.exists():
             values = self._read(path, data)
-            self._check(path, values, examples, next(iter(self._pass([batches[0]]))))
+            self._check(path, values, examples.pairs(), next(iter(self._pass([batches[0]]))))
         else:
             values = np.zeros((len(examples), 2), np.float32)
             for index, found in self._pass(batches[number] for number in range(len(batches))):
                 values[index] = found
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp.npz")
-            np.savez(temporary, log_probabilities=values, data=np.asarray(data))
-            temporary.replace(path)
-        return [
-            dataclasses.replace(example, reference=(float(chosen), float(rejected)))
-            for example, (chosen, rejected) in zip(examples, values, strict=True)
-        ]
+            if jax.process_index() == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_suffix(".tmp.npz")
+                np.savez(temporary, log_probabilities=values, data=np.asarray(data))
+                temporary.replace(path)
+        known = zip(examples.pairs(), values.tolist(), strict=True)
+        return Comparisons(
+            [dataclasses.replace(pair, reference=(one, two)) for pair, (one, two) in known]
+        )
 
     def _pass(self, batches: Any) -> Any:
         """Yields (index of the examples, their log-probabilities (n, 2)) batch by batch."""
         held, beside, shape = self.reference.held, self.reference.beside, self.reference.config
 
-        @jax.jit
-        def run(frozen: PyTree, batch: Any, *held: PyTree) -> jax.Array:
+        def run(frozen: PyTree, batch: Any, *held: PyTree) -> tuple[jax.Array, jax.Array]:
             (params,) = beside(frozen, *held)
             pair = completion_log_probabilities(shape, params, batch)
-            return jax.numpy.stack(pair, axis=-1)
+            return jax.numpy.stack(pair, axis=-1), batch["index"]
 
+        # On every device, so that each host has all of them.
+        jitted = jax.jit(run, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
         for batch in batches:
-            placed = jax.device_put(batch, batch_sharding(self.mesh))
-            found = np.asarray(jax.device_get(run(self.frozen, placed, *held)))
-            here = batch["index"] >= 0
-            yield batch["index"][here], found[here]
+            placed = place_batch(batch, self.config.eval_batch_size, self.mesh)
+            found, index = jax.device_get(jitted(self.frozen, placed, *held))
+            yield index[index >= 0], found[index >= 0]
 
     def _read(self, path: Path, data: str) -> Known:
         try:

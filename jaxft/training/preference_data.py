@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxft.data import Batches, Row, Tokenizer, pack
+from jaxft.data import Batches, Examples, Row, Tokenizer, pack
 from jaxft.data.preference_rows import read_preferences
-from jaxft.data.preferences import Comparison, collate_comparisons, prepare_preferences
+from jaxft.data.preferences import collate_comparisons, prepare_preferences
+from jaxft.errors import UserError
 
 
 def compares(config: ConfigDict) -> bool:
@@ -18,20 +18,25 @@ def compares(config: ConfigDict) -> bool:
     return config.objective.name != "sft"
 
 
-def preference_examples(
-    config: ConfigDict, tokenizer: Tokenizer, paths: Any, *, max_length: int, vocabulary: int
-) -> tuple[list[Row], list[Comparison], str]:
-    """Rows to ask for samples (prompt and chosen completion), the examples, and what became of the rows.
+class Asked(list[Row]):
+    """Rows to ask for samples: prompt, and the chosen completion."""
 
-    Args:
-        config: the run's configuration.
-        tokenizer: the model's.
-        paths: of the files.
-        max_length: tokens of a prompt with a completion.
-        vocabulary: of the model.
-    """
-    skip = config.data.bad_rows == "skip"
-    rows, skipped = read_preferences(paths, judged=config.objective.name == "kto", skip=skip)
+    sources = ()
+
+
+def preference_examples(
+    config: ConfigDict,
+    paths: Any,
+    tokenizer: Tokenizer,
+    max_length: int,
+    vocabulary_size: int | None = None,
+    held_out: bool = False,
+) -> tuple[Any, Examples, Any]:
+    """`read_examples` where completions are compared: rows to ask for samples, the pairs, and their counts."""
+    if not paths:
+        raise UserError("config.data.train: give a file to train on")
+    skip, judged = config.data.bad_rows == "skip", config.objective.name == "kto"
+    rows, skipped = read_preferences(paths, judged=judged, skip=skip, held_out=held_out)
     examples, summary = prepare_preferences(
         rows,
         tokenizer,
@@ -40,18 +45,21 @@ def preference_examples(
         skip=skip,
         skipped=skipped,
         group=config.batch_size // config.grad_accum,
-        vocabulary_size=vocabulary,
+        vocabulary_size=vocabulary_size,
     )
-    asked = [
-        Row(row.origin, "prompt_completion", {"prompt": row.values["prompt"], "completion": answer})
-        for row in rows
-        if (answer := row.values["completion" if row.format == "judged" else "chosen"])
-    ]
-    return asked, examples, str(summary)
+    answer = "completion" if judged else "chosen"
+    asked = [{"prompt": row.values["prompt"], "completion": row.values[answer]} for row in rows]
+    origins = [row.origin for row in rows]
+    pairs = zip(origins, asked, strict=True)
+    return (
+        Asked(Row(origin, "prompt_completion", values) for origin, values in pairs),
+        examples,
+        summary,
+    )
 
 
 def preference_batches(
-    examples: Sequence[Comparison], *, packing: bool, max_length: int, **settings: Any
+    examples: Examples, *, packing: bool, max_length: int, **settings: Any
 ) -> Batches:
     """`Batches` of pairs: a row has room for two completions and their prompt, or when packed for many.
 
@@ -61,7 +69,7 @@ def preference_batches(
         max_length: tokens of a prompt with a completion; a row has twice as many places.
         settings: the other arguments of `Batches`.
     """
-    lengths = [len(example.tokens) for example in examples]
+    lengths = examples.lengths.tolist()
     slots = max(map(len, pack(lengths, 2 * max_length))) if packing else 1
     collate = functools.partial(collate_comparisons, slots=slots)
     return Batches(

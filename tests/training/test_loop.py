@@ -180,3 +180,23 @@ def test_delta_lora_goes_on_from_a_lora(configure: Callable[..., Any], tmp_path:
     config = configure("delta_lora", adapter=str(GOLDEN / "adapters" / "lora"), steps=3)
     train(config, tmp_path / "run")
     assert np.isfinite(lines(tmp_path / "run")[-1]["loss"])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_data_that_changed_is_noticed(
+    packing: bool, configure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One word of one row, the file's name and number of rows as before: the file is named."""
+    rows = (GOLDEN / "data.jsonl").read_text(encoding="utf-8")
+    data = tmp_path / "own.jsonl"
+    data.write_text(rows, encoding="utf-8")
+    config = configure(**{"data.train": str(data), "data.packing": packing, "checkpoint.every": 2})
+    with monkeypatch.context() as patch:
+        cut_at(patch, 4)
+        with pytest.raises(Cut):
+            train(config, tmp_path / "run")
+    data.write_text(rows.replace("the", "teh", 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"own\.jsonl: its examples changed since the checkpoint"):
+        train(config, tmp_path / "run")
+    data.write_text(rows, encoding="utf-8")
+    assert train(config, tmp_path / "run").steps == 6
