@@ -44,7 +44,7 @@ class Version(argparse.Action):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0 only if the work is done.
 
-    A user's mistake is one line on stderr and status 2; an interruption is 130, as in a shell.
+    A user's mistake is one line on stderr and status 2; Ctrl-C is 130 and SIGTERM 143, as in a shell.
     """
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -232,6 +232,13 @@ def _number(low: float, high: float = float("inf")) -> Callable[[str], float]:
 
 def train(config: str, workdir: str, overrides: list[str]) -> None:
     """`jaxft train`."""
+    from jaxft.training.signals import stoppable
+
+    with stoppable():  # SIGTERM while modules are imported
+        _train(config, workdir, overrides)
+
+
+def _train(config: str, workdir: str, overrides: list[str]) -> None:
     from jaxft.configuration import load_config
 
     settings = load_config(config, overrides)

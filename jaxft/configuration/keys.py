@@ -104,7 +104,7 @@ def assign(config: ConfigDict, key: str, value: Any) -> None:
         value = whole_inside(value)
     section, _, name = key.rpartition(".")
     holder = config[section] if section else config
-    with holder.unlocked():
+    with holder.unlocked(), holder.ignore_type():
         holder[name] = value
 
 

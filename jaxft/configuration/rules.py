@@ -37,6 +37,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "grad_accum",
             "log_every",
             "checkpoint.keep",
+            "optimizer.max_bad_steps",
             "samples.max_new_tokens",
             "method.rank",
         ),
@@ -49,6 +50,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "steps",
             "epochs",
             "eval_every",
+            "patience",
             "data.max_length",
             "checkpoint.every",
             "samples.count",
@@ -118,6 +120,7 @@ def check(flat: dict[str, Any]) -> None:
         _choice("report_to", name, REPORTS)
     _mix(flat["data.mix"])
     _length(flat)
+    _held_out(flat)
     _mesh(flat)
     _decay(flat["optimizer.decay"])
     if flat["optimizer.name"] != "adamw" or flat["optimizer.options"]:
@@ -171,6 +174,16 @@ def _length(flat: dict[str, Any]) -> None:
         )
     if flat["steps"] == 0 and flat["epochs"] == 0:
         raise UserError("config.steps and config.epochs are both 0: nothing would be trained")
+
+
+def _held_out(flat: dict[str, Any]) -> None:
+    sets = flat["data.eval"]
+    for key in ("patience", "checkpoint.best"):
+        if flat[key] and not sets:
+            raise UserError(f"config.{key} needs held-out data: set config.data.eval")
+    for name, path in sets.items() if isinstance(sets, dict) else ():
+        if not isinstance(name, str) or not name or not isinstance(path, str) or not path:
+            raise UserError(f"config.data.eval takes names and files, not {name!r}: {path!r}")
 
 
 def _mesh(flat: dict[str, Any]) -> None:

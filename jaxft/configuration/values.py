@@ -22,6 +22,8 @@ TAKES = {
     tuple: """a list of values, such as a,b or '("a", "b")'""",
     dict: """a mapping, such as '{"a": 1}'""",
 }
+# Keys of text that take a mapping as well: several held-out sets by name.
+ALSO = {"data.eval": dict[str, Any]()}
 SOURCES = ("data.train", "data.eval")  # one text, in which several stand with commas between
 TRUTH = {
     **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
@@ -37,6 +39,8 @@ def from_text(key: str, text: str, default: Any) -> Any:
     >>> from_text("method.targets", "q_proj,v_proj", ())
     ('q_proj', 'v_proj')
     """
+    if key in ALSO:
+        default = ALSO[key] if text.strip().startswith("{") else ""
     if key in SOURCES and text.strip()[:1] in ("(", "["):
         with contextlib.suppress(ValueError):
             return from_value(key, literal(text.strip()), default)
@@ -53,6 +57,8 @@ def from_value(key: str, value: Any, default: Any) -> Any:
     >>> from_value("steps", 1000.0, 0), from_value("method.targets", ["q_proj"], ())
     (1000, ('q_proj',))
     """
+    if key in ALSO:
+        default = ALSO[key] if isinstance(value, Mapping) else ""
     if key in SOURCES and isinstance(value, list | tuple):
         value = ",".join(str(part).replace(",", "\\,") for part in value)
     try:

@@ -17,6 +17,7 @@ from jaxft.assets import model_folder
 from jaxft.errors import UserError, nearest
 from jaxft.files import stays_inside
 from jaxft.formats.config_file import config_json, model_config, read_config
+from jaxft.formats.manifest import check_manifest, write_manifest
 from jaxft.formats.safetensors import (
     SHARD_BYTES,
     Lazy,
@@ -75,6 +76,7 @@ def load(
             raise UserError(
                 f"dtype {name!r} is not known{nearest(str(name), DTYPES)}: {', '.join(DTYPES)}"
             )
+    check_manifest(path)
     config = dataclasses.replace(model_config(path), dtype=dtype)
     stored = open_folder(path)
     config = _untie_if_different(config, stored, path)
@@ -254,6 +256,7 @@ def write_model(
     write_folder(target, tensors, {name: s.file.name for name, s in source.items()}, shard_bytes)
     if like:
         copy_companions(Path(like), target)
+    write_manifest(target)
 
 
 def _is_tied(params: PyTree) -> bool:

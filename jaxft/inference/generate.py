@@ -21,6 +21,7 @@ from jaxft.data.sources import Row, check_messages, check_tools, read_objects
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError, nearest
 from jaxft.formats import load, load_adapter
+from jaxft.formats.manifest import tell_another_base
 from jaxft.inference.decoding import generate_tokens
 from jaxft.models import Config, Transformer
 
@@ -218,6 +219,8 @@ def main(
     asked, tools = _prompts_of(data) if data else (asked, [])
     tokenizer = load_tokenizer(folder)
     network, params = load(folder, dtype=dtype)
+    if adapter:
+        tell_another_base(Path(adapter), folder)
     answers = generate(
         network,
         load_adapter(params, adapter, dtype=dtype) if adapter else params,

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -31,6 +32,7 @@ from jaxft.data import (
 from jaxft.data.mixing import check_weights, mix, mix_line
 from jaxft.errors import UserError
 from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
+from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
@@ -49,14 +51,14 @@ class Data:
     Attributes:
         tokenizer: the model's, or the one that `config.tokenizer` names.
         train: the endless training batches.
-        held_out: one pass over the held-out ones, or None.
-        prompts: held-out rows that are answered at each evaluation.
+        held_out: one pass over each held-out set, by name; "" where `config.data.eval` is one file.
+        prompts: rows of the first held-out set that are answered at each evaluation.
         lines: what became of the rows, to be said.
     """
 
     tokenizer: Tokenizer
     train: Batches
-    held_out: Batches | None
+    held_out: dict[str, Batches]
     prompts: list[Row]
     lines: list[str]
 
@@ -81,6 +83,7 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
     )
     model = Transformer(dataclasses.replace(model.config, remat=config.remat))
     if config.adapter:
+        tell_another_base(Path(config.adapter), model_folder(config.model))
         saved = saved_leaves(params, config.adapter)
         method = dataclasses.replace(method, train_also=(*method.train_also, *saved))
         params = adopt(load_adapter(params, config.adapter), method, config.adapter)
@@ -96,8 +99,8 @@ def prepare_data(
 ) -> Data:
     """Reads, tokenizes and batches the training and held-out rows.
 
-    `complete`, if given, takes ("train" or "eval", examples, max_length, pad_id) and returns the examples with what is
-    to be computed for them beforehand.
+    `complete`, if given, takes ("train" or "eval...", examples, max_length, pad_id) and returns the examples with what
+    is to be computed for them beforehand.
     """
     settings, max_length = config.data, max_length_of(config, model)
     for key in ("batch_size", "eval_batch_size"):
@@ -130,18 +133,27 @@ def prepare_data(
     train = make("train", epoch, config.batch_size, shuffle=settings.shuffle)
     lines = [f"training data: {summary}; {_rows_line(train, settings.packing)}"]
     lines += source_lines(rows) + mix_lines(config, rows, summary)
-    held_out, prompts = None, []
-    if settings.eval:
-        rows, kept, summary = read(settings.eval, held_out=True)
-        held_out = make("eval", kept, config.eval_batch_size, shuffle=False, epochs=1)
-        lines += [f"held-out data: {summary}", *source_lines(rows)]
-        room = model.max_length - config.samples.max_new_tokens
-        prompts = _rows_at(rows, spread(range(summary.rows), config.samples.count))
-        short = [row for row in prompts if prompt_length(row, tokenizer) <= room]
-        if len(short) < len(prompts):
-            lines.append(f"{len(prompts) - len(short)} sample prompts leave no room for an answer")
-        prompts = short
-    return Data(tokenizer, train, held_out, prompts, lines)
+    held_out: dict[str, Batches] = {}
+    prompts: list[Row] = []
+    for name, paths in named_sets(settings.eval).items():
+        rows, kept, summary = read(paths, held_out=True)
+        split = f"eval_{name}" if name else "eval"
+        held_out[name] = make(split, kept, config.eval_batch_size, shuffle=False, epochs=1)
+        of = f" {name!r}" if name else ""
+        lines += [f"held-out data{of}: {summary}", *source_lines(rows)]
+        prompts = prompts or _rows_at(rows, spread(range(summary.rows), config.samples.count))
+    room = model.max_length - config.samples.max_new_tokens
+    short = [row for row in prompts if prompt_length(row, tokenizer) <= room]
+    if len(short) < len(prompts):
+        lines.append(f"{len(prompts) - len(short)} sample prompts leave no room for an answer")
+    return Data(tokenizer, train, held_out, short, lines)
+
+
+def named_sets(paths: Any) -> dict[str, Any]:
+    """The held-out files of `config.data.eval` by name; a single one has the name ""."""
+    if isinstance(paths, Mapping):
+        return dict(paths)
+    return {"": paths} if paths else {}
 
 
 def max_length_of(config: ConfigDict, model: Config) -> int:

@@ -24,6 +24,7 @@ from jaxft.training.prepare import (
     epoch_of,
     max_length_of,
     mix_lines,
+    named_sets,
     read_examples,
     source_lines,
     spread,
@@ -67,12 +68,14 @@ def preview(
     model = model_config(model_folder(config.model))
     max_length, tokenizer = max_length_of(config, model), tokenizer_of(config)
     parts = list[Part]()
-    for name, paths in (("training data", config.data.train), ("held-out data", config.data.eval)):
-        if paths or not parts:
-            rows, examples, summary = read_examples(
-                config, paths, tokenizer, max_length, held_out=bool(parts)
-            )
-            parts.append(Part(name, rows, examples, summary))
+    sets = {"training data": config.data.train}
+    for name, paths in named_sets(config.data.eval).items():
+        sets[f"held-out data {name!r}" if name else "held-out data"] = paths
+    for name, paths in sets.items():
+        rows, examples, summary = read_examples(
+            config, paths, tokenizer, max_length, held_out=bool(parts)
+        )
+        parts.append(Part(name, rows, examples, summary))
     lines, warnings = [], []
     for part in parts:
         lines += [f"{part.name}: {part.summary}", *_filling(config, part, max_length, tokenizer)]
@@ -82,9 +85,9 @@ def preview(
         lines += [*histogram_lines(part.examples.row_lengths, max_length), ""]
         found = findings(part, tokenizer, model.vocabulary)
         warnings += [f"{part.name}: {line}" for line in found]
-    if len(parts) == 2:
-        held_out = overlap(*(part.examples for part in parts))
-        warnings += [f"held-out data: {line}" for line in held_out]
+    for part in parts[1:]:
+        found = overlap(parts[0].examples, part.examples)
+        warnings += [f"{part.name}: {line}" for line in found]
     lines += ["warnings:", *(f"  - {line}" for line in warnings or ["none"]), ""]
     lines += _shown(parts[0], tokenizer, shown, colour)
     if plot:

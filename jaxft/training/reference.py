@@ -25,11 +25,9 @@ from jaxft.formats import load
 from jaxft.models import Config
 from jaxft.objectives import LOSSES
 from jaxft.training.sharding import leaf_sharding, shardings
-from jaxft.training.step import nothing_more
+from jaxft.training.step import Beside, nothing_more
 from jaxft.tree import PyTree, combine, count
 from jaxft.weights import is_weight
-
-Beside = Callable[..., tuple[PyTree, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +50,9 @@ class Reference:
     every: int = 0
     move: Callable[[PyTree, PyTree], PyTree] | None = None
 
-    @property
-    def moves(self) -> bool:
-        """Whether `held` changes as training goes on."""
-        return self.every > 0
+    def kept(self, held: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        """What of it belongs in a checkpoint: what changes as training goes on."""
+        return held if self.every else ()
 
     def moved(self, step: int, held: tuple[PyTree, ...], trainable: PyTree) -> tuple[PyTree, ...]:
         """What is held after so many updates."""

@@ -15,6 +15,7 @@ from jaxft.tree import PyTree, combine
 
 Batch = Mapping[str, Any]
 Loss = Callable[..., tuple[jax.Array, Any]]
+Beside = Callable[..., tuple[PyTree, ...]]
 
 
 def nothing_more(frozen: PyTree) -> tuple[PyTree, ...]:
@@ -24,16 +25,20 @@ def nothing_more(frozen: PyTree) -> tuple[PyTree, ...]:
 
 
 class State(NamedTuple):
-    """What a step changes: the trainable tree, the optimizer's state over it, the number of updates made."""
+    """What a step changes: the trainable tree, the optimizer's state over it, the number of updates made,
+    and how many steps in a row made none, because their loss or gradient was not finite.
+    """
 
     trainable: PyTree
     optimizer: PyTree
     step: jax.Array
+    bad: jax.Array
 
 
 def initial_state(trainable: PyTree, optimizer: optax.GradientTransformation) -> State:
     """The state before the first update."""
-    return State(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return State(trainable, optimizer.init(trainable), zero, zero)
 
 
 def parts_of(batch: Batch, parts: int) -> Batch:
@@ -56,7 +61,7 @@ def make_train_step(
     seed: int,
     parts: int = 1,
     prepare: Callable[[Batch], Batch] = dict,
-    beside: Callable[..., tuple[PyTree, ...]] = nothing_more,
+    beside: Beside = nothing_more,
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """The training step, to be jitted with its state donated.
 
@@ -71,8 +76,9 @@ def make_train_step(
 
     Returns:
         step(state, frozen, batch, *held) -> (state, metrics): loss (mean over what it is counted in, before the
-        update), grad_norm (before clipping), learning_rate (that this update used), tokens (trained), and the
-        averages that the loss reports.
+        update), grad_norm (before clipping), learning_rate (that this update used), tokens (trained), bad (steps in
+        a row, with this one, whose loss or gradient was not finite), and the averages that the loss reports. A bad
+        step leaves the state as it was, but for `bad`.
     """
 
     def summed(trainable: PyTree, others: tuple[PyTree, ...], batch: Batch, key: jax.Array) -> Any:
@@ -106,14 +112,36 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer, state.trainable, frozen=frozen
         )
+        trainable = optax.apply_updates(state.trainable, updates)
+        norm = optax.tree.norm(grads)
+        after = State(trainable, optimizer_state, state.step + 1, jnp.zeros_like(state.bad))
+        after = where(
+            jnp.isfinite(total) & jnp.isfinite(norm), after, state._replace(bad=state.bad + 1)
+        )
         metrics = {
             "loss": total / count,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
             "tokens": sums.tokens,
+            "bad": after.bad,
             **averages(sums.sums),
         }
-        trainable = optax.apply_updates(state.trainable, updates)
-        return State(trainable, optimizer_state, state.step + 1), metrics
+        return after, metrics
 
     return step
+
+
+def make_eval_sums(loss: Loss, beside: Beside) -> Callable[..., tuple[jax.Array, Any]]:
+    """(trainable, frozen, batch, *held) -> the loss's sums, without dropout."""
+
+    def sums(
+        trainable: PyTree, frozen: PyTree, batch: Batch, *held: PyTree
+    ) -> tuple[jax.Array, Any]:
+        return loss(combine(trainable, frozen), batch, *beside(frozen, *held))
+
+    return sums
+
+
+def where(condition: jax.Array, tree: PyTree, other: PyTree) -> PyTree:
+    """`jnp.where` of a scalar condition, leaf by leaf."""
+    return jax.tree.map(lambda one, two: jax.lax.select(condition, one, two), tree, other)
