@@ -54,8 +54,8 @@ def prepare(folder: Path, data: Path) -> None:
     tokenizer = load_tokenizer("tiny")
     with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
         for row in rows[:ROWS]:
-            sides = [len(tokenizer.encode(row.values["prompt"] + row.values[key])) for key in ("chosen", "rejected")]  # fmt: skip
-            if max(sides) < MAX_LENGTH - 2:
+            prompt, *sides = (row.values[key] for key in ("prompt", "chosen", "rejected"))
+            if max(len(tokenizer.encode(prompt + side)) for side in sides) < MAX_LENGTH - 2:
                 file.write(json.dumps(row.values) + "\n")
 
 
@@ -98,11 +98,13 @@ def jaxft_worker(name: str, folder: Path, pairs: int) -> Update:
     loss = functools.partial(objective_of(recipe.objective), model.config)
     rate = schedule(recipe.optimizer, 1000)
     step = jax.jit(make_train_step(loss, optimizer, rate, seed=0, beside=beside), donate_argnums=0)
-    known = jax.jit(
-        lambda rest, batch: completion_log_probabilities(model.config, filled(left_out(rest), left_out(trainable)), batch)
-    )  # fmt: skip
     state, made = initial_state(trainable, optimizer), 0
     held = left_out(trainable)
+
+    @jax.jit
+    def known(rest: Any, batch: Any) -> Any:
+        return completion_log_probabilities(model.config, filled(left_out(rest), held), batch)
+
     total = 2 * MAX_LENGTH * pairs
 
     def batch_of(number: int) -> dict[str, Any]:
@@ -139,7 +141,8 @@ def trl_worker(folder: Path, pairs: int) -> Update:
     from peft import PeftModel
     from trl import DPOConfig, DPOTrainer
 
-    data = load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train", cache_dir=str(folder / "cache"))  # fmt: skip
+    file, cache = str(folder / "pairs.jsonl"), str(folder / "cache")
+    data = load_dataset("json", data_files=file, split="train", cache_dir=cache)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder / "model", dtype=torch.float32, attn_implementation="sdpa"
     )
@@ -153,6 +156,7 @@ def trl_worker(folder: Path, pairs: int) -> Update:
     words = transformers.AutoTokenizer.from_pretrained(folder / "model")
     trainer = DPOTrainer(model=model, args=arguments, train_dataset=data, processing_class=words)
     trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1  # which `train` would set
     batches = iter(trainer.get_train_dataloader())
     trained = [leaf for leaf in trainer.model.parameters() if leaf.requires_grad]
 
@@ -229,9 +233,10 @@ def table(results: dict[str, dict[str, Any]], pairs: int) -> list[str]:
     lines.append("| --- " + "| ---: " * 6 + "|")
     for name, column in results.items():
         ratio = min(reference["seconds"]) / min(column["seconds"])
+        memory = column["peak_bytes"]
         lines.append(
             f"| {name} | {pairs / statistics.median(column['seconds']):.3f} | {pairs / min(column['seconds']):.3f} "
-            f"| {ratio:.2f} | {column['peak_bytes'] / 1e9:.2f} GB | {column['peak_bytes'] / reference['peak_bytes']:.2f} "
+            f"| {ratio:.2f} | {memory / 1e9:.2f} GB | {memory / reference['peak_bytes']:.2f} "
             f"| {', '.join(f'{loss:.5f}' for loss in column['losses'])} |"
         )
     goals = ", ".join(f"{name} {goal}" for name, goal in GOALS.items())
@@ -273,7 +278,8 @@ def main() -> None:
     lines = table(results, arguments.pairs)
     print("\n".join(lines))
     if arguments.record:
-        title = ["# DPO beside TRL", "", f"`python experiments/dpo_speed.py --pairs {arguments.pairs}`, {os.cpu_count()} CPU cores.", ""]  # fmt: skip
+        command = f"`python experiments/dpo_speed.py --pairs {arguments.pairs}`"
+        title = ["# DPO beside TRL", "", f"{command}, {os.cpu_count()} CPU cores.", ""]
         target = Path(__file__).with_suffix(".md")
         target.write_text("\n".join([*title, *lines]) + "\n", encoding="utf-8")
     return None

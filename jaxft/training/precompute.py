@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 from ml_collections import ConfigDict
 
+from jaxft.assets import model_folder
 from jaxft.data.preferences import Comparison, Comparisons
 from jaxft.errors import UserError
+from jaxft.formats.manifest import BASE
+from jaxft.formats.manifest import fingerprint as base_fingerprint
 from jaxft.objectives import completion_log_probabilities
 from jaxft.training.folder import open_folder
 from jaxft.training.preference_data import preference_batches
@@ -77,12 +81,19 @@ class Precomputed:
             if jax.process_index() == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_suffix(".tmp.npz")
-                np.savez(temporary, log_probabilities=values, data=np.asarray(data))
+                stored = {"data": np.asarray(data), "base": np.asarray(self._base())}
+                np.savez(temporary, log_probabilities=values, **stored)
                 temporary.replace(path)
         known = zip(examples.pairs(), values.tolist(), strict=True)
         return Comparisons(
             [dataclasses.replace(pair, reference=(one, two)) for pair, (one, two) in known]
         )
+
+    def _base(self) -> str:
+        """What the reference stands on: the digests of the base's or the reference's files."""
+        folder = self.config.objective.reference
+        folder = self.config.model if folder == "start" else folder
+        return json.dumps(base_fingerprint(model_folder(folder), BASE), sort_keys=True)
 
     def _pass(self, batches: Any) -> Any:
         """Yields (index of the examples, their log-probabilities (n, 2)) batch by batch."""
@@ -103,14 +114,19 @@ class Precomputed:
     def _read(self, path: Path, data: str) -> Known:
         try:
             with np.load(path, allow_pickle=False) as file:
-                values, written = file["log_probabilities"], str(file["data"])
+                values, written, base = (file[key] for key in ("log_probabilities", "data", "base"))
         except (OSError, ValueError, KeyError, EOFError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"{path}: not log-probabilities of a reference: {reason}") from error
-        if written != data:
+        if str(base) != self._base():
             raise UserError(
-                f"{path}: the reference's log-probabilities are of other data (fingerprint {written[:12]}, that of "
-                f"the rows now {data[:12]}); begin in a new folder, or remove it to have them computed again"
+                f"{path}: the log-probabilities are of another reference: the base's files are others; begin in a "
+                "new folder, or remove it to have them computed again"
+            )
+        if str(written) != data:
+            raise UserError(
+                f"{path}: the reference's log-probabilities are of other data (fingerprint {str(written)[:12]}, "
+                f"that of the rows now {data[:12]}); begin in a new folder, or remove it to have them computed again"
             )
         return values
 
