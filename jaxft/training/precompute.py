@@ -81,8 +81,8 @@ class Precomputed:
             if jax.process_index() == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_suffix(".tmp.npz")
-                stored = {"data": np.asarray(data), "base": np.asarray(self._base())}
-                np.savez(temporary, log_probabilities=values, **stored)
+                base = np.asarray(self._base())
+                np.savez(temporary, log_probabilities=values, data=np.asarray(data), base=base)
                 temporary.replace(path)
         known = zip(examples.pairs(), values.tolist(), strict=True)
         return Comparisons(
