@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:4x4")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--remat", default="full")
+    parser.add_argument("--steps", nargs="+", default=["sft", "dpo", "dpo, precomputed"])
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology).devices
@@ -133,7 +134,7 @@ def main() -> None:
         flush=True,
     )
     whole: dict[str, float] = {}
-    for kind in ("sft", "dpo", "dpo, precomputed"):
+    for kind in arguments.steps:
         memory = compiled(kind, config, mesh).memory_analysis()
         held, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         added = memory.output_size_in_bytes - memory.alias_size_in_bytes
