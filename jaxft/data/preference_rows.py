@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft.data.sources import Row, check_messages, find_source, split_paths
+from jaxft.data.sources import Row, check_messages, find_sources
 from jaxft.errors import UserError, nearest
 
 TURN = re.compile(r"(?=\n\n(?:Human|Assistant):)")  # of HH
@@ -55,8 +55,8 @@ def read_preferences(
     """
     rows: list[Row] = []
     skipped, first = 0, ""
-    for name in split_paths(paths):
-        for origin, values in find_source(name, held_out).read():
+    for source in find_sources(paths, held_out):
+        for origin, values in source.read():
             first = first or origin
             try:
                 rows.append(preference_row(origin, values, judged=judged))

@@ -362,6 +362,9 @@ class _Run:
                 save_adapter(params, folder, method=self.method, base=self.config.model)
             else:
                 save(self.model, merge(params), folder, like=like)
+            if self.config.data.chat_template:  # what it was trained on is what it is asked by
+                template = str(self.data.tokenizer.chat_template)
+                (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         return target
 
     def _say_start(self) -> None:
