@@ -131,8 +131,14 @@ def read_rows(
         raise UserError(
             f"data format {format!r} is unknown; known: {', '.join(known)}{nearest(format, known)}"
         )
-    found = tuple(_find_source(name, held_out) for name in _split_paths(paths))
-    return Rows(found, format, dict(fields or {}), as_messages)
+    return Rows(find_sources(paths, held_out), format, dict(fields or {}), as_messages)
+
+
+def find_sources(
+    paths: str | Path | Sequence[str | Path], held_out: bool = False
+) -> tuple[Source, ...]:
+    """The sources that are named; of several splits the training one, or if `held_out` another."""
+    return tuple(_find_source(name, held_out) for name in _split_paths(paths))
 
 
 def read_objects(path: str | Path) -> Iterator[Record]:
