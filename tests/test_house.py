@@ -13,7 +13,7 @@ ORDER = (
     ("tree",),
     ("weights",),
     ("methods",),
-    ("adaptation", "foreign"),
+    ("adaptation", "foreign", "quantization"),
     ("models",),
     ("configuration", "formats", "data", "objectives"),
     ("inference",),
@@ -21,7 +21,7 @@ ORDER = (
     ("quickstart",),
     ("cli", "__main__"),
 )
-WEIGHTS = {"Weight", "LoRA", "DoRA", "VeRA", "DeltaLoRA", "Tied", "Transposed", "is_weight"}
+WEIGHTS = {"Weight", "LoRA", "DoRA", "VeRA", "DeltaLoRA", "Tied", "Transposed", "Quantized", "Flattened", "is_weight"}
 
 
 def place_of(name: str) -> int:
