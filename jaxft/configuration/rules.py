@@ -17,6 +17,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": DTYPES,
     "param_dtype": DTYPES,
     "method.dtype": DTYPES,
+    "base.quantize": ("none", "nf4", "fp4", "int4", "int8"),
     "objective.name": ("sft",),
     "data.format": ("auto", "prompt_completion", "messages"),
     "data.loss_on": ("completion", "all"),
@@ -67,6 +68,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: 0 <= value < 1,
         ("objective.label_smoothing", "optimizer.b1", "optimizer.b2", "method.dropout"),
     ),
+    ("from 1, or -1 for a whole column,", lambda value: value >= 1 or value == -1, ("base.group_size",)),
     ("from 0 to 1", lambda value: 0 <= value <= 1, ("optimizer.final_fraction",)),
 )
 # Arguments of Optax's functions that keys of their own set.
