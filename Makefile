@@ -32,3 +32,4 @@ golden: ## make the golden files again; PYTHON needs the extra `reference`
 	$(PYTHON) tests/golden/make_trl.py
 	$(PYTHON) tests/data/golden/make_chat.py
 	$(PYTHON) tests/models/golden/make_rope.py
+	$(PYTHON) tests/weights/golden/make_quantized.py

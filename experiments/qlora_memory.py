@@ -94,18 +94,22 @@ def compile_step(case: Case, device: Any, scheme: str = "nf4") -> Any:
     from jaxft.training.step import initial_state, make_train_step
 
     config = Config(
-        family="llama", dtype="bfloat16", remat="full", query_scale=case.sizes["head_dim"] ** -0.5, **case.sizes
+        family="llama",
+        dtype="bfloat16",
+        remat="full",
+        query_scale=case.sizes["head_dim"] ** -0.5,
+        **case.sizes,
     )
     method, params = abstract_params(config, case.rank, scheme)
     trainable, frozen = jaxft.partition(params, method)
     settings = optimizer(2e-4)
     update = make_optimizer(settings, method, trainable, steps=1000)
-    step = make_train_step(
-        functools.partial(sft, config), update, schedule(settings, 1000), seed=0
-    )
+    step = make_train_step(functools.partial(sft, config), update, schedule(settings, 1000), seed=0)
     state = jax.eval_shape(functools.partial(initial_state, optimizer=update), trainable)
     row = (1, case.length)
-    batch = {name: jax.ShapeDtypeStruct(row, jnp.int32) for name in ("tokens", "segments", "positions")}
+    batch = {
+        name: jax.ShapeDtypeStruct(row, jnp.int32) for name in ("tokens", "segments", "positions")
+    }
     batch["weights"] = jax.ShapeDtypeStruct(row, jnp.float32)
     place = jax.sharding.SingleDeviceSharding(device)
     placed = jax.tree.map(

@@ -50,10 +50,14 @@ def quantize_params(
         leaf = kernels[path]
         if isinstance(leaf, Weight):
             kind = type(leaf).__name__
-            raise UserError(f"quantize_params: {path} is a {kind} weight already; quantize the dense tree")
+            raise UserError(
+                f"quantize_params: {path} is a {kind} weight already; quantize the dense tree"
+            )
         in_stack = any(matches(pattern, path.split("/")[0]) for pattern in stacked)
         if leaf.ndim != 2 and not (in_stack and leaf.ndim == 3):
-            raise UserError(f"quantize_params: {path} {leaf.shape} is no kernel (in, out), nor a stack of them")
+            raise UserError(
+                f"quantize_params: {path} {leaf.shape} is no kernel (in, out), nor a stack of them"
+            )
 
     def one(path: str, leaf: Any) -> Any:
         if path not in chosen:

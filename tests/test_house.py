@@ -21,7 +21,18 @@ ORDER = (
     ("quickstart",),
     ("cli", "__main__"),
 )
-WEIGHTS = {"Weight", "LoRA", "DoRA", "VeRA", "DeltaLoRA", "Tied", "Transposed", "Quantized", "Flattened", "is_weight"}
+WEIGHTS = {
+    "Weight",
+    "LoRA",
+    "DoRA",
+    "VeRA",
+    "DeltaLoRA",
+    "Tied",
+    "Transposed",
+    "Quantized",
+    "Flattened",
+    "is_weight",
+}
 
 
 def place_of(name: str) -> int:

@@ -68,7 +68,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: 0 <= value < 1,
         ("objective.label_smoothing", "optimizer.b1", "optimizer.b2", "method.dropout"),
     ),
-    ("from 1, or -1 for a whole column,", lambda value: value >= 1 or value == -1, ("base.group_size",)),
+    (
+        "from 1, or -1 for a whole column,",
+        lambda value: value >= 1 or value == -1,
+        ("base.group_size",),
+    ),
     ("from 0 to 1", lambda value: 0 <= value <= 1, ("optimizer.final_fraction",)),
 )
 # Arguments of Optax's functions that keys of their own set.

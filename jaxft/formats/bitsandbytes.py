@@ -30,7 +30,11 @@ def parts_of(stored: Mapping[str, Stored], name: str) -> list[str]:
     column = name.removesuffix(".weight") + ".SCB"
     found = [other for other in stored if other.startswith(f"{name}.")]
     if column in stored:
-        found += [other for other in (column, f"{column.removesuffix('SCB')}weight_format") if other in stored]
+        found += [
+            other
+            for other in (column, f"{column.removesuffix('SCB')}weight_format")
+            if other in stored
+        ]
     return found
 
 

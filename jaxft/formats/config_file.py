@@ -41,7 +41,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"{file}: {key} asks for code of the folder's own, which jaxft never runs"
             )
-    method = (raw.get("quantization_config") or {"quant_method": "bitsandbytes"}).get("quant_method")
+    method = (raw.get("quantization_config") or {"quant_method": "bitsandbytes"}).get(
+        "quant_method"
+    )
     if method != "bitsandbytes":
         raise UserError(
             f"{file}: quantization_config: quant_method {method!r} is not known to jaxft, which reads bitsandbytes; "

@@ -150,7 +150,9 @@ def _plan(config: Config, stored: Mapping[str, Stored], folder: Path) -> dict[st
         beside = [parts_of(stored, name) for name in names]
         if any(beside):
             if not all(beside):
-                raise UserError(f"{folder}: only some layers of {path} are quantized: jaxft stacks like with like")
+                raise UserError(
+                    f"{folder}: only some layers of {path} are quantized: jaxft stacks like with like"
+                )
             plan[path] = [stored[name] for name in names]
         else:
             plan[path] = [expect(stored, name, on_disk, str(folder)) for name in names]

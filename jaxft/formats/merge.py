@@ -83,9 +83,7 @@ def quantize_folder(
     """
     model = model_folder(model)
     group_size = -1 if scheme == "int8" else group_size
-    module, params = load(
-        model, quantize=scheme, group_size=group_size, double_quant=double_quant
-    )
+    module, params = load(model, quantize=scheme, group_size=group_size, double_quant=double_quant)
     save(module, params, output, like=model)
     print(f"wrote {output} in {scheme}")
     del params

@@ -30,7 +30,9 @@ def round_tensor(
 def place(path: str, layers: Sequence[Weight], shardings: Shardings | None) -> Weight:
     """The layers' weights stacked as one on its devices; an unstacked leaf has but one."""
     if len({jax.tree.structure(layer) for layer in layers}) > 1:
-        raise UserError(f"{path}: its layers are quantized in different ways: jaxft stacks like with like")
+        raise UserError(
+            f"{path}: its layers are quantized in different ways: jaxft stacks like with like"
+        )
     stacked = path.startswith("layers/")
     whole = jax.tree.map(lambda *parts: np.stack(parts) if stacked else parts[0], *layers)
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -38,6 +40,8 @@ def place(path: str, layers: Sequence[Weight], shardings: Shardings | None) -> W
     def put(part: str, array: np.ndarray) -> jax.Array:
         sharding = shardings(f"{path}/{part}", array.shape) if shardings else first
         # a copy of what it gets: the parts may be views of the file
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index or ...])
+        return jax.make_array_from_callback(
+            array.shape, sharding, lambda index: array[index or ...]
+        )
 
     return map_with_paths(put, whole)

@@ -48,7 +48,9 @@ def dynamic_table() -> Float[np.ndarray, "256"]:
     positive = []
     for exponent in range(7):
         edges = _linspace(0.1, 1.0, 2**exponent + 1)
-        positive.append((edges[:-1] + edges[1:]) / np.float32(2.0) * np.float32(10.0 ** (exponent - 6)))
+        positive.append(
+            (edges[:-1] + edges[1:]) / np.float32(2.0) * np.float32(10.0 ** (exponent - 6))
+        )
     upper = np.concatenate([*positive, np.ones(1, np.float32)])
     return np.concatenate([-upper[-2::-1], np.zeros(1, np.float32), upper])
 
@@ -66,7 +68,9 @@ def decode(codes: Integer[Array, "..."], table: Float[np.ndarray, "16"]) -> Floa
     level: list[jax.Array | np.float32] = list(table)
     for bit in range(4):
         on = ((codes >> bit) & 1) == 1
-        level = [jnp.where(on, high, low) for low, high in zip(level[::2], level[1::2], strict=True)]
+        level = [
+            jnp.where(on, high, low) for low, high in zip(level[::2], level[1::2], strict=True)
+        ]
     return jnp.asarray(level[0])
 
 

@@ -247,11 +247,15 @@ def quantize(
         kind = type(kernel).__name__
         raise UserError(f"quantize takes an array, and this is a {kind} weight already")
     if kernel.ndim < 2 or not jnp.issubdtype(kernel.dtype, jnp.floating):
-        raise UserError(f"quantize takes a floating kernel (in, out), not {kernel.dtype}{kernel.shape}")
+        raise UserError(
+            f"quantize takes a floating kernel (in, out), not {kernel.dtype}{kernel.shape}"
+        )
     rows = kernel.shape[-2]
     group = rows if group_size == -1 else group_size
     if group < 1:
-        raise UserError(f"a group of {group_size} rows: give a number from 1, or -1 for a whole column")
+        raise UserError(
+            f"a group of {group_size} rows: give a number from 1, or -1 for a whole column"
+        )
     fits = rows % group == 0 and (rows % 2 == 0 or SCHEMES[scheme] == 8)
     if not fits and scheme not in TABLES:
         raise UserError(

@@ -91,7 +91,9 @@ def nest(
     centred = jnp.pad(flat - mean, padding).reshape(-1, NESTED)
     largest = jnp.max(jnp.abs(centred), axis=1)
     codes = encode_dynamic(centred / jnp.where(largest == 0, 1.0, largest)[:, None])
-    codes = jnp.where((largest == 0)[:, None], jnp.uint8(0), codes)  # as bitsandbytes: any code times 0
+    codes = jnp.where(
+        (largest == 0)[:, None], jnp.uint8(0), codes
+    )  # as bitsandbytes: any code times 0
     return codes.reshape(-1)[: flat.size].reshape(scales.shape[::-1]).T, largest, mean
 
 

@@ -84,7 +84,7 @@ def bases() -> dict[str, Base]:
     return dense | {
         "nf4": quantized(dense["plain"], "nf4", group_size=2),
         "nf4 stacked": quantized(dense["stacked"], "nf4", group_size=3, double_quant=False),
-        "nf4 flattened": quantized(dense["stacked"], "nf4"),
+        "nf4 flattened": quantized(dense["plain"], "nf4"),
         "int4 embedding": quantized(dense["embedding"], "int4", group_size=4),
         "int8 offset": quantized(dense["layers left out"], "int8", group_size=-1, symmetric=False),
         "fp4 head": quantized(dense["head"], "fp4", group_size=6),
