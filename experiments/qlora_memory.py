@@ -2,8 +2,8 @@
 
     python experiments/qlora_memory.py [--record]
 
-Needs the package `libtpu` (extra `tpu`). Each step is that of `jaxft train`: forward, backward, AdamW on the adapters, in
-bfloat16 over a base in nf4 with double quantization, adapters and their moments in float32, remat full. The peak
+Needs the package `libtpu` (extra `tpu`). Each step is that of `jaxft train`: forward, backward, AdamW on the
+adapters, in bfloat16 over a base in nf4 with double quantization, adapters and their moments in float32, remat full. The peak
 is the compiler's: arguments, what it allocates beside them, and the program itself. Embedding, head and
 norms are bfloat16, as they are where the base is loaded so.
 """
@@ -149,8 +149,8 @@ def table(rows: list[dict[str, Any]], topology: str) -> str:
     lines = [
         "# Memory of a QLoRA step on one TPU chip, by the TPU's compiler",
         "",
-        f"Made by `experiments/qlora_memory.py` for one chip of `{topology}`: nf4 with double quantization, LoRA in float32 on "
-        "all projections, AdamW, bfloat16, remat full. GB are 10^9 bytes.",
+        f"Made by `experiments/qlora_memory.py` for one chip of `{topology}`: nf4 with double quantization, "
+        "LoRA in float32 on all projections, AdamW, bfloat16, remat full. GB are 10^9 bytes.",
         "",
         "| step | arguments | temporaries | program | peak | must be below | |",
         "| --- | ---: | ---: | ---: | ---: | ---: | --- |",

@@ -39,7 +39,7 @@ def parts_of(stored: Mapping[str, Stored], name: str) -> list[str]:
 
 
 def read_weight(
-    stored: Mapping[str, Stored], name: str, shape: tuple[int, int], dtype: Any
+    stored: Mapping[str, Stored], name: str, shape: tuple[int, ...], dtype: Any
 ) -> Weight:
     """One quantized kernel (in, out), its parts NumPy arrays.
 

@@ -19,7 +19,7 @@ from jaxft.assets import model_folder
 from jaxft.errors import UserError, nearest
 from jaxft.formats.bitsandbytes import check_writable, config_of, parts_of, read_weight, written
 from jaxft.formats.config_file import config_json, model_config, read_config
-from jaxft.formats.quantizing import place, round_tensor
+from jaxft.formats.quantizing import round_tensor, stacked_on_devices
 from jaxft.formats.safetensors import (
     SHARD_BYTES,
     Lazy,
@@ -68,14 +68,16 @@ def load(
         dtype: of the computation, and of the parameters unless `param_dtype` is given.
         param_dtype: of the parameters.
         shardings: (path, shape) -> where that leaf goes; by default the first device.
-        quantize: none | nf4 | fp4 | int4 | int8, of all projections; `group_size` and `double_quant` are those of
-            `jaxft.quantize`.
+        quantize: none | nf4 | fp4 | int4 | int8, of all projections.
+        group_size: as of `jaxft.quantize`.
+        double_quant: as of `jaxft.quantize`.
 
     Returns:
         (model, params).
 
     Raises:
-        UserError: what `jaxft.quantize` refuses, a folder that is quantized already and should be again, or one that is damaged, incomplete, not a model, or would need code of its own.
+        UserError: what `jaxft.quantize` refuses, a folder quantized already that should be quantized
+            again, or one that is damaged, incomplete, not a model, or would need code of its own.
     """
     path = model_folder(folder)
     chosen = param_dtype or dtype
@@ -92,7 +94,11 @@ def load(
         raise UserError(
             f"{path}: is quantized already (bitsandbytes): it is loaded as it is, with quantize none"
         )
-    settings = {"scheme": quantize, "group_size": group_size, "double_quant": double_quant}
+    settings: dict[str, Any] = {
+        "scheme": quantize,
+        "group_size": group_size,
+        "double_quant": double_quant,
+    }
     plan = _plan(config, stored, path)
     kernels = [name for name in plan if name.endswith("/kernel")]
     rounded = targeted((), kernels, "load") if quantize != "none" else []
@@ -108,7 +114,7 @@ def load(
                 weights = (make(name=tensor.name) for tensor in tensors)
             else:
                 weights = (round_tensor(t.read(), transposed, kind, **settings) for t in tensors)
-            leaf = place(leaf_path, list(weights), shardings)
+            leaf = stacked_on_devices(leaf_path, list(weights), shardings)
         else:
             leaf = _leaf(leaf_path, tensors, transposed, kind, shardings)
         _put(params, leaf_path, leaf)
@@ -143,7 +149,8 @@ def _plan(config: Config, stored: Mapping[str, Stored], folder: Path) -> dict[st
     """{path of a leaf: its tensors}, each found and of the right shape, and none left over."""
     shapes = _sizes(config)
     spelled = spelling(config, stored)
-    plan, used = {}, set()
+    plan: dict[str, list[Stored]] = {}
+    used: set[str] = set()
     for path, tensor in tensors_of(config).items():
         names = [spelled(name) for name in names_of(tensor, config, path)]
         on_disk = shapes[path][::-1] if tensor.transposed else shapes[path]
@@ -319,7 +326,7 @@ def _to_write(
     """{name on disk: tensor}, each made when it is written."""
     leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
     spelled = spelling(config, source) if source else lambda name: name
-    tensors = {}
+    tensors: dict[str, Lazy] = {}
     for path, tensor in tensors_of(config).items():
         if path not in leaves:
             raise UserError(f"save: the tree has no {path}{nearest(path, leaves)}")

@@ -1,4 +1,4 @@
-"""`jaxft merge` and `jaxft quantize`: a folder made of another, and how far its logits are from those it should give."""
+"""`jaxft merge` and `jaxft quantize`: a folder made of another, and how far its logits are from the right ones."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def round_tensor(
         return jax.tree.map(np.asarray, quantize(kernel, scheme, **settings))
 
 
-def place(path: str, layers: Sequence[Weight], shardings: Shardings | None) -> Weight:
+def stacked_on_devices(path: str, layers: Sequence[Weight], shardings: Shardings | None) -> Weight:
     """The layers' weights stacked as one on its devices; an unstacked leaf has but one."""
     if len({jax.tree.structure(layer) for layer in layers}) > 1:
         raise UserError(

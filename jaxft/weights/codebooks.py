@@ -36,7 +36,7 @@ NF4 = np.asarray(
 # One bit of sign, two of exponent, one of fraction, in the order of bitsandbytes' bit patterns.
 _FP4_POSITIVE = np.asarray([0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0], np.float32)
 FP4 = np.concatenate([_FP4_POSITIVE, -_FP4_POSITIVE]) / np.float32(12.0)
-TABLES = {"nf4": NF4, "fp4": FP4}
+TABLES: dict[str, np.ndarray] = {"nf4": NF4, "fp4": FP4}
 
 
 def dynamic_table() -> Float[np.ndarray, "256"]:

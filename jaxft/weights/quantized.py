@@ -54,7 +54,7 @@ class Quantized(Weight):
     nested: Any = None
     mean: Any = None
     scheme: str = static(default="nf4")
-    matrix_shape: tuple[int, int] = static(default=(0, 0))
+    matrix_shape: tuple[int, ...] = static(default=(0, 0))
     dense_dtype: Any = static(default=jnp.dtype("float32"))
 
     @property
@@ -168,7 +168,7 @@ class Flattened(Weight):
     """
 
     blocks: Any
-    matrix_shape: tuple[int, int] = static(default=(0, 0))
+    matrix_shape: tuple[int, ...] = static(default=(0, 0))
 
     @property
     def shape(self) -> tuple[int, ...]:

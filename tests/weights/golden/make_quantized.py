@@ -1,6 +1,6 @@
 """What bitsandbytes (0.50.2, on the CPU) makes of a few weights: quantized.npz.
 
-For each weight NAME, float32 (out, in), with blocks of zeros and of numbers in the middle between two codes, and each SCHEME:
+For each weight NAME, float32 (out, in), with blocks of zeros and of middles between codes, and each SCHEME:
 
     NAME_SCHEME_codes, _absmax, _dense              blocks of 64
     NAME_SCHEME_dq_absmax, _nested, _mean, _dense   the same with double quantization
