@@ -34,3 +34,4 @@ golden: ## make the golden files again; PYTHON needs the extra `reference`
 	$(PYTHON) tests/data/golden/make_chat.py
 	$(PYTHON) tests/data/golden/make_styles.py
 	$(PYTHON) tests/models/golden/make_rope.py
+	$(PYTHON) tests/weights/golden/make_quantized.py

@@ -114,6 +114,9 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         "merge": _merge_flags(
             verbs.add_parser("merge", help="write base and adapter as one Hugging Face folder")
         ),
+        "quantize": _quantize_flags(
+            verbs.add_parser("quantize", help="write a folder quantized, as bitsandbytes does")
+        ),
         "quickstart": _quickstart_flags(
             verbs.add_parser("quickstart", help="fine-tune the embedded model: a look in minutes")
         ),
@@ -191,7 +194,22 @@ def _merge_flags(parser: Parser) -> Parser:
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
     parser.add_argument("--adapter", required=True, metavar="DIR", help="a PEFT folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that is new")
+    parser.add_argument(
+        "--quantize", default="none", choices=("none", "nf4", "fp4", "int8"), help="write it so"
+    )
     parser.set_defaults(run=merge)
+    return parser
+
+
+def _quantize_flags(parser: Parser) -> Parser:
+    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a folder that is new")
+    parser.add_argument("--scheme", default="nf4", help="nf4, the default, fp4 or int8")
+    parser.add_argument("--group-size", type=_whole(1), default=64, metavar="N")
+    parser.add_argument(
+        "--single", dest="double_quant", action="store_false", help="leave the scales in float32"
+    )
+    parser.set_defaults(run=quantize)
     return parser
 
 
@@ -270,6 +288,13 @@ def merge(**flags: Any) -> None:
     from jaxft.formats.merge import merge_folder
 
     merge_folder(**flags)
+
+
+def quantize(**flags: Any) -> None:
+    """`jaxft quantize`."""
+    from jaxft.formats.merge import quantize_folder
+
+    quantize_folder(**flags)
 
 
 def quickstart(**flags: Any) -> None:

@@ -106,9 +106,9 @@ def test_merge_and_quickstart_hand_their_flags_on(called):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "a verb is needed: train, data, generate, merge, quickstart"),
+        ([], "a verb is needed: train, data, generate, merge, quantize, quickstart"),
         (["trian"], "unknown verb 'trian' (nearest: 'train')"),
-        (["xyzzy"], "there are: train, data, generate, merge, quickstart"),
+        (["xyzzy"], "there are: train, data, generate, merge, quantize, quickstart"),
         (["--verson"], "unknown flag '--verson' (nearest: '--version')"),
         (["train", "--workdri", "x"], "train: unknown flag '--workdri' (nearest: '--workdir'"),
         (["train", "--confg.seed=1"], "unknown flag '--confg.seed' (nearest: '--config'"),

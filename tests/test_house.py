@@ -14,7 +14,7 @@ ORDER = (
     ("tree",),
     ("weights",),
     ("methods",),
-    ("adaptation", "foreign"),
+    ("adaptation", "foreign", "quantization"),
     ("models",),
     ("configuration", "formats", "data", "objectives"),
     ("inference",),
@@ -22,7 +22,18 @@ ORDER = (
     ("quickstart",),
     ("cli", "__main__"),
 )
-WEIGHTS = {"Weight", "LoRA", "DoRA", "VeRA", "DeltaLoRA", "Tied", "Transposed", "is_weight"}
+WEIGHTS = {
+    "Weight",
+    "LoRA",
+    "DoRA",
+    "VeRA",
+    "DeltaLoRA",
+    "Tied",
+    "Transposed",
+    "Quantized",
+    "Flattened",
+    "is_weight",
+}
 
 
 def place_of(name: str) -> int:

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": DTYPES,
     "param_dtype": DTYPES,
     "method.dtype": DTYPES,
+    "base.quantize": ("none", "nf4", "fp4", "int4", "int8"),
     "data.format": ("auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt"),
     "data.loss_on": ("completion", "all"),
     "optimizer.schedule": ("linear", "cosine", "constant", "wsd"),
@@ -88,6 +89,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         "from 0 to 1",
         lambda value: 0 <= value <= 1,
         ("optimizer.final_fraction", "objective.reference_mix"),
+    ),
+    (
+        "from 1, or -1 for a whole column,",
+        lambda value: value >= 1 or value == -1,
+        ("base.group_size",),
     ),
 )
 # Arguments of Optax's functions that keys of their own set.

@@ -6,6 +6,7 @@ axis and over tensor along the other. Specs are those of one layer: stacked leav
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,6 +27,10 @@ LEAVES = (
     ("down_proj/kernel/b0", PartitionSpec(None, "fsdp")),
     ("*/b", PartitionSpec(None, "tensor")),
     ("*/b0", PartitionSpec(None, "tensor")),
+    # Codes, scales and zeros of a quantized kernel lie as the kernel does; what makes its scales is small.
+    ("nested", PartitionSpec()),
+    ("mean", PartitionSpec()),
+    ("blocks", PartitionSpec()),
     ("scale", PartitionSpec()),
     ("bias", PartitionSpec()),
     ("magnitude", PartitionSpec()),
@@ -46,10 +51,27 @@ ACTIVATIONS = (
 )
 
 
+BESIDE_CODES = ("scales", "zeros")
+
+
 def leaf_spec(path: str, ndim: int) -> PartitionSpec:
     """The spec of a leaf: the first pattern's, with the layers' axis in front where the leaf has one."""
     spec = first_match(LEAVES, path, PartitionSpec())
     return PartitionSpec(*(None,) * (ndim - len(spec)), *spec) if len(spec) else spec
+
+
+def fitted(
+    path: str, spec: PartitionSpec, shape: tuple[int, ...], mesh: Mapping[str, int]
+) -> PartitionSpec:
+    """The spec without the axes that do not divide the scales or zeros of a quantized kernel: those stay whole."""
+    if path.split("/")[-1] not in BESIDE_CODES:
+        return spec
+    return PartitionSpec(
+        *(
+            axis if axis is None or size % mesh[axis] == 0 else None
+            for axis, size in zip(spec, shape, strict=False)
+        )
+    )
 
 
 def _without(axis: str, spec: PartitionSpec) -> PartitionSpec:
@@ -69,12 +91,14 @@ def gather(kernels: PyTree) -> PyTree:
     Said inside the loop over the layers, before anything is computed from them, this gathers one layer at a time,
     in the type it is stored in.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return kernels
 
     def hold(path: str, leaf: Any) -> Any:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
-        return jax.lax.with_sharding_constraint(leaf, _without("fsdp", leaf_spec(path, leaf.ndim)))
+        spec = fitted(path, leaf_spec(path, leaf.ndim), leaf.shape, mesh.shape)
+        return jax.lax.with_sharding_constraint(leaf, _without("fsdp", spec))
 
     return map_with_paths(hold, kernels)

@@ -75,11 +75,19 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
     The tree is adapted anew, or by the folder `config.adapter`, whose whole modules then train too.
     """
     method = method_of(config)
+    if method.weight is None and config.base.quantize != "none":
+        raise UserError(
+            f"config.base.quantize {config.base.quantize}: method {method.name} trains the base, and codes cannot be "
+            "trained: take an adapter (configs/sft.py:qlora), or config.base.quantize=none"
+        )
     model, params = load(
         model_folder(config.model),
         dtype=config.dtype,
         param_dtype=config.param_dtype,
         shardings=lambda path, shape: leaf_sharding(mesh, path, shape),
+        quantize=config.base.quantize,
+        group_size=config.base.group_size,
+        double_quant=config.base.double_quant,
     )
     model = Transformer(dataclasses.replace(model.config, remat=config.remat))
     if config.adapter:

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxft.errors import UserError
-from jaxft.models.sharding import AXES, BATCH, leaf_spec
+from jaxft.models.sharding import AXES, BATCH, fitted, leaf_spec
 from jaxft.tree import PyTree, map_with_paths
 
 
@@ -38,6 +38,7 @@ def leaf_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedShardin
     Raises UserError where the mesh does not divide a dimension, with the numbers.
     """
     spec = leaf_spec(path, len(shape)) if shape else PartitionSpec()
+    spec = fitted(path, spec, shape, mesh.shape)
     for size, axis in zip(shape, spec, strict=False):
         parts = mesh.shape[axis] if axis else 1
         if size % parts:

@@ -19,16 +19,20 @@ from jaxft.weights.base import (
 from jaxft.weights.delta_lora import DeltaLoRA
 from jaxft.weights.dora import DoRA
 from jaxft.weights.lora import LoRA, precondition_by_a
+from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, quantize, quantized_in
 from jaxft.weights.site import Site, key_of
 from jaxft.weights.tied import Tied, Transposed
 from jaxft.weights.vera import SHARED, VeRA, projections
 
 __all__ = [
     "KEPT",
+    "SCHEMES",
     "SHARED",
     "DeltaLoRA",
     "DoRA",
+    "Flattened",
     "LoRA",
+    "Quantized",
     "Site",
     "Tied",
     "Transposed",
@@ -44,6 +48,8 @@ __all__ = [
     "materialize",
     "precondition_by_a",
     "projections",
+    "quantize",
+    "quantized_in",
     "replace",
     "static",
     "take",

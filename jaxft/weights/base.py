@@ -33,7 +33,8 @@ def weight(cls: C) -> C:
     """Makes a `Weight` subclass a frozen dataclass and registers it as a pytree with named parts.
 
     An optional part (one whose default is None) that is absent is no part of the tree, so that a
-    None inside a tree always means a hole left by `partition`.
+    None inside a tree always means a hole left by `partition`. A weight that a tree's walk made has
+    the parts of the one walked over, holes or not.
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)  # type: ignore[assignment]
     fields = dataclasses.fields(cls)
@@ -41,7 +42,7 @@ def weight(cls: C) -> C:
     statics = [field.name for field in fields if field.metadata.get("static")]
 
     def present(self: Any) -> tuple[str, ...]:
-        return tuple(
+        return getattr(self, "_parts", None) or tuple(
             field.name
             for field in leaves
             if field.default is not None or getattr(self, field.name) is not None
@@ -64,7 +65,7 @@ def weight(cls: C) -> C:
         values = dict.fromkeys((field.name for field in leaves), None)
         values |= dict(zip(structure[0], parts, strict=True))
         values |= dict(zip(statics, structure[1], strict=True))
-        for name, value in values.items():
+        for name, value in (values | {"_parts": structure[0]}).items():
             object.__setattr__(self, name, value)
         return self
 
