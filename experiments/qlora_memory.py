@@ -3,7 +3,8 @@
     python experiments/qlora_memory.py [--record]
 
 Needs the package `libtpu` (extra `tpu`). Each step is that of `jaxft train`: forward, backward, AdamW on the
-adapters, in bfloat16 over a base in nf4 with double quantization, adapters and their moments in float32, remat full. The peak
+adapters, in bfloat16 over a base in nf4 with double quantization, adapters and their moments in float32, remat
+full. The peak
 is the compiler's: arguments, what it allocates beside them, and the program itself. Embedding, head and
 norms are bfloat16, as they are where the base is loaded so.
 """
