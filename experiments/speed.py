@@ -121,6 +121,8 @@ def jaxft_worker(name: str, folder: Path) -> Update:
     trainable, frozen = jaxft.partition(params, method)
     del params
     step, state = jaxft_step(model.config, trainable, method)
+    # Committed to its device, as what the step returns is: else the second call compiles again.
+    state = jax.device_put(state, jax.devices()[0])
     made = 0
 
     def update() -> float:

@@ -9,7 +9,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxft.configuration.keys import conform, flatten
-from jaxft.errors import UserError, nearest
+from jaxft.configuration.preferences import check_preferences
+from jaxft.errors import UserError, nearest, shown
+from jaxft.methods import TAKES
 
 DTYPES = ("float32", "bfloat16", "float16")
 REPORTS = ("tensorboard", "wandb")
@@ -18,11 +20,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "param_dtype": DTYPES,
     "method.dtype": DTYPES,
     "base.quantize": ("none", "nf4", "fp4", "int4", "int8"),
-    "objective.name": ("sft",),
-    "data.format": ("auto", "prompt_completion", "messages"),
+    "data.format": ("auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt"),
     "data.loss_on": ("completion", "all"),
     "optimizer.schedule": ("linear", "cosine", "constant", "wsd"),
     "remat": ("none", "dots", "full"),
+    "objective.f_divergence": ("reverse_kl", "forward_kl", "js", "alpha"),
+    "data.bad_rows": ("error", "skip"),
 }
 # (how the values are described, whether one is so, the keys; a method may lack some of them)
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -35,6 +38,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "grad_accum",
             "log_every",
             "checkpoint.keep",
+            "optimizer.max_bad_steps",
             "samples.max_new_tokens",
             "method.rank",
         ),
@@ -47,6 +51,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "steps",
             "epochs",
             "eval_every",
+            "patience",
             "data.max_length",
             "checkpoint.every",
             "samples.count",
@@ -56,12 +61,24 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "optimizer.clip_norm",
             "method.start_step",
             "method.projection_seed",
+            "objective.gamma",
+            "objective.sft_weight",
+            "objective.reference_every",
+            "objective.desirable_weight",
+            "objective.undesirable_weight",
         ),
     ),
     (
         "above 0",
         lambda value: value > 0,
-        ("optimizer.learning_rate", "optimizer.epsilon", "method.alpha", "method.ratio"),
+        (
+            "optimizer.learning_rate",
+            "optimizer.epsilon",
+            "method.alpha",
+            "method.ratio",
+            "objective.beta",
+            "objective.tau",
+        ),
     ),
     (
         "from 0 up to, but not, 1",
@@ -73,7 +90,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: value >= 1 or value == -1,
         ("base.group_size",),
     ),
-    ("from 0 to 1", lambda value: 0 <= value <= 1, ("optimizer.final_fraction",)),
+    (
+        "from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        ("optimizer.final_fraction", "objective.reference_mix"),
+    ),
 )
 # Arguments of Optax's functions that keys of their own set.
 OWN_KEYS = ("learning_rate", "weight_decay", "mask", "b1", "b2", "eps")
@@ -86,20 +107,42 @@ def validate(config: ConfigDict) -> None:
 
 def check(flat: dict[str, Any]) -> None:
     """Raises UserError for the first of the values, by full key, that is not what the key takes."""
+    check_objective(flat)
     for key, choices in CHOICES.items():
         if key in flat:
             _choice(key, flat[key], choices)
     for saying, holds, keys in RANGES:
         for key in keys:
             if key in flat and not holds(flat[key]):
-                raise UserError(f"config.{key} takes a number {saying}, not {flat[key]!r}")
+                raise UserError(f"config.{key} takes a number {saying}, not {shown(flat[key])}")
+    for key, value in flat.items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"config.{key} takes a number of 64 bits, not {shown(value)}")
+    for names, saying, holds in TAKES:
+        for key in (f"method.{name}" for name in names):
+            if key in flat and not holds(flat[key]):
+                raise UserError(f"config.{key} takes {saying}, not {shown(flat[key])}")
     for name in flat["report_to"]:
         _choice("report_to", name, REPORTS)
+    _mix(flat["data.mix"])
     _length(flat)
+    _held_out(flat)
     _mesh(flat)
     _decay(flat["optimizer.decay"])
     if flat["optimizer.name"] != "adamw" or flat["optimizer.options"]:
         _optimizer(flat["optimizer.name"], flat["optimizer.options"])
+
+
+def check_objective(flat: dict[str, Any]) -> None:
+    """Raises UserError for an objective that there is not, or whose settings do not go together."""
+    if "objective.beta" in flat:
+        check_preferences(flat)
+    elif flat["objective.name"] != "sft":
+        close = nearest(str(flat["objective.name"]), ("sft",))
+        raise UserError(
+            f"config.objective.name takes sft here, not {flat['objective.name']!r}{close}; a loss of"
+            " preferences begins with another recipe, as configs/dpo.py:lora"
+        )
 
 
 def optimizers() -> dict[str, Any]:
@@ -120,7 +163,13 @@ def optimizers() -> dict[str, Any]:
 def _choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         close = nearest(str(value), choices)
-        raise UserError(f"config.{key} takes {' | '.join(choices)}, not {value!r}{close}")
+        raise UserError(f"config.{key} takes {' | '.join(choices)}, not {shown(value)}{close}")
+
+
+def _mix(weights: tuple[Any, ...]) -> None:
+    for weight in weights:
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < 1e9:
+            raise UserError(f"config.data.mix takes weights above 0, such as 3,1, not {weight!r}")
 
 
 def _length(flat: dict[str, Any]) -> None:
@@ -131,6 +180,16 @@ def _length(flat: dict[str, Any]) -> None:
         )
     if flat["steps"] == 0 and flat["epochs"] == 0:
         raise UserError("config.steps and config.epochs are both 0: nothing would be trained")
+
+
+def _held_out(flat: dict[str, Any]) -> None:
+    sets = flat["data.eval"]
+    for key in ("patience", "checkpoint.best"):
+        if flat[key] and not sets:
+            raise UserError(f"config.{key} needs held-out data: set config.data.eval")
+    for name, path in sets.items() if isinstance(sets, dict) else ():
+        if not isinstance(name, str) or not name or not isinstance(path, str) or not path:
+            raise UserError(f"config.data.eval takes names and files, not {name!r}: {path!r}")
 
 
 def _mesh(flat: dict[str, Any]) -> None:
@@ -145,9 +204,14 @@ def _mesh(flat: dict[str, Any]) -> None:
 
 def _decay(decay: tuple[Any, ...]) -> None:
     for rule in decay:
-        if len(rule) != 2 or not isinstance(rule[0], str) or not isinstance(rule[1], bool):
+        if (
+            not isinstance(rule, tuple)
+            or len(rule) != 2
+            or not isinstance(rule[0], str)
+            or not isinstance(rule[1], bool)
+        ):
             raise UserError(
-                f"config.optimizer.decay takes pairs such as ('bias', False), not {rule!r}"
+                f"config.optimizer.decay takes pairs such as ('bias', False), not {shown(rule)}"
             )
 
 
@@ -155,7 +219,7 @@ def _optimizer(name: str, options: dict[str, Any]) -> None:
     known = optimizers()
     if name not in known:
         close = nearest(name, known) or f"; there are: {', '.join(known)}"
-        raise UserError(f"config.optimizer.name: Optax has no optimizer {name!r}{close}")
+        raise UserError(f"config.optimizer.name: Optax has no optimizer {shown(name)}{close}")
     parameters = [key for key in inspect.signature(known[name]).parameters if key not in OWN_KEYS]
     for key in options:
         if key not in parameters:

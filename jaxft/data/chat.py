@@ -2,175 +2,109 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import functools
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import tokenizers
 
-from jaxft.data.tokenizer import Tokenizer
+from jaxft.confined import render_conversations
+from jaxft.data.tokenizer import Tokenizer, refusing_panics
 from jaxft.errors import UserError
 
 Messages = Sequence[dict[str, Any]]
 Spans = list[tuple[int, int]]
+Tools = Sequence[dict[str, Any]] | None
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the same thing
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
-class GenerationMarks(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}`: notes which characters the assistant says.
-
-    The places are those of transformers: a block begins where the text rendered before it ends.
-    """
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's own way)
-
-    def __init__(self, environment: jinja2.Environment) -> None:
-        """Called by Jinja; `recording` becomes a method of the environment."""
-        super().__init__(environment)
-        environment.extend(recording=self.recording)
-        self._blocks: list[str] | None = None
-        self._spans: Spans = []
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        """Reads the tag's body up to `endgeneration`."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-    def _mark(self, caller: Callable[[], str]) -> str:
-        text = caller()
-        if self._blocks is not None:
-            start = sum(map(len, self._blocks))
-            self._spans.append((start, start + len(text)))
-        return text
-
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[tuple[list[str], Spans]]:
-        """Yields (blocks to be filled while rendering, spans noted meanwhile)."""
-        self._blocks, self._spans = [], []
-        try:
-            yield self._blocks, self._spans
-        finally:
-            self._blocks = None
-
-
-class TemplateNamespace(jinja2.utils.Namespace):
-    """Jinja's namespace without underscored names, which reach into the interpreter."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # as Jinja's: a name may be called self
-        """The same arguments as `dict`."""
-        self, *rest = args
-        names = dict(*rest, **kwargs)
-        for name in names:
-            _refuse_underscore(name)
-        jinja2.utils.Namespace.__init__(self, names)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        """`{% set namespace.name = value %}`."""
-        _refuse_underscore(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_underscore(name: Any) -> None:
-    if str(name).startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace has no name {name!r}")
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.exceptions.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes the characters of HTML.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-@functools.lru_cache(maxsize=16)
-def compile_template(source: str) -> jinja2.Template:
-    """Compiles a chat template in a sandbox, with the names that transformers defines for it.
-
-    >>> compile_template("{% for m in messages %}{{ m.content }};{% endfor %}").render(
-    ...     messages=[{"role": "user", "content": "hi"}])
-    'hi;'
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[GenerationMarks, jinja2.ext.loopcontrols],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["namespace"] = TemplateNamespace
-    return environment.from_string(source)
-
-
 def render(
-    tokenizer: Tokenizer, messages: Messages, *, add_generation_prompt: bool = False
+    tokenizer: Tokenizer,
+    messages: Messages,
+    *,
+    add_generation_prompt: bool = False,
+    tools: Tools = None,
 ) -> tuple[str, Spans]:
     """The text of a conversation, and the (start, end) characters inside `{% generation %}`.
+
+    Args:
+      tokenizer: with the template; that for tools is taken where there are tools.
+      messages: the conversation.
+      add_generation_prompt: end with the beginning of an assistant's turn.
+      tools: the functions that the assistant may call, as JSON schemas.
 
     Raises:
       UserError: the tokenizer has no template, or the template fails.
     """
+    return _render_all(tokenizer, [(messages, add_generation_prompt, tools)])[0]
+
+
+Conversation = tuple[Messages, bool, Tools]  # messages, add_generation_prompt, tools
+
+
+def _render_all(
+    tokenizer: Tokenizer, conversations: Sequence[Conversation]
+) -> list[tuple[str, Spans]]:
+    """`render` of several conversations at once; one that fails makes all fail."""
     if tokenizer.chat_template is None:
         raise UserError(
             f"{tokenizer.name}: the tokenizer has no chat template, which messages need; "
             "give one as config.data.chat_template"
         )
-    try:
-        template = compile_template(tokenizer.chat_template)
-        with template.environment.recording() as (blocks, spans):  # type: ignore[attr-defined]
-            for block in template.generate(
-                messages=[_without_none(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **tokenizer.special_tokens,
-            ):
-                blocks.append(block)
-        return "".join(blocks), spans
-    except Exception as error:  # a template can raise anything: it is the user's file, not code
-        place = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{tokenizer.name}: chat template{place} fails: {reason}") from error
+    by_template: dict[str, list[int]] = {}
+    for index, (_, _, tools) in enumerate(conversations):
+        by_template.setdefault(template_for(tokenizer, tools), []).append(index)
+    rendered: dict[int, tuple[str, Spans]] = {}
+    shared = {"documents": None} | tokenizer.special_tokens
+    for template, indices in by_template.items():
+        own = [_variables(*conversations[index]) for index in indices]
+        try:
+            found = render_conversations(template, own, shared)
+        except UserError as error:
+            raise UserError(f"{tokenizer.name}: chat template fails: {error}") from error
+        rendered |= dict(zip(indices, found, strict=True))
+    return [rendered[index] for index in range(len(conversations))]
 
 
-def _without_none(message: dict[str, Any]) -> dict[str, Any]:
-    # transformers drops such keys: most templates would write "None".
-    return {key: value for key, value in message.items() if value is not None}
+def _variables(messages: Messages, add_generation_prompt: bool, tools: Tools) -> dict[str, Any]:
+    return {
+        "messages": [_as_written(message) for message in messages],
+        "add_generation_prompt": add_generation_prompt,
+        "tools": tools or None,
+    }
+
+
+def template_for(tokenizer: Tokenizer, tools: Tools) -> str:
+    """The source of the template that a conversation with these tools is written by."""
+    return str((tools and tokenizer.tool_template) or tokenizer.chat_template)
+
+
+def _as_written(message: dict[str, Any]) -> dict[str, Any]:
+    """The message as transformers hands it on: without nulls, and reasoning under each of its names."""
+    present = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((present[key] for key in REASONING if key in present), None)
+    if reasoning is None:
+        return present
+    return {"thinking": reasoning, **present, "reasoning_content": reasoning}
 
 
 def encode_chat(
-    tokenizer: Tokenizer, messages: Messages, *, add_generation_prompt: bool = False
+    tokenizer: Tokenizer,
+    messages: Messages,
+    *,
+    add_generation_prompt: bool = False,
+    tools: Tools = None,
 ) -> list[int]:
     """Ids of a conversation. No BOS is added to the one that the template writes."""
-    text, _ = render(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    text, _ = render(tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools)
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def encode_chat_with_mask(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], np.ndarray]:
+def encode_chat_with_mask(
+    tokenizer: Tokenizer, messages: Messages, *, tools: Tools = None
+) -> tuple[list[int], np.ndarray]:
     """Ids of a conversation and which of them the assistant says, bool (length,).
 
     Exact where the template has `{% generation %}` blocks (then equal to transformers'
@@ -182,24 +116,45 @@ def encode_chat_with_mask(tokenizer: Tokenizer, messages: Messages) -> tuple[lis
       UserError: a template without blocks renders the beginning of a conversation otherwise when
         more follows, so that its turns cannot be told apart.
     """
-    text, spans = render(tokenizer, messages)
-    marked = GENERATION.search(str(tokenizer.chat_template)) is not None
-    if not marked:
-        spans = _spans_by_growth(tokenizer, messages, text)
-    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
-    mask = np.zeros(len(encoding.ids), dtype=bool)
+    return encode_chats_with_masks(tokenizer, [(messages, tools)])[0]
+
+
+def encode_chats_with_masks(
+    tokenizer: Tokenizer, conversations: Sequence[tuple[Messages, Tools]]
+) -> list[tuple[list[int], np.ndarray]]:
+    """`encode_chat_with_mask` of several (messages, tools), in parallel; one that fails makes all fail."""
+    wholes = [(messages, False, tools) for messages, tools in conversations]
+    texts, spans = zip(*_render_all(tokenizer, wholes), strict=True)
+    templates = [template_for(tokenizer, tools) for _, tools in conversations]
+    marked = [GENERATION.search(template) is not None for template in templates]
+    grown = [index for index, has_marks in enumerate(marked) if not has_marks]
+    found = _spans_by_growth(
+        tokenizer, [conversations[index] for index in grown], [texts[index] for index in grown]
+    )
+    spans_of = dict(enumerate(spans)) | dict(zip(grown, found, strict=True))
+    with refusing_panics(tokenizer.name):
+        encodings = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
+    return [
+        _ids_and_mask(encoding, spans_of[index], () if marked[index] else tokenizer.eos_ids)
+        for index, encoding in enumerate(encodings)
+    ]
+
+
+def _ids_and_mask(
+    encoding: tokenizers.Encoding, spans: Spans, eos_ids: tuple[int, ...]
+) -> tuple[list[int], np.ndarray]:
+    """The ids, and which lie in the spans; a span ends with the last of `eos_ids` in it, if there is one."""
+    ids = encoding.ids
+    mask = np.zeros(len(ids), dtype=bool)
     for start, end in spans:
         places = [encoding.char_to_token(at) for at in (start, end - 1)] if end > start else [None]
         if None in places:
             places = [encoding.char_to_token(at) for at in range(start, end)]
         inside = [place for place in places if place is not None]
-        if not inside:
-            continue
-        first, last = min(inside), max(inside)
-        if not marked:
-            last = _last_eos(encoding.ids, first, last, tokenizer.eos_ids)
-        mask[first : last + 1] = True
-    return encoding.ids, mask
+        if inside:
+            first, last = min(inside), max(inside)
+            mask[first : _last_eos(ids, first, last, eos_ids) + 1] = True
+    return ids, mask
 
 
 def _last_eos(ids: list[int], first: int, last: int, eos_ids: tuple[int, ...]) -> int:
@@ -207,20 +162,32 @@ def _last_eos(ids: list[int], first: int, last: int, eos_ids: tuple[int, ...]) -
     return next((i for i in range(last, first - 1, -1) if ids[i] in eos_ids), last)
 
 
-def _spans_by_growth(tokenizer: Tokenizer, messages: Messages, text: str) -> Spans:
-    """Characters of each assistant's turn in `text`, by rendering the conversation's beginnings."""
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, _ = render(tokenizer, messages[:index], add_generation_prompt=True)
-        through, _ = render(tokenizer, messages[: index + 1])
-        if not (text.startswith(through) and through.startswith(before)):
+def _spans_by_growth(
+    tokenizer: Tokenizer, conversations: Sequence[tuple[Messages, Tools]], texts: Sequence[str]
+) -> list[Spans]:
+    """Characters of each assistant's turn in each text, by rendering the conversations' beginnings."""
+    turns = [
+        (which, index)
+        for which, (messages, _) in enumerate(conversations)
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+    beginnings = list[Conversation]()
+    for which, index in turns:
+        messages, tools = conversations[which]
+        beginnings += [(messages[:index], True, tools), (messages[: index + 1], False, tools)]
+    rendered = [text for text, _ in _render_all(tokenizer, beginnings)]
+    eos, spans = tokenizer.special_tokens.get("eos_token", ""), [Spans() for _ in texts]
+    for (which, index), before, through in zip(turns, rendered[::2], rendered[1::2], strict=True):
+        text = texts[which]
+        # Some templates close the whole conversation with an EOS.
+        stem = through if text.startswith(through) else through.removesuffix(eos)
+        if not (text.startswith(stem) and stem.startswith(before)):
             raise UserError(
                 f"{tokenizer.name}: the chat template writes the messages before turn {index + 1} "
                 "otherwise when more follows, so the assistant's tokens cannot be found; put its "
-                "words between {% generation %} and {% endgeneration %}, or train on "
-                "config.data.loss_on=all"
+                "words between {% generation %} and {% endgeneration %}, take a template of jaxft "
+                "(config.data.chat_template=chatml), or train on config.data.loss_on=all"
             )
-        spans.append((len(before), len(through)))
+        spans[which].append((len(before), len(stem)))
     return spans

@@ -13,6 +13,7 @@ from jaxft.adaptation import merge
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
 from jaxft.formats.huggingface import load, save, write_model
+from jaxft.formats.manifest import tell_another_base
 from jaxft.formats.peft import load_adapter
 from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.safetensors import open_folder
@@ -93,6 +94,7 @@ def quantize_folder(
 def _trained_base(model: Path, adapter: Path) -> tuple[Transformer, PyTree]:
     """The base that the adapter was trained over: quantized as its card says, if the folder is dense."""
     trained = read_quantization(adapter)
+    tell_another_base(adapter, model)
     module, params = load(model)
     if trained is None:
         return module, params

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from jaxft.models.attention import attention, attention_reference
+from jaxft.models.attention import Branches, attention, attention_reference
 from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
-from jaxft.models.sharding import constrain, gather_layer
+from jaxft.models.sharding import constrain, gather
 from jaxft.weights import KEPT, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
@@ -68,14 +68,20 @@ def hidden_states(
     tokens: Int[Array, "batch length"],
     segments: Int[Array, "batch length"] | None = None,
     positions: Int[Array, "batch length"] | None = None,
+    branches: Int[Array, "batch length"] | None = None,
 ) -> Float[Array, "batch length hidden"]:
-    """The decoder up to its final norm: what the head turns into logits. Arguments as of `Transformer`."""
+    """The decoder up to its final norm: what the head turns into logits. Arguments as of `Transformer`.
+
+    `branches` (batch, length) tells continuations of one beginning apart, which stand in one segment: 0 is the
+    beginning, which all see, and any other number is seen by its own alone. It needs `positions`.
+    """
     segments = jnp.ones_like(tokens) if segments is None else segments
     positions = positions_of(segments) if positions is None else positions
+    numbered = None if branches is None else Branches(branches, positions)
 
     def body(x: jax.Array, scanned: Any) -> tuple[jax.Array, None]:
         layer, window = scanned
-        return _block(config, params, layer, window, x, segments, positions), None
+        return _block(config, params, layer, window, x, segments, positions, numbered), None
 
     x = _embed(config, params, tokens, positions)
     x, _ = jax.lax.scan(
@@ -101,7 +107,7 @@ def cached_hidden_states(
         x, keys, values = carry
         layer, window, number = scanned
         past = (keys, values, number, seen, index)
-        return _block(config, params, layer, window, x, segments, positions, past), None
+        return _block(config, params, layer, window, x, segments, positions, None, past), None
 
     x = _embed(config, params, tokens, positions)
     numbers = jnp.arange(config.layers, dtype=jnp.int32)
@@ -173,22 +179,26 @@ def _norm(config: Config, norm: Params, x: jax.Array) -> jax.Array:
     return rms_norm(x, norm["scale"], epsilon=config.norm_epsilon, offset=config.norm_offset)
 
 
-def _project(prepare: Any, projections: Sequence[Params], *inputs: jax.Array) -> list[jax.Array]:
-    """`prepare(*inputs) @ kernel + bias` for each projection, named so that remat = dots can keep it.
+def _project(
+    prepare: Any, layer: Params, names: Sequence[str], *inputs: jax.Array
+) -> list[jax.Array]:
+    """`prepare(*inputs) @ kernel + bias` for each named projection of the layer; remat = dots keeps them by name.
 
     Kept for the backward pass are the inputs and what the weights mark by `keep`. What `prepare` gives (a norm's or
-    an activation's output, as wide as they) is made again there, and the products themselves are not needed.
+    an activation's output, as wide as they) is made again there, and the products themselves are not needed. Kernels
+    are gathered from their shards in here, so that they are gathered again rather than kept whole, layer by layer.
     """
 
     def products(*inputs: jax.Array) -> list[jax.Array]:
+        kernels = gather({name: {"kernel": layer[name]["kernel"]} for name in names})
         x = prepare(*inputs)
-        return [contract(x, projection["kernel"]) for projection in projections]
+        return [contract(x, kernels[name]["kernel"]) for name in names]
 
     policy = jax.checkpoint_policies.save_only_these_names(KEPT)
     outputs = jax.checkpoint(products, prevent_cse=False, policy=policy)(*inputs)
-    for place, (y, projection) in enumerate(zip(outputs, projections, strict=True)):
-        if "bias" in projection:
-            y = y + jnp.broadcast_to(projection["bias"].astype(y.dtype), y.shape)
+    for place, (y, name) in enumerate(zip(outputs, names, strict=True)):
+        if "bias" in layer[name]:
+            y = y + jnp.broadcast_to(layer[name]["bias"].astype(y.dtype), y.shape)
         outputs[place] = checkpoint_name(y, "projection")
     return outputs
 
@@ -201,13 +211,15 @@ def _block(
     x: jax.Array,
     segments: jax.Array,
     positions: jax.Array,
+    branches: Branches | None = None,
     past: tuple[jax.Array, ...] | None = None,
 ) -> Any:
     """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`; with `past`, keys and values too."""
-    layer = bind(gather_layer(layer), params)
+    layer = bind(layer, params)
     x = constrain(x, "residual")
     norm = functools.partial(_norm, config, layer["attention_norm"])
-    y, *written = _attend(config, layer["attention"], norm, window, x, segments, positions, past)
+    places = (segments, positions, branches, past)
+    y, *written = _attend(config, layer["attention"], norm, window, x, *places)
     x = x + (_norm(config, layer["post_attention_norm"], y) if config.post_norms else y)
     y = _feed_forward(config, layer["mlp"], functools.partial(_norm, config, layer["mlp_norm"]), x)
     x = x + (_norm(config, layer["post_mlp_norm"], y) if config.post_norms else y)
@@ -223,6 +235,7 @@ def _attend(
     x: jax.Array,
     segments: jax.Array,
     positions: jax.Array,
+    branches: Branches | None,
     past: tuple[jax.Array, ...] | None,
 ) -> tuple[jax.Array, ...]:
     query, key, value = _query_key_value(config, layer, norm, x)
@@ -240,7 +253,7 @@ def _attend(
     }
     written: tuple[jax.Array, ...] = ()
     if past is None:
-        y = attention(query, key, value, segments, segments, **settings)
+        y = attention(query, key, value, segments, segments, branches=branches, **settings)
     else:
         keys, values, number, seen, index = past
         keys = _written(keys, key, number, index)
@@ -253,7 +266,7 @@ def _attend(
     def joined(y: jax.Array) -> jax.Array:
         return y.transpose(0, 2, 1, 3).reshape(*x.shape[:-1], config.heads * config.head_dim)
 
-    return (*_project(joined, [layer["o_proj"]], y), *written)
+    return (*_project(joined, layer, ["o_proj"], y), *written)
 
 
 def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
@@ -270,9 +283,9 @@ def _query_key_value(
     sizes = (config.heads, config.key_heads, config.key_heads)
     if config.fused_qkv:
         ends = [config.head_dim * sum(sizes[:i]) for i in (1, 2)]
-        parts = jnp.split(_project(norm, [layer["qkv_proj"]], x)[0], ends, axis=-1)
+        parts = jnp.split(_project(norm, layer, ["qkv_proj"], x)[0], ends, axis=-1)
     else:
-        parts = _project(norm, [layer[name] for name in ("q_proj", "k_proj", "v_proj")], x)
+        parts = _project(norm, layer, ("q_proj", "k_proj", "v_proj"), x)
     split = (
         part.reshape(*x.shape[:-1], heads, config.head_dim).transpose(0, 2, 1, 3)
         for part, heads in zip(parts, sizes, strict=True)
@@ -282,10 +295,10 @@ def _query_key_value(
 
 def _feed_forward(config: Config, layer: Params, norm: Any, x: jax.Array) -> jax.Array:
     names = ("gate_proj", "up_proj") if config.gated else ("up_proj",)
-    wide = _project(norm, [layer[name] for name in names], x)
+    wide = _project(norm, layer, names, x)
     wide = [constrain(part, "feed_forward") for part in wide]
     act = functools.partial(gated if config.gated else activate, activation=config.activation)
-    return _project(act, [layer["down_proj"]], *wide)[0]
+    return _project(act, layer, ["down_proj"], *wide)[0]
 
 
 def initial_params(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -54,6 +56,29 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def host_rows(rows: int, mesh: Mesh) -> tuple[int, int]:
+    """(first, last + 1) of the rows of a batch that the devices of this host hold."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((rows,))
+    spans = [place[0].indices(rows) for place in places.values() if place is not None]
+    return min(start for start, _, _ in spans), max(stop for _, stop, _ in spans)
+
+
+def place_batch(batch: Mapping[str, np.ndarray], rows: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """The global batch of `rows` rows, of which each host gives its `host_rows`."""
+    sharding, (start, _) = batch_sharding(mesh), host_rows(rows, mesh)
+
+    def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        first, last, _ = index[0].indices(rows)
+        return array[first - start : last - start, *index[1:]]
+
+    return {
+        name: jax.make_array_from_callback(
+            (rows, *array.shape[1:]), sharding, functools.partial(part, array)
+        )
+        for name, array in batch.items()
+    }
 
 
 def require_rows(rows: int, mesh: Mesh, key: str) -> None:
