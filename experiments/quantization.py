@@ -2,8 +2,8 @@
 
     python experiments/quantization.py --data FILE.jsonl [--model tiny] [--rows 64]
 
-Every scheme sees the same rows, cut at 256 tokens and padded; perplexity is over the rows' real tokens. Bits are those of
-the quantized projections, scales included.
+Every scheme sees the same rows, cut at 256 tokens and padded; perplexity is over the rows' real tokens. Bits are
+those of the quantized projections, scales included.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def main() -> None:
     lines = [
         "# Perplexity under quantization",
         "",
-        f"Made by `experiments/quantization.py`: `{arguments.model}`, {arguments.rows} rows of `{arguments.data.name}`, "
-        f"{int(batch['weights'].sum())} tokens. Embedding, head and norms stay as they are.",
+        f"Made by `experiments/quantization.py`: `{arguments.model}`, {arguments.rows} rows of "
+        f"`{arguments.data.name}`, {int(batch['weights'].sum())} tokens. Embedding, head and norms stay as they are.",
         "",
         "| projections | bits a weight | perplexity |",
         "| --- | ---: | ---: |",
