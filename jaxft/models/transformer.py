@@ -23,7 +23,8 @@ from jaxtyping import Array, Float, Int
 from jaxft.models.attention import attention, attention_reference
 from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
-from jaxft.models.sharding import constrain, gather_layer
+from jaxft.models.ring import ring_attention
+from jaxft.models.sharding import constrain, context_parts, gather_layer
 from jaxft.weights import KEPT, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
@@ -239,7 +240,9 @@ def _attend(
         "window": window,
     }
     written: tuple[jax.Array, ...] = ()
-    if past is None:
+    if past is None and context_parts() > 1:
+        y = ring_attention(query, key, value, segments, **settings)
+    elif past is None:
         y = attention(query, key, value, segments, segments, **settings)
     else:
         keys, values, number, seen, index = past

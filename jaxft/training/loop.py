@@ -34,7 +34,7 @@ from jaxft.training.prepare import (
     prompt_and_reference,
     updates_of,
 )
-from jaxft.training.sharding import batch_sharding, make_mesh, shardings
+from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.step import State, initial_state, make_train_step
 from jaxft.tree import PyTree, combine, count
 
@@ -100,12 +100,11 @@ class _Run:
         optimizer = make_optimizer(config.optimizer, method, trainable, self.steps)
         loss = loss_of(config, model.config)
         step = make_train_step(loss, optimizer, rate, seed=config.seed, parts=config.grad_accum)
-        self.train_step = jax.jit(step, donate_argnums=0)
         self.eval_sums = jax.jit(lambda tuned, rest, batch: loss(combine(tuned, rest), batch))
         state = jax.eval_shape(lambda tree: initial_state(tree, optimizer), trainable)
-        initial = jax.jit(
-            lambda tree: initial_state(tree, optimizer), out_shardings=shardings(state, mesh)
-        )
+        places = shardings(state, mesh)
+        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+        initial = jax.jit(lambda tree: initial_state(tree, optimizer), out_shardings=places)
         self.state: State = initial(trainable)
         open_folder(config, workdir)
         self.checkpoints = Checkpoints(
@@ -142,7 +141,7 @@ class _Run:
         while self.step < self.steps:
             self._events()
             batch = next(self.data.train)
-            placed = jax.device_put(batch, batch_sharding(self.mesh))
+            placed = place_batch(batch, self.config.batch_size, self.mesh)
             self.state, numbers = self.train_step(self.state, self.frozen, placed)
             self.step += 1
             # Metrics are read a step late, so that the device never waits for the host.
@@ -205,7 +204,7 @@ class _Run:
         batches = self.data.held_out
         assert batches is not None
         for index in range(len(batches)):
-            yield jax.device_put(batches[index], batch_sharding(self.mesh))
+            yield place_batch(batches[index], self.config.eval_batch_size, self.mesh)
 
     def _answers(self) -> list[dict[str, Any]]:
         """What the model says to the held-out prompts, beside what stands in the data."""

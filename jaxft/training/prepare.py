@@ -23,12 +23,20 @@ from jaxft.data import (
     prepare_examples,
     read_rows,
 )
+from jaxft.data.packing import length_buckets
 from jaxft.errors import UserError
 from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
+from jaxft.formats.config_file import model_config
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
-from jaxft.training.sharding import leaf_sharding, require_rows, shardings
+from jaxft.training.sharding import (
+    leaf_sharding,
+    lengths_on,
+    require_divisible,
+    require_rows,
+    shardings,
+)
 from jaxft.training.step import Loss
 from jaxft.tree import PyTree
 
@@ -64,6 +72,7 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
     The tree is adapted anew, or by the folder `config.adapter`, whose whole modules then train too.
     """
     method = method_of(config)
+    require_divisible(model_config(model_folder(config.model)), mesh)
     model, params = load(
         model_folder(config.model),
         dtype=config.dtype,
@@ -94,6 +103,7 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
         )
     for key in ("batch_size", "eval_batch_size"):
         require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
+    buckets = lengths_on(length_buckets(max_length), mesh)
     tokenizer = load_tokenizer(
         config.tokenizer or model_folder(config.model), settings.chat_template
     )
@@ -103,6 +113,7 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
         packing=settings.packing,
         seed=config.seed,
         pad_id=tokenizer.pad_id,
+        buckets=buckets,
     )
 
     def examples(paths: Any) -> tuple[list[Row], list[Example], str]:

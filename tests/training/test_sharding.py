@@ -44,7 +44,7 @@ def test_minus_one_takes_the_rest(configure: Callable[..., Any]) -> None:
     """The devices that the other axes leave."""
     sizes = configure(**{"mesh.data": -1, "mesh.tensor": 2}).mesh
     mesh = make_mesh(sizes, jax.devices()[:4])
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "context": 1, "tensor": 2}
 
 
 def test_what_does_not_divide_is_refused_with_the_numbers(configure: Callable[..., Any]) -> None:
