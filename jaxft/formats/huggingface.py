@@ -29,6 +29,7 @@ from jaxft.formats.safetensors import (
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, Tensor, tensors_of
 from jaxft.models.transformer import Transformer, initial_params, tied_head
+from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights import Tied, Weight, is_weight, weights_of
 
@@ -294,7 +295,7 @@ def _maker(
     def make() -> np.ndarray:
         one = leaf if layer is None else jax.tree.map(lambda part: part[layer], leaf)
         dense = one.merged(params) if isinstance(one, Weight) else one
-        array = np.asarray(dense).astype(dtype, copy=False)
+        array = to_host(dense).astype(dtype, copy=False)
         return array.T if transposed else array
 
     return make

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxft import processes
 from jaxft.adaptation import merge, partition
 from jaxft.assets import model_folder
 from jaxft.configuration import validate
@@ -76,7 +77,9 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     with jax.set_mesh(mesh):
         model, params, method = prepare_model(config, mesh)
         data = prepare_data(config, model.config, mesh)
-        return _Run(config, workdir, mesh, method, model, data, params).run()
+        processes.wait("checked")
+        with processes.logs_of(workdir) as logs:
+            return _Run(config, workdir, logs, mesh, method, model, data, params).run()
 
 
 class _Run:
@@ -86,13 +89,14 @@ class _Run:
         self,
         config: ConfigDict,
         workdir: Path,
+        logs: Path,
         mesh: Mesh,
         method: Method,
         model: Transformer,
         data: Data,
         params: PyTree,
     ) -> None:
-        self.config, self.workdir, self.method = config, workdir, method
+        self.config, self.workdir, self.logs, self.method = config, workdir, logs, method
         self.mesh, self.model, self.data = mesh, model, data
         self.steps = updates_of(config, data.train.steps_per_epoch)
         trainable, self.frozen = partition(params, method)
@@ -106,17 +110,21 @@ class _Run:
         self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
         initial = jax.jit(lambda tree: initial_state(tree, optimizer), out_shardings=places)
         self.state: State = initial(trainable)
-        open_folder(config, workdir)
+        if processes.first():
+            open_folder(config, workdir)
+        processes.wait("opened")
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
         )
         self.step = self._restore()
-        services = reporters(config.report_to, workdir, config.to_dict())
-        self.metrics = Metrics(workdir / "metrics.jsonl", self.step, services)
-        self.samples = Samples(workdir / "samples.jsonl", self.metrics.evaluated)
-        self.progress = Progress(self.step, self.steps)
+        services = reporters(
+            config.report_to if processes.first() else (), workdir, config.to_dict()
+        )
+        self.metrics = Metrics(logs / "metrics.jsonl", self.step, services)
+        self.samples = Samples(logs / "samples.jsonl", self.metrics.evaluated)
+        self.progress = Progress(self.step, self.steps, quiet=not processes.first())
         self.last: dict[str, float] = {}
 
     def run(self) -> Result:
@@ -127,7 +135,7 @@ class _Run:
             self._save()
             self.checkpoints.wait()
             output = self._export()
-            plot = plot_run(self.workdir)
+            plot = plot_run(self.logs)
         finally:
             self.progress.close()
             self.metrics.close()
@@ -247,12 +255,13 @@ class _Run:
         """RUN/adapter in PEFT's format, or RUN/model where the method has no adapter."""
         params, like = self._params(), model_folder(self.config.model)
         name = "adapter" if self.method.weight else "model"
-        with replaced(self.workdir / name) as folder:
+        with replaced(self.logs / name) as folder:
             if self.method.weight:
                 save_adapter(params, folder, method=self.method, base=like)
             else:
                 save(self.model, merge(params), folder, like=like)
-        return self.workdir / name
+        processes.wait("exported")
+        return self.logs / name
 
     def _say_start(self) -> None:
         for line in self.data.lines:

@@ -137,10 +137,12 @@ class Progress:
 
     Args:
         step, steps: updates made and to make.
+        quiet: say nothing, as in all processes but the first.
     """
 
-    def __init__(self, step: int, steps: int) -> None:
-        self._terminal = sys.stderr.isatty()
+    def __init__(self, step: int, steps: int, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty() and not quiet
         self._bar = tqdm(initial=step, total=steps, unit="step", disable=not self._terminal)
         self._step, self._steps = step, steps
         self._first_step, self._start = step, time.monotonic()
@@ -162,7 +164,7 @@ class Progress:
         """A line above the bar."""
         if self._terminal:
             self._bar.write(line, file=sys.stderr)
-        else:
+        elif not self._quiet:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
