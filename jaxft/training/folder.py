@@ -15,20 +15,24 @@ from ml_collections import ConfigDict
 from jaxft.configuration import difference, from_json, to_json
 from jaxft.errors import UserError
 
+# Keys that may differ when a run goes on: they do not change what is computed.
+HONOURED = ("mesh.", "report_to", "checkpoint.keep", "checkpoint.asynchronous")
+
 
 def check_folder(config: ConfigDict, workdir: Path) -> None:
     """Whether the folder is new, or a run of this configuration. Writes nothing.
 
     Raises:
         UserError: a file stands there, or a folder that is not a run, or a run whose configuration differs
-            (every key that does, is shown).
+            (every key that does, is shown; those of HONOURED may).
     """
     written = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: a file stands where the run's folder should be")
     if written.exists():
         old = from_json(written.read_text(), str(written))
-        if lines := difference(old, config):
+        lines = difference(old, config)
+        if any(not line.startswith(HONOURED) for line in lines):
             raise UserError(
                 f"{workdir}: this run has another configuration; go on with the old one or take "
                 f"another folder: {'; '.join(lines)}"
