@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -110,7 +111,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from jaxft.configuration import load_config
 
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    train(load_config(f"{RECIPE}:lora", {**SETTINGS, "mesh.data": 1}), workdir)
+    with jax.numpy_dtype_promotion("standard"):
+        train(load_config(f"{RECIPE}:lora", {**SETTINGS, "mesh.data": 1}), workdir)
     return workdir
 
 
