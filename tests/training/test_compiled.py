@@ -13,6 +13,8 @@ from jaxft.models.config import Config
 
 from .compiled import LLAMA_8B, Collective, collectives_in, compile_step, devices_of, mesh_of
 
+# A program for absent TPUs is kept by JAX's cache and cannot be read back: it is then compiled again.
+pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 TPU = importlib.util.find_spec("libtpu") is not None
 needs_tpu_compiler = pytest.mark.skipif(not TPU, reason="needs libtpu")
 PLATFORMS = ["cpu", pytest.param("tpu", marks=needs_tpu_compiler)]
