@@ -79,7 +79,7 @@ def join(always: bool = False) -> None:
         key: _number(name) for key, name in
         (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
     }  # fmt: skip
-    if "cpu" in (jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS", "")):
+    if "cpu" in (jax.config.read("jax_platforms") or ""):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **given)
