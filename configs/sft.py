@@ -54,8 +54,10 @@ def get_config(method: str = "lora") -> ConfigDict:
                 every=500,  # updates between two checkpoints; 0: at the end alone
                 keep=2,  # how many of the last checkpoints stay
                 asynchronous=True,  # write while training goes on
+                best=False,  # keep the one of lowest held-out loss too, and export it, not the last
             ),
             "eval_every": 500,  # updates between two evaluations; 0: at the end alone
+            "patience": 0,  # evaluations without a lower held-out loss, after which it stops; 0: never
             "log_every": 1,  # updates between two lines of metrics.jsonl
             "samples": section(
                 count=3,  # held-out prompts that are answered at each evaluation; 0: none
@@ -77,13 +79,16 @@ def objective() -> ConfigDict:
 def data() -> ConfigDict:
     """Where the examples come from, and how they become rows of tokens."""
     return section(
-        train="",  # a JSONL file; it has to be given
-        eval="",  # a JSONL file of held-out examples; "": no evaluation
-        format="auto",  # prompt_completion | messages | auto: seen from the first example
+        train="",  # file, folder, glob, URL or tfds:NAME[:SPLIT], or several with commas; to be given
+        eval="",  # the same, of held-out examples; "": no evaluation; or {"name": file, ...}: several
+        # sets, the first of which decides what is best
+        format="auto",  # prompt_completion | messages | text | alpaca | sharegpt | auto: by the keys
+        fields={},  # the format's keys by their names in the data, as {"prompt": "question", ...}
+        mix=(),  # weights of the sources of `train`, as 3,1: what examples are drawn of; (): all once
         max_length=0,  # tokens in a row, longer examples are cut and counted; 0: 1024, or the model's
         packing=False,  # fill a row with several examples that do not see each other
         shuffle=True,  # another order in each epoch, always the same from the same seed
-        chat_template="",  # a file with a Jinja template, or the template; "": the tokenizer's
+        chat_template="",  # "": the tokenizer's; a file, a name (chatml, llama3, ...), or the template
         loss_on="completion",  # completion (of messages: the assistant's turns) | all
     )
 
@@ -103,6 +108,7 @@ def optimizer(learning_rate: float) -> ConfigDict:
             ("scale", False),  # of a norm
             ("*", True),
         ),
+        max_bad_steps=8,  # in a row, skipped for a loss or gradient that is not finite; then it stops
         clip_norm=1.0,  # the gradient's global norm is cut to this; 0.0: never
         b1=0.9,  # adamw: decay of the mean of the gradients
         b2=0.999,  # adamw: decay of the mean of their squares

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.errors import UserError, nearest
-from jaxft.methods import Method
+from jaxft.errors import UserError, nearest, shown
+from jaxft.methods import METHODS, Method
 from jaxft.tree import (
     Patterns,
     PyTree,
@@ -61,12 +61,21 @@ def adapt(
     >>> tree["q_proj"]["kernel"].a.shape, tree["q_proj"]["kernel"].b.shape
     ((4, 2), (2, 6))
     """
+    _require_method(method, "adapt")
     if method.transform is None:
         return params
     sites = _sites(params, method, key, names or {}, stacked, contracted)
     made = {site.path: method.transform(site) for site in sites}
     adapted = map_with_paths(lambda path, leaf: made.get(path, leaf), params, is_leaf=is_weight)
     return adapted | method.shared(sites) if method.shared else adapted
+
+
+def _require_method(method: Any, where: str) -> None:
+    if not isinstance(method, Method):
+        example = method if isinstance(method, str) and method in METHODS else "lora"
+        raise UserError(
+            f"{where} takes a method, such as jaxft.methods.{example}(), not {shown(method)}"
+        )
 
 
 def adopt(params: PyTree, method: Method, where: str) -> PyTree:
@@ -119,6 +128,8 @@ def partition(params: PyTree, method: Method | Patterns) -> tuple[PyTree, PyTree
     Returns:
         (trainable, frozen); `jaxft.combine` puts them together.
     """
+    if isinstance(method, str):
+        _require_method(method, "partition")
     patterns = trainable_patterns(params, method) if isinstance(method, Method) else method
     if not isinstance(method, Method):
         paths = [path for path, _ in flatten_with_paths(params)]

@@ -44,7 +44,7 @@ class Version(argparse.Action):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0 only if the work is done.
 
-    A user's mistake is one line on stderr and status 2; an interruption is 130, as in a shell.
+    A user's mistake is one line on stderr and status 2; Ctrl-C is 130 and SIGTERM 143, as in a shell.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     status = _status(words)
@@ -74,11 +74,12 @@ def _run(words: list[str]) -> None:
         raise UserError(f"a verb is needed: {', '.join(verbs)}; jaxft --help says more")
     if words[0] in verbs:
         verb = verbs[words[0]]
-        overrides, rest = _overrides(words[1:]) if words[0] == "train" else ([], words[1:])
+        takes_config = words[0] in ("train", "data")
+        overrides, rest = _overrides(words[1:]) if takes_config else ([], words[1:])
         _known_flags(verb, rest)
         given = vars(verb.parse_args(rest))
         run: Callable[..., None] = given.pop("run")
-        run(**given, **({"overrides": overrides} if words[0] == "train" else {}))
+        run(**given, **({"overrides": overrides} if takes_config else {}))
     elif words[0].startswith("-"):
         _known_flags(parser, words[:1])
         parser.parse_args(words)
@@ -119,6 +120,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     added = {
         "train": _train_flags(verbs.add_parser("train", help="fine-tune a model", epilog=EXAMPLES)),
+        "data": _data_flags(verbs.add_parser("data", help="show what the model will see")),
         "generate": _generate_flags(verbs.add_parser("generate", help="continue prompts")),
         "merge": _merge_flags(
             verbs.add_parser("merge", help="write base and adapter as one Hugging Face folder")
@@ -147,6 +149,26 @@ def _train_flags(parser: Parser) -> Parser:
     return parser
 
 
+def _data_flags(parser: Parser) -> Parser:
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py:METHOD",
+        help="as for train, with --config.KEY=VALUE; the model's weights are not read",
+    )
+    parser.add_argument(
+        "--examples",
+        dest="shown",
+        type=_whole(0),
+        default=3,
+        metavar="N",
+        help="decoded examples, spread over the training data; default: 3",
+    )
+    parser.add_argument("--plot", default="", metavar="PNG", help="lengths as a new PNG file")
+    parser.set_defaults(run=data)
+    return parser
+
+
 def _generate_flags(parser: Parser) -> Parser:
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
     parser.add_argument("--adapter", default="", metavar="DIR", help="a PEFT folder")
@@ -166,6 +188,10 @@ def _generate_flags(parser: Parser) -> Parser:
         "--top-p", type=_number(0.0, 1.0), default=1.0, metavar="P", help="of those that sum to P"
     )
     parser.add_argument("--seed", type=_whole(0), default=0, metavar="N")
+    parser.add_argument(
+        "--dtype", default="float32", metavar="D", help="float32 (default), bfloat16 or float16"
+    )
+    parser.add_argument("--batch-size", type=_whole(1), default=8, metavar="N", help="default: 8")
     parser.add_argument(
         "--json",
         dest="as_json",
@@ -195,9 +221,13 @@ def _quickstart_flags(parser: Parser) -> Parser:
 
 def _whole(low: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not text.strip().isdecimal() or int(text) < low:
+        try:
+            value = float(text)  # 1e3 is a whole number
+        except ValueError:
+            value = float("nan")
+        if not low <= value < 2**31 or not value.is_integer():
             raise argparse.ArgumentTypeError(f"takes a whole number from {low}, not {text!r}")
-        return int(text)
+        return int(value)
 
     return read
 
@@ -218,6 +248,13 @@ def _number(low: float, high: float = float("inf")) -> Callable[[str], float]:
 
 def train(config: str, workdir: str, distributed: bool, overrides: list[str]) -> None:
     """`jaxft train`."""
+    from jaxft.training.signals import stoppable
+
+    with stoppable():  # SIGTERM while modules are imported
+        _train(config, workdir, distributed, overrides)
+
+
+def _train(config: str, workdir: str, distributed: bool, overrides: list[str]) -> None:
     from jaxft import processes
     from jaxft.configuration import load_config
 
@@ -229,6 +266,16 @@ def train(config: str, workdir: str, distributed: bool, overrides: list[str]) ->
         result = run(settings, workdir)
     if processes.first():
         print(f"{result.output}\n{result.plot}")
+
+
+def data(config: str, overrides: list[str], **flags: Any) -> None:
+    """`jaxft data`."""
+    from jaxft.configuration import load_config
+
+    settings = load_config(config, overrides)
+    from jaxft.training.preview import main as run
+
+    run(settings, **flags)
 
 
 def generate(**flags: Any) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST = 200  # letters of a name that are compared; what is longer comes from a hostile file
+MANY = 2000  # names that are compared
 
 
 class UserError(Exception):
@@ -21,5 +26,33 @@ def nearest(word: str, words: Iterable[str], count: int = 3) -> str:
     >>> nearest("zebra", ["q_proj"])
     ''
     """
-    close = difflib.get_close_matches(word, list(dict.fromkeys(words)), n=count, cutoff=0.5)
+    if len(word) > LONGEST:
+        return ""
+    names = dict.fromkeys(name for name in words if len(name) <= LONGEST)
+    if len(names) > MANY:
+        names = dict.fromkeys(heapq.nsmallest(MANY, names, lambda name: abs(len(name) - len(word))))
+    close = difflib.get_close_matches(word, list(names), n=count, cutoff=0.5)
     return f" (nearest: {', '.join(repr(name) for name in close)})" if close else ""
+
+
+def shown(value: Any, most: int = 120) -> str:
+    """The value's `repr`, cut where it is long: for a message about what a file holds.
+
+    >>> shown("a"), shown("a" * 1000, most=10)
+    ("'a'", "'aaaaaa...")
+    """
+    if isinstance(value, str):
+        value = value[: most + 1]
+    elif isinstance(value, int) and abs(value) >= 10**most:
+        return "a number of many digits"
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def named(name: str) -> str:
+    r"""A name as a message shows it: as it stands, but for one that is long or does not print.
+
+    >>> named("model.norm.weight"), named("a\n")
+    ('model.norm.weight', "'a\\n'")
+    """
+    return name if len(name) <= 120 and name.isprintable() else shown(name)

@@ -20,10 +20,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxft.errors import UserError, nearest
+import jax.numpy as jnp
+
+from jaxft.errors import UserError, nearest, shown
 from jaxft.tree import PyTree
 from jaxft.weights import (
     DeltaLoRA,
@@ -106,6 +109,70 @@ SETTINGS = (
 )
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+# (the settings, what they take, whether a value is so)
+TAKES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
+    (("rank",), "a whole number from 1", lambda value: _whole(value) and value >= 1),
+    (("alpha",), "a number above 0", lambda value: _number(value) and value > 0),
+    (("dropout",), "a rate from 0 up to, but not, 1", lambda x: _number(x) and 0 <= x < 1),
+    (
+        ("rank_pattern",),
+        "a mapping of patterns to whole numbers from 0",
+        lambda value: _mapping(value, lambda rank: _whole(rank) and rank >= 0),
+    ),
+    (
+        ("alpha_pattern",),
+        "a mapping of patterns to numbers above 0",
+        lambda value: _mapping(value, lambda alpha: _number(alpha) and alpha > 0),
+    ),
+    (("layers_to_transform",), "a list of layers", lambda value: _list(value, _whole)),
+    (
+        ("targets", "trainable", "train_also"),
+        "a list of patterns",
+        lambda value: _list(value, lambda pattern: isinstance(pattern, str)),
+    ),
+)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and abs(float(value)) < float("inf")  # NaN is not
+
+
+def _list(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(map(holds, value))
+
+
+def _mapping(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and holds(part) for key, part in value.items()
+    )
+
+
+def _check_settings(name: str, user: Mapping[str, Any]) -> None:
+    for keys, takes, holds in TAKES:
+        for key in keys:
+            if key in user and not holds(user[key]):
+                raise UserError(f"method {name}: {key} takes {takes}, not {shown(user[key])}")
+    if "dtype" in user:
+        known_dtype(user["dtype"], f"method {name}")
+
+
+def known_dtype(name: Any, where: str) -> Any:
+    """The dtype of that name. Raises UserError that begins with `where` for one that is not known."""
+    try:
+        dtype = jnp.dtype(name)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name not in DTYPES:
+        close = nearest(str(name), DTYPES)
+        raise UserError(f"{where}: dtype {shown(name)} is not known{close}: {', '.join(DTYPES)}")
+    return dtype
+
+
 def _row(
     name: str, weight: type[Any], trainable: tuple[str, ...], user: dict[str, Any], **own: Any
 ) -> Method:
@@ -131,8 +198,9 @@ def _row(
             for part in value:
                 if part not in parts:
                     raise UserError(
-                        f"method {name}: no part {part!r} to train{nearest(part, parts)}"
+                        f"method {name}: no part {part!r} to train{nearest(str(part), parts)}"
                     )
+    _check_settings(name, user)
     return dataclasses.replace(row, **user)
 
 
@@ -216,7 +284,9 @@ def row_of(name: str) -> Callable[..., Method]:
     """The row of that name. Raises UserError with the nearest names for an unknown one."""
     if name not in METHODS:
         known = ", ".join(METHODS)
-        raise UserError(f"unknown method {name!r}{nearest(name, METHODS) or f' (known: {known})'}")
+        raise UserError(
+            f"unknown method {shown(name)}{nearest(name, METHODS) or f' (known: {known})'}"
+        )
     return METHODS[name]
 
 

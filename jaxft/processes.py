@@ -79,7 +79,8 @@ def join(always: bool = False) -> None:
         key: _number(name) for key, name in
         (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
     }  # fmt: skip
-    if "cpu" in (jax.config.read("jax_platforms") or ""):
+    platforms: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
+    if "cpu" in (platforms or ""):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **given)
@@ -106,6 +107,11 @@ def wait(name: str) -> None:
     """Until every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def preempted(step: int) -> bool:
+    """Whether a process was asked to stop (SIGTERM), and all have come to the step at which they stop together."""
+    return several() and multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextlib.contextmanager

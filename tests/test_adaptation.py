@@ -255,7 +255,7 @@ def test_adapt_and_merge_work_on_abstract_trees():
             {"targets": ("head",), "layers_to_transform": (0,)},
             "every target has rank 0; nothing would",
         ),
-        ({"rank": 0}, "every target has rank 0; nothing would be adapted"),
+        ({"rank": 0}, "method lora: rank takes a whole number from 1, not 0"),
     ],
 )
 def test_a_mistake_in_the_settings_is_one_clear_line(settings, message):
@@ -280,3 +280,14 @@ def test_partitioning_before_adapting_says_so():
         jaxft.partition(PARAMS, jaxft.methods.dora())
     with pytest.raises(UserError, match="partition: 'zzz' matches nothing"):
         jaxft.partition(PARAMS, [("zzz", True)])
+
+
+def test_a_methods_name_is_no_method():
+    with pytest.raises(
+        UserError, match=r"adapt takes a method, such as jaxft.methods.dora\(\), not"
+    ):
+        jaxft.adapt({"a": {"kernel": jnp.ones((2, 2))}}, "dora", jax.random.key(0))
+    with pytest.raises(
+        UserError, match=r"partition takes a method, such as jaxft.methods.lora\(\)"
+    ):
+        jaxft.partition({"a": {"kernel": jnp.ones((2, 2))}}, "lroa")

@@ -70,7 +70,7 @@ def test_the_chat_template_marks_the_answer_and_its_end(tokenizer):
 
 def test_held_out_rows_are_new_and_short(tokenizer):
     """No held-out record, and no pair of a name with a thing, is in the training rows."""
-    read = {name: read_rows(assets.quickstart_data(name)) for name in ("train", "heldout")}
+    read = {name: list(read_rows(assets.quickstart_data(name))) for name in ("train", "heldout")}
     assert (len(read["train"]), len(read["heldout"])) == (600, 60)
     prompts = {name: {row.values["prompt"] for row in rows} for name, rows in read.items()}
     assert not prompts["train"] & prompts["heldout"]

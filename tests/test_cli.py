@@ -11,7 +11,7 @@ import pytest
 from jaxft import cli
 from jaxft.errors import UserError
 
-VERBS = ("train", "generate", "merge", "quickstart")
+VERBS = ("train", "data", "generate", "merge", "quickstart")
 
 
 @pytest.fixture
@@ -28,6 +28,7 @@ def called(monkeypatch):
 
     stand_in("jaxft.training.loop", "train", "config", "workdir")
     stand_in("jaxft.inference.generate", "main")
+    stand_in("jaxft.training.preview", "main", "config")
     stand_in("jaxft.formats.merge", "merge_folder")
     stand_in("jaxft.quickstart", "quickstart")
     return calls
@@ -66,12 +67,22 @@ def test_a_sweep_is_a_loop_over_overrides(called):
     assert seen == [(4, 1e-4), (4, 2e-4), (8, 1e-4), (8, 2e-4)]
 
 
+def test_data_loads_the_configuration_as_train_does(called):
+    words = ["data", "--config", "configs/sft.py:lora", "--config.data.packing=true"]
+    assert cli.main([*words, "--plot", "lengths.png", "--examples=7"]) == 0
+    [(name, given)] = called
+    assert (name, given["plot"], given["shown"]) == ("main", "lengths.png", 7)
+    assert given["config"].data.packing is True
+
+
 def test_generate_hands_its_flags_on(called):
     words = ["generate", "--model", "m", "--adapter", "a", "--prompt", "one", "--prompt", "two"]
     words += ["--max-new-tokens", "8", "--temperature", "0.7", "--top-k", "5", "--top-p", "0.9"]
+    words += ["--dtype", "bfloat16", "--batch-size=4"]
     assert cli.main([*words, "--seed", "3"]) == 0
     flags = {"model": "m", "adapter": "a", "prompts": ["one", "two"], "data": ""}
     flags |= {"max_new_tokens": 8, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": 3}
+    flags |= {"dtype": "bfloat16", "batch_size": 4}
     assert called == [("main", flags)]
 
 
@@ -79,6 +90,7 @@ def test_generate_is_greedy_unless_told(called):
     assert cli.main(["generate", "--model", "m", "--data", "prompts.jsonl"]) == 0
     flags = {"model": "m", "adapter": "", "prompts": [], "data": "prompts.jsonl"}
     flags |= {"max_new_tokens": 128, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+    flags |= {"dtype": "float32", "batch_size": 8}
     assert called == [("main", flags)]
 
 
@@ -94,9 +106,9 @@ def test_merge_and_quickstart_hand_their_flags_on(called):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "a verb is needed: train, generate, merge, quickstart"),
+        ([], "a verb is needed: train, data, generate, merge, quickstart"),
         (["trian"], "unknown verb 'trian' (nearest: 'train')"),
-        (["xyzzy"], "there are: train, generate, merge, quickstart"),
+        (["xyzzy"], "there are: train, data, generate, merge, quickstart"),
         (["--verson"], "unknown flag '--verson' (nearest: '--version')"),
         (["train", "--workdri", "x"], "train: unknown flag '--workdri' (nearest: '--workdir'"),
         (["train", "--confg.seed=1"], "unknown flag '--confg.seed' (nearest: '--config'"),
@@ -123,6 +135,7 @@ def test_a_wrong_command_line_is_one_line(capsys, called, words, says):
         ("--temperature", "hot"),
         ("--temperature", "nan"),
         ("--max-new-tokens", "0"),
+        ("--batch-size", "0"),
         ("--seed", "1.5"),
     ],
 )

@@ -98,3 +98,25 @@ def test_what_is_no_leaf_of_the_weight_cannot_train(name, part):
 
 def test_a_lone_name_is_a_list_of_one():
     assert METHODS["lora"](targets="q_proj").targets == ("q_proj",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"rank": 0}, "rank takes a whole number from 1, not 0"),
+        ({"rank": 2.5}, "rank takes a whole number from 1, not 2.5"),
+        ({"rank": True}, "rank takes a whole number"),
+        ({"alpha": 0}, "alpha takes a number above 0, not 0"),
+        ({"alpha": float("nan")}, "alpha takes a number above 0, not nan"),
+        ({"alpha_pattern": {"q_proj": 0}}, "alpha_pattern takes a mapping"),
+        ({"rank_pattern": {"q_proj": "8"}}, "rank_pattern takes a mapping"),
+        ({"dropout": 1.0}, "dropout takes a rate from 0"),
+        ({"dtype": "bfloat"}, "dtype 'bfloat' is not known .nearest: 'bfloat16'"),
+        ({"targets": 3}, "targets takes a list of patterns, not 3"),
+        ({"layers_to_transform": ("a",)}, "layers_to_transform takes a list of layers"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused_when_it_is_given(settings, says):
+    for method in (methods.lora, methods.dora):
+        with pytest.raises(UserError, match=rf"method {method.__name__}: {says}"):
+            method(**settings)

@@ -18,3 +18,10 @@ def model_folder(name: str | Path) -> Path:
 def quickstart_data(name: str) -> Path:
     """The JSONL file of the quickstart's rows: `train` or `heldout`."""
     return Path(__file__).parent / "quickstart" / f"{name}.jsonl"
+
+
+def chat_templates() -> dict[str, Path]:
+    """The Jinja files of jaxft's chat templates, by name; all mark what the assistant says."""
+    return {
+        path.stem: path for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))
+    }

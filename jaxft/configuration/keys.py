@@ -8,10 +8,23 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxft.configuration import recipes
-from jaxft.configuration.values import from_text, from_value, literal, tupled
-from jaxft.errors import UserError
+from jaxft.configuration.values import from_text, from_value, literal, tupled, whole_inside
+from jaxft.errors import UserError, named
 
 SCHEMA = "configs/sft.py"
+# Keys of numbers whose 0 means "none" in the recipe, and of ints in a mapping or a list.
+ZERO_IS_NONE = (
+    "steps",
+    "data.max_length",
+    "checkpoint.every",
+    "eval_every",
+    "samples.count",
+    "optimizer.warmup_steps",
+    "optimizer.decay_steps",
+    "optimizer.clip_norm",
+)
+WHOLE_INSIDE = ("method.rank_pattern", "method.layers_to_transform")
+LONGEST = 200  # letters of a key that is compared with others
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -59,16 +72,18 @@ def override(config: ConfigDict, key: str, value: Any, is_text: bool) -> None:
     flat = flatten(config)
     parts = key.split(".", 2)
     holder = ".".join(parts[:2])
-    if key in flat:
+    if key in flat and _is_none(value) and (empty := _empty(config, key)) is not None:
+        assign(config, key, empty)
+    elif key in flat:
         default = flat[key]
         is_text = is_text or (isinstance(value, str) and not isinstance(default, str))
         assign(config, key, (from_text if is_text else from_value)(key, value, default))
-    elif len(parts) == 3 and isinstance(flat.get(holder), dict):
+    elif len(parts) == 3 and parts[2] and isinstance(flat.get(holder), dict):
         entry = _entry(value) if is_text else tupled(value)
         assign(config, holder, {**flat[holder], parts[2]: entry})
-    elif key in config and isinstance(value, Mapping):
-        for name, part in value.items():
-            override(config, f"{key}.{name}", part, is_text)
+    elif key in config and isinstance(section := _entry(value) if is_text else value, Mapping):
+        for name, part in section.items():
+            override(config, f"{key}.{name}", part, False)
     elif key in config:
         keys = ", ".join(name for name in flat if name.startswith(f"{key}."))
         raise UserError(f"config.{key} is a section; set one of its keys: {keys}")
@@ -78,14 +93,18 @@ def override(config: ConfigDict, key: str, value: Any, is_text: bool) -> None:
 
 def assign(config: ConfigDict, key: str, value: Any) -> None:
     """Writes the value at the key's place, in a locked configuration as well."""
+    if key in WHOLE_INSIDE:
+        value = whole_inside(value)
     section, _, name = key.rpartition(".")
     holder = config[section] if section else config
-    with holder.unlocked():
+    with holder.unlocked(), holder.ignore_type():
         holder[name] = value
 
 
 def unknown(key: str, keys: Iterable[str]) -> str:
     """Says that there is no such key, and which are nearest, by letters or in another section."""
+    if len(key) > LONGEST:
+        return f"no key config.{named(key)}"
 
     def far(name: str) -> tuple[int, int]:
         whole = distance(key, name)
@@ -94,7 +113,19 @@ def unknown(key: str, keys: Iterable[str]) -> str:
     ranked = sorted((far(name), name) for name in keys)
     limit = max((2, 99), ranked[0][0])
     close = [name for rank, name in ranked if rank <= limit][:3]
-    return f"no key config.{key} (nearest: {', '.join(f'config.{name}' for name in close)})"
+    return f"no key config.{named(key)} (nearest: {', '.join(f'config.{name}' for name in close)})"
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null"))
+
+
+def _empty(config: ConfigDict, key: str) -> Any:
+    """What "none" means for a key that may be empty; None for one that may not."""
+    default = flatten(recipes.run(recipes.find(SCHEMA), str(config.method.name)))[key]
+    if key in ZERO_IS_NONE:
+        return type(default)(0)
+    return default if default in ("", (), {}) else None
 
 
 def distance(first: str, second: str) -> int:
@@ -103,6 +134,9 @@ def distance(first: str, second: str) -> int:
     >>> distance("rnak", "rank"), distance("rank", "ranks"), distance("rank", "")
     (1, 1, 4)
     """
+    shorter = min(len(first), len(second))
+    same = next((i for i in range(shorter) if first[i] != second[i]), shorter)
+    first, second = first[same:], second[same:]  # a common beginning costs nothing
     before, row = list[int](), list(range(len(second) + 1))
     for i, letter in enumerate(first):
         before, above, row = row, before, [i + 1]

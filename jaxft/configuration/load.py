@@ -12,7 +12,7 @@ from jaxft.configuration import recipes
 from jaxft.configuration.keys import conform, flatten, override
 from jaxft.configuration.rules import check
 from jaxft.configuration.values import from_text
-from jaxft.errors import UserError
+from jaxft.errors import UserError, shown
 
 ABSENT = "(absent)"
 
@@ -64,8 +64,13 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
         written = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}:{error.lineno}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
+        raise UserError(f"{where}: not JSON that can be read: {error}") from None
     if not isinstance(written, dict):
         raise UserError(f"{where}: not a configuration")
+    sections = [part for part in written.values() if isinstance(part, dict)]
+    if dotted := [name for part in (written, *sections) for name in part if "." in name]:
+        raise UserError(f"{where}: no key {shown(dotted[0])}")
     return conform(ConfigDict(_sections(written)), where)
 
 

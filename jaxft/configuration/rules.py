@@ -9,7 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxft.configuration.keys import conform, flatten
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, nearest, shown
+from jaxft.methods import TAKES
 
 DTYPES = ("float32", "bfloat16", "float16")
 REPORTS = ("tensorboard", "wandb")
@@ -18,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "param_dtype": DTYPES,
     "method.dtype": DTYPES,
     "objective.name": ("sft",),
-    "data.format": ("auto", "prompt_completion", "messages"),
+    "data.format": ("auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt"),
     "data.loss_on": ("completion", "all"),
     "optimizer.schedule": ("linear", "cosine", "constant", "wsd"),
     "remat": ("none", "dots", "full"),
@@ -34,6 +35,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "grad_accum",
             "log_every",
             "checkpoint.keep",
+            "optimizer.max_bad_steps",
             "samples.max_new_tokens",
             "method.rank",
         ),
@@ -46,6 +48,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "steps",
             "epochs",
             "eval_every",
+            "patience",
             "data.max_length",
             "checkpoint.every",
             "samples.count",
@@ -86,10 +89,19 @@ def check(flat: dict[str, Any]) -> None:
     for saying, holds, keys in RANGES:
         for key in keys:
             if key in flat and not holds(flat[key]):
-                raise UserError(f"config.{key} takes a number {saying}, not {flat[key]!r}")
+                raise UserError(f"config.{key} takes a number {saying}, not {shown(flat[key])}")
+    for key, value in flat.items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"config.{key} takes a number of 64 bits, not {shown(value)}")
+    for names, saying, holds in TAKES:
+        for key in (f"method.{name}" for name in names):
+            if key in flat and not holds(flat[key]):
+                raise UserError(f"config.{key} takes {saying}, not {shown(flat[key])}")
     for name in flat["report_to"]:
         _choice("report_to", name, REPORTS)
+    _mix(flat["data.mix"])
     _length(flat)
+    _held_out(flat)
     _mesh(flat)
     _decay(flat["optimizer.decay"])
     if flat["optimizer.name"] != "adamw" or flat["optimizer.options"]:
@@ -114,7 +126,13 @@ def optimizers() -> dict[str, Any]:
 def _choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         close = nearest(str(value), choices)
-        raise UserError(f"config.{key} takes {' | '.join(choices)}, not {value!r}{close}")
+        raise UserError(f"config.{key} takes {' | '.join(choices)}, not {shown(value)}{close}")
+
+
+def _mix(weights: tuple[Any, ...]) -> None:
+    for weight in weights:
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < 1e9:
+            raise UserError(f"config.data.mix takes weights above 0, such as 3,1, not {weight!r}")
 
 
 def _length(flat: dict[str, Any]) -> None:
@@ -125,6 +143,16 @@ def _length(flat: dict[str, Any]) -> None:
         )
     if flat["steps"] == 0 and flat["epochs"] == 0:
         raise UserError("config.steps and config.epochs are both 0: nothing would be trained")
+
+
+def _held_out(flat: dict[str, Any]) -> None:
+    sets = flat["data.eval"]
+    for key in ("patience", "checkpoint.best"):
+        if flat[key] and not sets:
+            raise UserError(f"config.{key} needs held-out data: set config.data.eval")
+    for name, path in sets.items() if isinstance(sets, dict) else ():
+        if not isinstance(name, str) or not name or not isinstance(path, str) or not path:
+            raise UserError(f"config.data.eval takes names and files, not {name!r}: {path!r}")
 
 
 def _mesh(flat: dict[str, Any]) -> None:
@@ -139,9 +167,14 @@ def _mesh(flat: dict[str, Any]) -> None:
 
 def _decay(decay: tuple[Any, ...]) -> None:
     for rule in decay:
-        if len(rule) != 2 or not isinstance(rule[0], str) or not isinstance(rule[1], bool):
+        if (
+            not isinstance(rule, tuple)
+            or len(rule) != 2
+            or not isinstance(rule[0], str)
+            or not isinstance(rule[1], bool)
+        ):
             raise UserError(
-                f"config.optimizer.decay takes pairs such as ('bias', False), not {rule!r}"
+                f"config.optimizer.decay takes pairs such as ('bias', False), not {shown(rule)}"
             )
 
 
@@ -149,7 +182,7 @@ def _optimizer(name: str, options: dict[str, Any]) -> None:
     known = optimizers()
     if name not in known:
         close = nearest(name, known) or f"; there are: {', '.join(known)}"
-        raise UserError(f"config.optimizer.name: Optax has no optimizer {name!r}{close}")
+        raise UserError(f"config.optimizer.name: Optax has no optimizer {shown(name)}{close}")
     parameters = [key for key in inspect.signature(known[name]).parameters if key not in OWN_KEYS]
     for key in options:
         if key not in parameters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import numbers
@@ -11,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.errors import UserError
+from jaxft.errors import UserError, shown
 
 TAKES = {
     bool: "true or false",
@@ -21,7 +22,13 @@ TAKES = {
     tuple: """a list of values, such as a,b or '("a", "b")'""",
     dict: """a mapping, such as '{"a": 1}'""",
 }
-TRUTH = {"true": True, "1": True, "false": False, "0": False}
+# Keys of text that take a mapping as well: several held-out sets by name.
+ALSO = {"data.eval": dict[str, Any]()}
+SOURCES = ("data.train", "data.eval")  # one text, in which several stand with commas between
+TRUTH = {
+    **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
+}
 
 
 def from_text(key: str, text: str, default: Any) -> Any:
@@ -32,10 +39,15 @@ def from_text(key: str, text: str, default: Any) -> Any:
     >>> from_text("method.targets", "q_proj,v_proj", ())
     ('q_proj', 'v_proj')
     """
+    if key in ALSO:
+        default = ALSO[key] if text.strip().startswith("{") else ""
+    if key in SOURCES and text.strip()[:1] in ("(", "["):
+        with contextlib.suppress(ValueError):
+            return from_value(key, literal(text.strip()), default)
     readers = {bool: _bool, int: _int, float: _float, str: _unquoted, tuple: _tuple, dict: _dict}
     try:
         return _typed(readers[type(default)](text.strip()), default)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise _wrong(key, text, default) from None
 
 
@@ -45,9 +57,13 @@ def from_value(key: str, value: Any, default: Any) -> Any:
     >>> from_value("steps", 1000.0, 0), from_value("method.targets", ["q_proj"], ())
     (1000, ('q_proj',))
     """
+    if key in ALSO:
+        default = ALSO[key] if isinstance(value, Mapping) else ""
+    if key in SOURCES and isinstance(value, list | tuple):
+        value = ",".join(str(part).replace(",", "\\,") for part in value)
     try:
         return _typed(value, default)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise _wrong(key, value, default) from None
 
 
@@ -55,7 +71,7 @@ def literal(text: str) -> Any:
     """What `text` means in JSON, else in Python; ValueError if it means nothing in either."""
     try:
         return tupled(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         with warnings.catch_warnings():  # "\." in a regular expression is meant as it stands
@@ -72,9 +88,22 @@ def tupled(value: Any) -> Any:
     return tuple(map(tupled, value)) if isinstance(value, (list, tuple)) else value
 
 
+def whole_inside(value: Any) -> Any:
+    """Integers for the whole numbers of a mapping or a tuple: `1e1` means 10 there too.
+
+    >>> whole_inside({"q_proj": 1e1, "k_proj": 0.5}), whole_inside((2.0,))
+    ({'q_proj': 10, 'k_proj': 0.5}, (2,))
+    """
+    if isinstance(value, dict):
+        return {key: whole_inside(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(whole_inside, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _wrong(key: str, value: Any, default: Any) -> UserError:
     takes = TAKES.get(type(default), type(default).__name__)
-    return UserError(f"config.{key} takes {takes}, not {value!r}")
+    return UserError(f"config.{key} takes {takes}, not {shown(value, 200)}")
 
 
 def _typed(value: Any, default: Any) -> Any:
@@ -97,6 +126,7 @@ def _typed(value: Any, default: Any) -> Any:
 def _alike(values: tuple[Any, ...], default: tuple[Any, ...]) -> bool:
     """Whether the values are of the default's types, or, where it is empty, of one type."""
     kinds = {type(value) for value in default} or {type(value) for value in values[:1]}
+    kinds |= {int, float} if kinds & {int, float} else set()
     return all(type(value) in kinds for value in values)
 
 

@@ -5,33 +5,24 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32
 
-from jaxft.data.chat import encode_chat, encode_chat_with_mask
-from jaxft.data.sources import Row, unused_keys
+from jaxft.data.chat import encode_chat, encode_chat_with_mask, template_for
+from jaxft.data.sources import Row, kind_of
+from jaxft.data.store import Example as Example
+from jaxft.data.store import Examples, Writer
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.errors import UserError, nearest
 
 LOSS_ON = ("completion", "all")
+COUNTS = (
+    "rows", "dropped", "truncated", "tokens", "trained_tokens", "without_eos", "split", "pieces", "diverged",
+)  # fmt: skip
 CHUNK = 1024  # rows tokenized at once: enough for the tokenizer's threads
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A sequence to train on.
-
-    Attributes:
-      tokens: ids.
-      trained: which ids are targets. The first never is: nothing stands before it.
-      origin: "path:line" of its row.
-    """
-
-    tokens: Int32[np.ndarray, " length"]
-    trained: Bool[np.ndarray, " length"]
-    origin: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +30,7 @@ class Summary:
     """What became of the rows; `str` is the line that the log shows.
 
     Attributes:
-      format: the rows' format.
+      format: the rows' format, or formats, as the sources have them.
       rows: read from the files.
       examples: kept.
       dropped: rows without any trained token, most because truncation cut it off.
@@ -47,9 +38,11 @@ class Summary:
       tokens, trained_tokens: in the examples kept.
       longest: tokens in the longest row before truncation.
       without_eos: examples kept, not truncated, in which no EOS is trained.
+      split: texts that were longer and stand in several pieces; their number is in `pieces`.
       diverged: rows whose prompt alone has other tokens than at the beginning of prompt and
         completion; the completion begins where they part.
       unused_keys: keys of the rows that the format does not use.
+      kept: examples kept of each source, in their order.
       max_length: the limit.
     """
 
@@ -62,8 +55,11 @@ class Summary:
     trained_tokens: int
     longest: int
     without_eos: int
+    split: int
+    pieces: int
     diverged: int
     unused_keys: tuple[str, ...]
+    kept: tuple[int, ...]
     max_length: int
 
     def __str__(self) -> str:
@@ -76,6 +72,10 @@ class Summary:
         ]
         if self.truncated:
             parts.append(f"{self.truncated} truncated to {self.max_length}")
+        if self.split:
+            parts.append(
+                f"{self.split} long texts split into {self.pieces} pieces of up to {self.max_length}"
+            )
         if self.dropped:
             parts.append(f"{self.dropped} of {self.rows} dropped without a trained token")
         if self.without_eos:
@@ -88,13 +88,14 @@ class Summary:
 
 
 def prepare_examples(
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     tokenizer: Tokenizer,
     *,
     max_length: int,
     loss_on: str,
     vocabulary_size: int | None = None,
-) -> tuple[list[Example], Summary]:
+    split_texts: bool = False,
+) -> tuple[Examples, Summary]:
     """Tokenizes rows by the rules of TRL's SFTTrainer (1.16).
 
     prompt_completion: prompt and completion are tokenized as one text, with an EOS at the end of
@@ -106,41 +107,58 @@ def prepare_examples(
     without a trained token are dropped under packing too.
 
     Args:
-      rows: of one format.
+      rows: read once, from the first to the last.
       tokenizer: the model's.
       max_length: tokens kept of a row.
       loss_on: "completion" (completions, assistant's turns) or "all" (every token).
+      split_texts: longer rows of the format text are split into pieces, and no token is lost.
       vocabulary_size: ids at or above it are an error; None skips the check.
 
     Raises:
       UserError: an unknown `loss_on`, no EOS, an id outside of the vocabulary, or no example left.
     """
     _check_arguments(max_length, loss_on)
-    examples: list[Example] = []
-    counts: collections.Counter[str] = collections.Counter()
-    longest = 0
+    examples = Writer()
+    counts: collections.Counter[str] = collections.Counter(dict.fromkeys(COUNTS, 0))
+    longest = sources = 0
+    formats: dict[str, str] = {}  # each with the place of its first row
+    unused: dict[str, None] = {}
+    kept: collections.Counter[int] = collections.Counter()
     for row, ids, trained, diverged in _tokenize(rows, tokenizer, loss_on):
+        formats.setdefault(kind_of(row), row.origin)
+        unused.update(dict.fromkeys((*row.unused, *_unwritten(row, tokenizer))))
+        sources = row.source + 1
+        counts["rows"] += 1
         _check_ids(row, ids, vocabulary_size)
-        example = _cut(row, ids, trained, max_length)
+        split = split_texts and row.format == "text" and len(ids) > max_length
         longest = max(longest, len(ids))
+        examples.row_lengths.append(len(ids))
         counts["diverged"] += diverged
-        counts["truncated"] += len(ids) > max_length
-        if example.trained.any():
+        counts["truncated"] += len(ids) > max_length and not split
+        pieces = _pieces(len(ids), max_length) if split else [slice(max_length)]
+        counts["split"] += split
+        counts["pieces"] += len(pieces) if split else 0
+        for piece in pieces:
+            example = _cut(row, ids[piece], trained[piece])
+            targets = int(np.count_nonzero(example.trained))
+            if not targets:
+                counts["dropped"] += 1
+                continue
             examples.append(example)
-            targets = example.tokens[example.trained].tolist()
+            kept[row.source] += 1
             counts["tokens"] += len(example.tokens)
-            counts["trained_tokens"] += len(targets)
-            ends = not set(tokenizer.eos_ids).isdisjoint(targets)
-            counts["without_eos"] += len(ids) <= max_length and not ends
+            counts["trained_tokens"] += targets
+            whole = len(ids) <= max_length or (split and piece == pieces[-1])
+            counts["without_eos"] += whole and not _trains_any(example, tokenizer.eos_ids)
     if not examples:
-        raise UserError(_nothing_left(rows, counts["truncated"], max_length, loss_on))
-    return examples, Summary(
-        format=rows[0].format,
-        rows=len(rows),
+        first = next(iter(formats.values()), "the data")
+        raise UserError(_nothing_left(first, counts, max_length, loss_on))
+    return examples.examples(), Summary(
+        format=" + ".join(formats),
         examples=len(examples),
-        dropped=len(rows) - len(examples),
         longest=longest,
-        unused_keys=unused_keys(rows),
+        unused_keys=tuple(unused),
+        kept=tuple(kept[index] for index in range(sources)),
         max_length=max_length,
         **counts,
     )
@@ -156,19 +174,54 @@ def _check_arguments(max_length: int, loss_on: str) -> None:
         raise UserError(f"max_length is {max_length}: a sequence needs 2 tokens to predict one")
 
 
-def _cut(row: Row, ids: list[int], trained: np.ndarray, max_length: int) -> Example:
-    """The example's start, of `max_length` tokens; its first token is no target."""
-    tokens = np.asarray(ids[:max_length], dtype=np.int32)
-    return Example(tokens, trained[:max_length] & (np.arange(len(tokens)) > 0), row.origin)
+def _unwritten(row: Row, tokenizer: Tokenizer) -> Iterator[str]:
+    """Parts of a conversation that the chat template does not ask for, and so does not write."""
+    turns = row.values.get("messages", row.values.get("completion"))
+    if not isinstance(turns, list):
+        return
+    template = template_for(tokenizer, row.values.get("tools"))
+    if "tools" in row.values and "tools" not in template:
+        yield "tools (not in the chat template)"
+    if "tool_calls" not in template and any(turn.get("tool_calls") for turn in turns):
+        yield "tool_calls (not in the chat template)"
+
+
+def _cut(row: Row, ids: list[int], trained: np.ndarray) -> Example:
+    """The example; its first token is no target."""
+    marks = np.array(trained)
+    marks[:1] = False
+    return Example(np.asarray(ids, dtype=np.int32), marks, row.origin)
+
+
+def _trains_any(example: Example, ids: tuple[int, ...]) -> bool:
+    """Whether one of the ids is a target; most often the last token is."""
+    if example.trained[-1] and int(example.tokens[-1]) in ids:
+        return True
+    return not set(ids).isdisjoint(example.tokens[example.trained].tolist())
+
+
+def _pieces(length: int, max_length: int) -> list[slice]:
+    """Where a long text is split: full pieces, and a last one of two tokens or more.
+
+    >>> _pieces(9, 4)
+    [slice(0, 4, None), slice(4, 7, None), slice(7, 9, None)]
+    """
+    edges = [*range(0, length, max_length), length]
+    if length % max_length == 1:
+        edges[-2] -= 1  # a token alone would be no target
+    return [slice(*edge) for edge in itertools.pairwise(edges)]
 
 
 Tokenized = tuple[Row, list[int], np.ndarray, bool]  # ids, trained, whether the prompt parted
 
 
-def _tokenize(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        yield from _TOKENIZERS[rows[0].format](chunk, tokenizer, loss_on)
+def _tokenize(rows: Iterable[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
+    """Tokenizes some rows at a time, so that no more of them are ever held."""
+    rest = iter(rows)
+    while chunk := list(itertools.islice(rest, CHUNK)):
+        for _, alike in itertools.groupby(chunk, kind_of):
+            group = list(alike)
+            yield from _TOKENIZERS[group[0].format](group, tokenizer, loss_on)
 
 
 def _prompt_completion(
@@ -179,8 +232,11 @@ def _prompt_completion(
         prompts, wholes = [], []
         for row, (prompt, completion) in zip(rows, pairs, strict=True):
             with _told_of(row):
-                prompts.append(encode_chat(tokenizer, prompt, add_generation_prompt=True))
-                wholes.append(encode_chat(tokenizer, [*prompt, *completion]))
+                tools = row.values.get("tools")
+                wholes.append(encode_chat(tokenizer, [*prompt, *completion], tools=tools))
+                prompts.append(
+                    encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools)
+                )
     else:
         different = list(dict.fromkeys(prompt for prompt, _ in pairs))  # many share a prompt
         encoded = dict(zip(different, _encode(tokenizer, different), strict=True))
@@ -194,11 +250,12 @@ def _prompt_completion(
 
 def _messages(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
     for row in rows:
+        messages, tools = row.values["messages"], row.values.get("tools")
         with _told_of(row):
             if loss_on == "completion":
-                ids, trained = encode_chat_with_mask(tokenizer, row.values["messages"])
+                ids, trained = encode_chat_with_mask(tokenizer, messages, tools=tools)
             else:
-                ids = encode_chat(tokenizer, row.values["messages"])
+                ids = encode_chat(tokenizer, messages, tools=tools)
                 trained = np.ones(len(ids), dtype=bool)
         yield row, ids, trained, False
 
@@ -230,7 +287,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [ids[:-1] for ids in encoded] if adds_eos else encoded
 
 
-def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+def common_prefix_length(left: Sequence[Any], right: Sequence[Any]) -> int:
     """How many leading ids two sequences share.
 
     >>> common_prefix_length([1, 2, 3], [1, 2, 4, 5])
@@ -259,9 +316,11 @@ def _check_ids(row: Row, ids: list[int], vocabulary_size: int | None) -> None:
         )
 
 
-def _nothing_left(rows: Sequence[Row], truncated: int, max_length: int, loss_on: str) -> str:
-    where = rows[0].origin.rpartition(":")[0] if rows else "the data"
+def _nothing_left(
+    first: str, counts: collections.Counter[str], max_length: int, loss_on: str
+) -> str:
+    where = first.rpartition(":")[0] or first
     return (
-        f"{where}: none of {len(rows)} examples has a trained token "
-        f"(loss_on={loss_on}, {truncated} truncated to max_length={max_length})"
+        f"{where}: none of {counts['rows']} examples has a trained token "
+        f"(loss_on={loss_on}, {counts['truncated']} truncated to max_length={max_length})"
     )

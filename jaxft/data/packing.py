@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from jaxft.data.examples import Example
+from jaxft.data.store import Example
 
 Batch = dict[str, Int32[np.ndarray, "batch length"] | Float32[np.ndarray, "batch length"]]
 

@@ -1,132 +1,179 @@
-"""Files of examples to rows: what the user wrote, checked, each row knowing where it stands."""
+"""Sources of examples to rows: what the user wrote, checked, each row knowing where it stands."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft.errors import UserError, nearest
+from jaxft.data.conversions import FORMATS as FORMATS
+from jaxft.data.conversions import (
+    OPTIONAL,
+    fields_for,
+    from_alpaca,
+    from_sharegpt,
+    listed,
+    renamed,
+)
+from jaxft.data.files import File, find_files
+from jaxft.data.records import Record, json_type, read_records
+from jaxft.data.tfds import PREFIX, read_tfds
+from jaxft.errors import UserError, nearest, shown
 
-# What a row of each format must have. Rows are recognised by these keys, in any order.
-FORMATS = {
-    "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "text": ("text",),
-}
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One example as it stands in its file.
+    """One example as it stands in its source.
 
     Attributes:
-      origin: "path:line", the line counted from 1.
-      format: a key of FORMATS.
+      origin: "path:line", the line (of a Parquet or Arrow file, of TFDS: the row) counted from 1.
+      format: prompt_completion, messages or text, which the other formats are turned into.
       values: the format's keys alone.
       unused: keys of the row that the format does not use.
+      written: the format that the source has, where it is another.
+      source: which of the sources it comes from, counted from 0.
     """
 
     origin: str
     format: str
     values: dict[str, Any]
     unused: tuple[str, ...] = ()
+    written: str = ""
+    source: int = 0
 
 
-def read_rows(paths: str | Path | Sequence[str | Path], format: str = "auto") -> list[Row]:
-    """Reads JSONL files, one after the other, as rows of one format.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file, folder, glob or TFDS data set.
 
-    A row is {"prompt", "completion"} (two strings, or two lists of messages), {"messages"} or
-    {"text"}; a message is {"role", "content"}. Blank lines are passed over.
+    Attributes:
+      name: as the user wrote it.
+      notes: what was chosen in it, to be said.
+      read: yields its records, from the beginning at each call.
+    """
+
+    name: str
+    notes: tuple[str, ...]
+    read: Callable[[], Iterator[Record]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of some sources, one source after the other; read lazily, at each iteration anew.
+
+    Attributes:
+      sources: where they come from.
+      format: "auto", or a key of FORMATS.
+      fields: what the format's keys are called in the sources.
+      as_messages: whether Alpaca becomes messages, and not one text.
+    """
+
+    sources: tuple[Source, ...]
+    format: str
+    fields: Mapping[str, str]
+    as_messages: bool
+
+    def __iter__(self) -> Iterator[Row]:
+        """Reads the sources; the rows of each are of one format."""
+        for index, source in enumerate(self.sources):
+            first: Row | None = None
+            fields: dict[str, str] = {}
+            for origin, values in source.read():
+                if first is None and self.fields:
+                    fields = fields_for(self.fields, values, origin)
+                values = renamed(origin, values, fields) if fields else values
+                row = _check_row(origin, values, self.format, self.as_messages)
+                if first is not None and kind_of(row) != kind_of(first):
+                    raise UserError(
+                        f"{origin}: mixed formats: {kind_of(row)}, but {first.origin} is "
+                        f"{kind_of(first)}; sources of their own may differ (A,B)"
+                    )
+                first = first or row
+                yield dataclasses.replace(row, source=index) if index else row
+            if first is None:
+                raise UserError(f"{source.name}: no examples: the {_what(source.name)} is empty")
+
+
+def read_rows(
+    paths: str | Path | Sequence[str | Path],
+    format: str = "auto",
+    fields: Mapping[str, str] | None = None,
+    *,
+    held_out: bool = False,
+    as_messages: bool = False,
+) -> Rows:
+    """The rows of files, folders, globs and TFDS data sets, one after the other.
+
+    A row is {"prompt", "completion"} (two strings, or two lists of messages), {"messages"}, {"text"},
+    Alpaca's or ShareGPT's; a message is {"role", "content"}. Blank lines are passed over.
 
     Args:
-      paths: a path, several, or several in one string with commas between.
-      format: "auto" (by the keys of the first row), or a key of FORMATS.
+      paths: a source, several, or several in one string with commas between: whatever `find_files`
+        takes, or "tfds:NAME[:SPLIT]".
+      format: "auto" (by the keys of a source's first row), or a key of FORMATS.
+      fields: what the format's keys are called in the sources, {"prompt": "question", ...}.
+      held_out: which split to take where a source has several and names none.
+      as_messages: whether Alpaca's rows become messages, for a model with a chat template.
 
     Raises:
-      UserError: a file that is missing, empty or not UTF-8, a line that is not a JSON object, a row
-        that lacks keys, is of another format than those before, or has a value of a wrong type.
+      UserError: now, for a source that is not there; at iteration, for one that is empty or cannot
+        be read, and for a row that lacks keys, is of another format than those before in its
+        source, or has a value of a wrong type.
     """
     if format != "auto" and format not in FORMATS:
         known = ("auto", *FORMATS)
         raise UserError(
             f"data format {format!r} is unknown; known: {', '.join(known)}{nearest(format, known)}"
         )
-    rows: list[Row] = []
-    for path in _split_paths(paths):
-        before = len(rows)
-        for origin, values in read_objects(path):
-            row = _check_row(origin, values, format)
-            if rows and _kind(row) != _kind(rows[0]):
-                raise UserError(
-                    f"{origin}: mixed formats: {_kind(row)}, but {rows[0].origin} "
-                    f"is {_kind(rows[0])}"
-                )
-            rows.append(row)
-        if len(rows) == before:
-            raise UserError(f"{path}: no examples: the file is empty")
-    return rows
+    found = tuple(_find_source(name, held_out) for name in split_paths(paths))
+    return Rows(found, format, dict(fields or {}), as_messages)
 
 
-def _split_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+def read_objects(path: str | Path) -> Iterator[Record]:
+    """Yields ("path:line", object) for each row of a source, whatever its keys."""
+    yield from _find_source(str(path), held_out=True).read()
+
+
+def split_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    r"""The sources that are named; a comma inside of a name is written `\,`.
+
+    >>> split_paths("a.jsonl, b.csv"), split_paths(r"a\,b.jsonl"), split_paths(["a,b.jsonl"])
+    (['a.jsonl', 'b.csv'], ['a,b.jsonl'], ['a,b.jsonl'])
+    """
     if isinstance(paths, str):
-        # A comma may also stand in a file's name.
-        names = [paths] if Path(paths).exists() else paths.split(",")
-        found = [Path(name.strip()) for name in names if name.strip()]
+        whole = Path(paths).exists()  # a comma may stand in a file's name
+        parts = [paths] if whole else re.split(r"(?<!\\),", paths)
+        found = [part.strip().replace("\\,", ",") for part in parts if part.strip()]
     else:
-        found = [paths] if isinstance(paths, Path) else [Path(path) for path in paths]
+        found = [str(path) for path in ([paths] if isinstance(paths, Path) else paths)]
     if not found:
         raise UserError("no data file is given")
     return found
 
 
-def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ("path:line", object) for each line that is not blank."""
-    if not path.is_file():
-        what = "a folder, not a file" if path.is_dir() else "no such file"
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = "" if path.is_dir() else nearest(path.name, siblings)
-        raise UserError(f"{path}: {what}{hint}")
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    origin = f"{path}:{number}"
-                    yield origin, _parse_line(origin, line, first=number == 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+def _find_source(name: str, held_out: bool) -> Source:
+    if name.startswith(PREFIX):
+        read, split = read_tfds(name, held_out)
+        return Source(name, (f"split {split}",), read)
+    files, notes = find_files(name, held_out)
+    return Source(name, tuple(notes), functools.partial(_read_files, files))
 
 
-def _parse_line(origin: str, line: bytes, first: bool) -> dict[str, Any]:
-    try:
-        text = line.decode("utf-8-sig" if first else "utf-8").strip()
-        values = json.loads(text)
-        if b"\\u" in line:
-            json.dumps(values, ensure_ascii=False).encode(
-                "utf-8"
-            )  # half a surrogate pair is no text
-    except UnicodeDecodeError as error:
-        raise UserError(f"{origin}: not UTF-8: byte {error.start + 1} of the line") from error
-    except UnicodeEncodeError as error:
-        raise UserError(f"{origin}: not text: half of a surrogate pair (\\ud...)") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{origin}: not JSON: {error.msg} at column {error.colno}: {_excerpt(text)}"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
-        raise UserError(f"{origin}: not JSON that can be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{origin}: a row must be an object with keys, not {_json_type(values)} "
-            "(one object a line)"
-        )
-    return values
+def _read_files(files: Sequence[File]) -> Iterator[Record]:
+    return itertools.chain.from_iterable(map(read_records, files))
 
 
-def _check_row(origin: str, values: dict[str, Any], format: str) -> Row:
+def _what(name: str) -> str:
+    return "data set" if name.startswith(PREFIX) or Path(name).is_dir() else "file"
+
+
+def _check_row(origin: str, values: dict[str, Any], format: str, as_messages: bool = False) -> Row:
     names = FORMATS if format == "auto" else {format: FORMATS[format]}
     matching = [name for name, keys in names.items() if set(keys) <= values.keys()]
     if not matching:
@@ -136,13 +183,17 @@ def _check_row(origin: str, values: dict[str, Any], format: str) -> Row:
             f"{origin}: the keys fit several formats ({', '.join(matching)}); "
             "name one as config.data.format"
         )
-    keys = FORMATS[matching[0]]
-    row = Row(
-        origin=origin,
-        format=matching[0],
-        values={key: values[key] for key in keys},
-        unused=tuple(key for key in values if key not in keys),
-    )
+    written = matching[0]
+    keys = (*FORMATS[written], *OPTIONAL[written])
+    unused = tuple(key for key in values if key not in keys)
+    kept = {key: values[key] for key in keys if key in values}
+    row = Row(origin, written, kept, unused)
+    if written == "alpaca":
+        kept = from_alpaca(origin, kept, as_messages)
+        row = Row(origin, "prompt_completion", kept, unused, written)
+    elif written == "sharegpt":
+        row = Row(origin, "messages", from_sharegpt(origin, kept), unused, written)
+    check_tools(row)
     _CHECKS[row.format](row)
     return row
 
@@ -150,50 +201,91 @@ def _check_row(origin: str, values: dict[str, Any], format: str) -> Row:
 def _missing_keys(origin: str, values: dict[str, Any], formats: dict[str, tuple[str, ...]]) -> str:
     known = "; ".join(" + ".join(keys) for keys in formats.values())
     wanted = [key for keys in formats.values() for key in keys if key not in values]
-    hints = "".join(dict.fromkeys(nearest(key, wanted, count=1) for key in values))
+    strange = [key for key in values if not any(key in keys for keys in FORMATS.values())]
+    hints = "".join(dict.fromkeys(nearest(key, wanted, count=1) for key in strange))
     found = ", ".join(map(repr, values)) or "none"
     return f"{origin}: keys found: {found}; a row needs {known}{hints}"
 
 
+def check_tools(row: Row) -> None:
+    """Leaves the tools as a list of objects, or takes the key away if there are none."""
+    tools = listed(row.origin, "tools", row.values.pop("tools", None))
+    if tools is None or tools == []:
+        return
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        wrong = (
+            tools
+            if not isinstance(tools, list)
+            else next(t for t in tools if not isinstance(t, dict))
+        )
+        raise UserError(f"{row.origin}: tools must be a list of objects, not {json_type(wrong)}")
+    row.values["tools"] = tools
+
+
 def _check_prompt_completion(row: Row) -> None:
     prompt, completion = row.values["prompt"], row.values["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        check_messages(row, "prompt")
-        check_messages(row, "completion")
-    elif not (isinstance(prompt, str) and isinstance(completion, str)):
+    if not (isinstance(prompt, str) and isinstance(completion, str)):
+        prompt = listed(row.origin, "prompt", prompt)
+        completion = listed(row.origin, "completion", completion)
+    for key, side in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(side, str | list):
+            raise UserError(
+                f"{row.origin}: {key} must be a string or a list of messages, not {json_type(side)}"
+            )
+    if isinstance(prompt, str) != isinstance(completion, str):
         raise UserError(
             f"{row.origin}: prompt and completion must be two strings or two lists of messages, "
-            f"not {_json_type(prompt)} and {_json_type(completion)}"
+            f"not {json_type(prompt)} and {json_type(completion)}"
         )
+    if isinstance(prompt, list):
+        row.values.update(prompt=prompt, completion=completion)
+        check_messages(row, "prompt")
+        check_messages(row, "completion")
 
 
 def check_messages(row: Row, key: str = "messages") -> None:
-    messages = row.values[key]
+    """Leaves a list of messages under the key; UserError if it is none."""
+    row.values[key] = messages = listed(row.origin, key, row.values[key])
     if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else _json_type(messages)
+        found = "an empty list" if messages == [] else json_type(messages)
         raise UserError(f"{row.origin}: {key} must be a list of messages, not {found}")
     for number, message in enumerate(messages, start=1):
         where = f"{row.origin}: {key}, message {number}"
         if not isinstance(message, dict):
-            raise UserError(f"{where} must be an object, not {_json_type(message)}")
-        for name in ("role", "content"):
-            if name not in message:
-                raise UserError(f"{where} has no {name!r}{nearest(name, message)}")
-            if not isinstance(message[name], str):
-                found = _json_type(message[name])
-                raise UserError(f"{where}: {name} must be a string, not {found}")
-        role = message["role"]
-        if role not in ROLES:
-            raise UserError(
-                f"{where}: unknown role {role!r}; known: {', '.join(ROLES)}{nearest(role, ROLES)}"
-            )
+            raise UserError(f"{where} must be an object, not {json_type(message)}")
+        _check_message(where, message)
+
+
+def _check_message(where: str, message: dict[str, Any]) -> None:
+    """A role, and a content or tool calls."""
+    calls = message.get("tool_calls")
+    for name in ("role",) if calls and message.get("content") is None else ("role", "content"):
+        if name not in message:
+            raise UserError(f"{where} has no {name!r}{nearest(name, message)}")
+        if not isinstance(message[name], str):
+            raise UserError(f"{where}: {name} must be a string, not {json_type(message[name])}")
+    role = message["role"]
+    if role not in ROLES:
+        raise UserError(
+            f"{where}: unknown role {shown(role)}; known: {', '.join(ROLES)}{nearest(role, ROLES)}"
+        )
+    if calls is None:
+        return
+    if role != "assistant" or not isinstance(calls, list):
+        wrong = f"not {json_type(calls)}" if role == "assistant" else f"and not the {role}'s"
+        raise UserError(f"{where}: tool_calls must be a list of the assistant's calls, {wrong}")
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, dict) else call
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise UserError(f"{where}: a tool call must be an object that names a function")
+        if not isinstance(function.get("arguments", {}), dict | str):
+            found = json_type(function["arguments"])
+            raise UserError(f"{where}: a tool call's arguments must be an object, not {found}")
 
 
 def _check_text(row: Row) -> None:
     if not isinstance(row.values["text"], str):
-        raise UserError(
-            f"{row.origin}: text must be a string, not {_json_type(row.values['text'])}"
-        )
+        raise UserError(f"{row.origin}: text must be a string, not {json_type(row.values['text'])}")
 
 
 _CHECKS = {
@@ -203,21 +295,7 @@ _CHECKS = {
 }
 
 
-def _kind(row: Row) -> str:
+def kind_of(row: Row) -> str:
     """The row's format, told apart by whether its two sides are messages."""
-    conversational = isinstance(row.values.get("prompt"), list)
-    return f"{row.format} (messages)" if conversational else row.format
-
-
-def unused_keys(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Keys of the rows that their format does not use, in the order of their first appearance."""
-    return tuple(dict.fromkeys(key for row in rows for key in row.unused))
-
-
-def _json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")
-
-
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    conversational = isinstance(row.values.get("prompt"), list) and not row.written
+    return f"{row.format} (messages)" if conversational else row.written or row.format

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from jaxft.assets import model_folder
-from jaxft.errors import UserError, nearest
+from jaxft.assets import chat_templates, model_folder
+from jaxft.errors import UserError, nearest, shown
+from jaxft.files import read_bytes, read_json, read_text
 
+MAX_BYTES = 100_000_000  # of tokenizer.json; the largest have about 35 MB
 NAMED_TOKENS = (
     "bos_token",
     "eos_token",
@@ -41,6 +43,7 @@ class Tokenizer:
       pad_id: fills unused places, which belong to no segment. It falls back to `eos_id`: a trained
         EOS stays trained, because padding is told by segments and never by this id.
       chat_template: Jinja source, or None.
+      tool_template: the same for conversations with tools, where the folder has one of its own.
       name: the folder, for messages.
     """
 
@@ -52,6 +55,7 @@ class Tokenizer:
     pad_id: int
     chat_template: str | None
     name: str
+    tool_template: str | None = None
 
     @property
     def vocabulary_size(self) -> int:
@@ -64,9 +68,10 @@ class Tokenizer:
 
     def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of many texts, in parallel."""
-        encodings = self.backend.encode_batch_fast(
-            list(texts), add_special_tokens=add_special_tokens
-        )
+        with refusing_panics(self.name):
+            encodings = self.backend.encode_batch_fast(
+                list(texts), add_special_tokens=add_special_tokens
+            )
         return [self._without_doubled_bos(encoding.ids, text, add_special_tokens)
                 for encoding, text in zip(encodings, texts, strict=True)]  # fmt: skip
 
@@ -79,7 +84,22 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        with refusing_panics(self.name):
+            return self.backend.decode(
+                [int(i) for i in ids], skip_special_tokens=skip_special_tokens
+            )
+
+
+@contextlib.contextmanager
+def refusing_panics(where: str) -> Iterator[None]:
+    """Tells what the Rust side raises, a bare Exception or a panic (no Exception), as a UserError."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error)[:2000].split())[:200]
+        raise UserError(f"{where}: not a tokenizer that `tokenizers` can use: {reason}") from error
 
 
 def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
@@ -92,7 +112,8 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
     Args:
       folder: where tokenizer.json stands.
       chat_template: "" for the folder's own (chat_template.jinja before tokenizer_config.json), the
-        name of one of several in tokenizer_config.json, or the path of a Jinja file.
+        name of one of several that the folder has, the path of a Jinja file, the name of one of
+        jaxft's (`chat_templates`), or the template itself.
 
     Raises:
       UserError: a file is missing or cannot be read, or `chat_template` names nothing.
@@ -103,7 +124,8 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
     model = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
     special_tokens = _special_tokens(settings, _read_json(folder / "special_tokens_map.json"))
-    _add_missing_tokens(backend, settings, special_tokens, folder)
+    with refusing_panics(str(folder)):
+        _add_missing_tokens(backend, settings, special_tokens, folder)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
     size = max(vocabulary.values(), default=-1) + 1
@@ -115,6 +137,7 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
     for name, found in (("bos_token", bos_id), ("eos_token", eos_id)):
         if found is not None:
             special_tokens.setdefault(name, str(backend.id_to_token(found)))
+    template, tool_template = _chat_templates(folder, settings, chat_template)
     return Tokenizer(
         backend=backend,
         special_tokens=special_tokens,
@@ -122,7 +145,8 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
         eos_id=eos_id,
         eos_ids=() if eos_id is None else tuple(dict.fromkeys((eos_id, *eos_ids))),
         pad_id=ids.get("pad_token", eos_id or 0),
-        chat_template=_chat_template(folder, settings, chat_template),
+        chat_template=template,
+        tool_template=tool_template,
         name=str(folder),
     )
 
@@ -130,27 +154,18 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise UserError(f"{path.parent}: no tokenizer.json there; jaxft reads no other tokenizer")
-    try:
-        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the Rust side raises bare Exception for what is no tokenizer
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a tokenizer that `tokenizers` can read: {reason}") from error
+    with refusing_panics(str(path)):
+        backend = tokenizers.Tokenizer.from_str(read_bytes(path, MAX_BYTES).decode("utf-8"))
     backend.no_truncation()
     backend.no_padding()
+    with refusing_panics(str(path)):  # a post-processor, say, that names a token it lacks
+        backend.encode("a b 1")
     return backend
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in `path`; {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: an object is expected, not {type(content).__name__}")
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 def _special_tokens(*files: dict[str, Any]) -> dict[str, str]:
@@ -191,7 +206,7 @@ def _config_ids(kind: str, configs: Iterable[dict[str, Any]], size: int, folder:
         value = written.get(f"{kind}_token_id")
         listed = value if isinstance(value, list) else [value] if value is not None else []
         if not all(type(i) is int for i in listed):
-            raise UserError(f"{folder}: {kind}_token_id must be an integer, not {value!r}")
+            raise UserError(f"{folder}: {kind}_token_id must be an integer, not {shown(value)}")
         # A config copied from a larger model may name an id that this vocabulary lacks.
         ids += [i for i in listed if 0 <= i < size]
     return ids
@@ -211,26 +226,37 @@ def _own_id(
     return found[0] if found else None
 
 
-def _chat_template(folder: Path, declared: dict[str, Any], wanted: str) -> str | None:
-    """The template's source: a file's, a named one, or the folder's own."""
+def _chat_templates(
+    folder: Path, declared: dict[str, Any], wanted: str
+) -> tuple[str | None, str | None]:
+    """The template's source, of the folder, of jaxft, of a file or written out; and that for tools."""
     entry = declared.get("chat_template")
     named = {"default": entry} if isinstance(entry, str) else {}
     if isinstance(entry, list):
         named = {
             item["name"]: item["template"]
             for item in entry
-            if isinstance(item, dict) and {"name", "template"} <= item.keys()
+            if isinstance(item, dict) and isinstance(item.get("template"), str) and "name" in item
         }
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        named["default"] = own.read_text(encoding="utf-8")
+    files = {
+        path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+    named |= {name: read_text(path) for name, path in files.items()}
     if not wanted:
-        return named.get("default")
+        return named.get("default"), named.get("tool_use")
     if wanted in named:
-        return named[wanted]
+        return named[wanted], None
+    if "{{" in wanted or "{%" in wanted:
+        return wanted, None
     if Path(wanted).is_file():
-        return Path(wanted).read_text(encoding="utf-8")
+        return read_text(Path(wanted)), None
+    if wanted in chat_templates():
+        return read_text(chat_templates()[wanted]), None
+    known = (*named, *chat_templates())
     raise UserError(
         f"chat_template {wanted!r}: neither a file nor one of the templates of {folder}, which has "
-        f"{', '.join(named) or 'none'}{nearest(wanted, named)}"
+        f"{', '.join(named) or 'none'}, or of jaxft: {', '.join(chat_templates())}"
+        f"{nearest(wanted, known)}"
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft.errors import UserError, nearest
-from jaxft.formats.safetensors import read_json
+from jaxft.confined import first_matches
+from jaxft.confined.matching import match
+from jaxft.errors import UserError, named, nearest, shown
+from jaxft.files import file_of, read_json
 
+FILE = "adapter_config.json"
 # The options that are read, with the values PEFT gives them where a file leaves them out.
 READ: dict[str, dict[str, Any]] = {
     "LORA": {
@@ -45,83 +48,179 @@ HARMLESS = (
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
+# What an option may hold; `None` where PEFT writes null for "none".
+MAX_RANK = 65_536
+MAX_NAMES = 2000
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": (f"a whole number from 1 to {MAX_RANK}", lambda value: _is_rank(value)),
+    "lora_alpha": ("a number", lambda value: _is_number(value)),
+    "lora_dropout": ("a rate from 0 up to, but not, 1", lambda value: _is_rate(value)),
+    "vera_dropout": ("a rate from 0 up to, but not, 1", lambda value: _is_rate(value)),
+    "projection_prng_key": (
+        "a whole number of 32 bits",
+        lambda value: type(value) is int and 0 <= value < 2**32,
+    ),
+    "rank_pattern": (
+        "an object of names and ranks",
+        lambda value: _is_object(value) and all(map(_is_rank, value.values())),
+    ),
+    "alpha_pattern": (
+        "an object of names and numbers",
+        lambda value: _is_object(value) and all(map(_is_number, value.values())),
+    ),
+    "target_modules": ("a list or a regular expression", lambda value: _are_names(value, str)),
+    "exclude_modules": ("a list or a regular expression", lambda value: _are_names(value, str)),
+    "modules_to_save": ("a list of names", lambda value: _are_names(value)),
+    "layers_pattern": ("a name or a list of names", lambda value: _are_names(value, str)),
+    "layers_to_transform": (
+        "a number or a list of numbers",
+        lambda value: value is None or type(value) is int or _is_list(value, int),
+    ),
+    "bias": ("none, all or lora_only", lambda value: value in ("none", "all", "lora_only")),
+    "base_model_name_or_path": ("text", lambda value: value is None or isinstance(value, str)),
+    **{
+        flag: ("true or false", lambda value: value is None or isinstance(value, bool))
+        for flag in ("use_rslora", "use_dora", "fan_in_fan_out", "save_projection")
+    },
+}
+# A pattern that reads as a name: it needs no guard against one that never ends.
+PLAIN = re.compile(r"[\w.\\-]{0,300}|\[\^\.\]\*")
+
+
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """The options of a PEFT adapter, each with PEFT's default where it is left out.
 
     Raises:
-        UserError: no such folder or file, an unknown kind of adapter, or an unknown option.
+        UserError: no such folder or file, an unknown kind of adapter, an unknown option, or a value
+            that an option does not take.
     """
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such folder; an adapter is a folder with adapter_config.json"
-        )
-    file = folder / "adapter_config.json"
-    if not file.exists():
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "no files"
-        raise UserError(f"{folder}: no adapter_config.json; there are: {there}")
+    file = file_of(folder, FILE, f"an adapter is a folder with {FILE}")
     raw = read_json(file)
     kind = raw.get("peft_type")
-    if kind not in READ:
+    if not isinstance(kind, str) or kind not in READ:
         raise UserError(
-            f"{file}: peft_type {kind!r} is not known to jaxft, which reads {', '.join(READ)}"
+            f"{file}: peft_type {shown(kind)} is not known to jaxft, which reads {', '.join(READ)}"
         )
     known = COMMON | READ[kind]
     for option, value in raw.items():
         if value and option not in known and option not in HARMLESS:
             raise UserError(
-                f"{file}: {option} = {value!r} changes the adapter in a way unknown to jaxft"
+                f"{file}: {named(option)} = {shown(value)} changes the adapter in a way unknown "
+                "to jaxft"
             )
-    options = known | {option: raw[option] for option in known if option in raw}
+    written = {option: raw[option] for option in known if option in raw}
+    empty = [option for option in written if written[option] is None and known[option] == {}]
+    options = known | {option: value for option, value in written.items() if option not in empty}
     _check_values(file, options)
     return options
 
 
 def _check_values(file: Path, options: Mapping[str, Any]) -> None:
-    if type(options["r"]) is not int or options["r"] < 1:
-        raise UserError(f"{file}: r = {options['r']!r} is no rank")
-    if not isinstance(options.get("lora_alpha", 1), int | float):
-        raise UserError(f"{file}: lora_alpha = {options['lora_alpha']!r} is no number")
+    for option, (takes, holds) in KINDS.items():
+        if option in options and not holds(options[option]):
+            raise UserError(f"{file}: {option} takes {takes}, not {shown(options[option])}")
     if options.get("init_lora_weights", True) not in INITIAL:
         raise UserError(
-            f"{file}: init_lora_weights = {options['init_lora_weights']!r} changes the base "
+            f"{file}: init_lora_weights = {shown(options['init_lora_weights'])} changes the base "
             "too: save it with path_initial_model_for_weight_conversion, as an ordinary LoRA"
         )
-    for option in ("target_modules", "exclude_modules"):
-        if not isinstance(options[option], str | list | None):
-            raise UserError(f"{file}: {option} is neither a list nor a regular expression")
+    alphas = [options.get("lora_alpha", 1), *options.get("alpha_pattern", {}).values()]
+    if options.get("use_dora") and 0 in alphas:
+        raise UserError(f"{file}: a DoRA adapter with an alpha of 0 is not known to jaxft")
 
 
-def matches_list(targets: str | Iterable[str], module: str) -> bool:
-    """PEFT's rule for `target_modules`: a regular expression of the whole, or a list of endings."""
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
+def _is_number(value: Any) -> bool:
+    """A finite number of a size that float32 holds."""
+    return type(value) in (int, float) and abs(value) < 1e30  # NaN is not
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_RANK
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) <= MAX_NAMES
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= MAX_NAMES
+        and all(type(item) is kind for item in value)
+    )
+
+
+def _are_names(value: Any, *also: type) -> bool:
+    return value is None or isinstance(value, also) or _is_list(value, str)
+
+
+def _first_matches(
+    patterns: Sequence[str], modules: Sequence[str], form: str, whole: bool = False
+) -> Sequence[Any]:
+    """For each module (index, groups) of the first pattern that matches it, put in `form`, or None.
+
+    A folder's own regular expressions are tried in a confined process: one can take for ever.
+    """
+    try:
+        if all(PLAIN.fullmatch(pattern) for pattern in patterns):
+            return match(patterns, modules, form, whole)
+        return first_matches(patterns, modules, form, whole)
+    except (ValueError, UserError) as error:
+        raise UserError(f"{FILE}: {shown(patterns[0])}: {error}") from error
+
+
+def matches_list(targets: Iterable[str], module: str) -> bool:
+    """PEFT's rule for a list of `target_modules`: endings, from a dot on."""
     return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
-def is_target(options: Mapping[str, Any], module: str, projection: bool) -> bool:
-    """Whether PEFT adapts this module; a `projection` is what "all-linear" means."""
+def _matching(targets: str | Sequence[str], modules: Sequence[str]) -> set[str]:
+    """The modules that `target_modules` means: by a regular expression of the whole, or a list."""
+    if isinstance(targets, str):
+        found = _first_matches([targets], modules, "{}", whole=True)
+        return {module for module, one in zip(modules, found, strict=True) if one}
+    return {module for module in modules if matches_list(targets, module)}
+
+
+def targeted(
+    options: Mapping[str, Any], modules: Iterable[str], projections: Container[str]
+) -> set[str]:
+    """The modules that PEFT adapts; `projections` are what "all-linear" means."""
     targets, excluded = options["target_modules"], options["exclude_modules"]
-    if excluded and matches_list(excluded, module):
-        return False
-    if any(
-        re.match(rf"(^|.*\.){saved}($|\..*)", module) for saved in options["modules_to_save"] or ()
-    ):
-        return False
+    left = list(modules)
+    if excluded:
+        out = _matching(excluded, left)
+        left = [module for module in left if module not in out]
+    if saved := options["modules_to_save"]:
+        found = _first_matches(saved, left, r"(?:^|.*\.){}(?:$|\..*)")
+        left = [module for module, one in zip(left, found, strict=True) if not one]
     if targets == "all-linear":
-        return projection
-    if isinstance(targets, str) or module in targets:
-        return matches_list(targets, module)
-    return matches_list(targets, module) and _in_layers(options, module)
+        return {module for module in left if module in projections}
+    meant = _matching(targets, left)
+    if isinstance(targets, str):
+        return meant
+    return {module for module in meant if module in targets} | _in_layers(options, sorted(meant))
 
 
-def _in_layers(options: Mapping[str, Any], module: str) -> bool:
-    chosen, patterns = options["layers_to_transform"], options["layers_pattern"] or r"[^.]*"
+def _in_layers(options: Mapping[str, Any], modules: Sequence[str]) -> set[str]:
+    """Those in one of the layers that `layers_to_transform` names; all where it names none."""
+    chosen, patterns = options["layers_to_transform"], options["layers_pattern"] or [r"[^.]*"]
     if chosen is None or chosen == []:
-        return True
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
-            return int(found[1]) in ([chosen] if isinstance(chosen, int) else chosen)
-    return False
+        return set(modules)
+    wanted = {chosen} if isinstance(chosen, int) else set(chosen)
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    form = r"(?:^|.*?\.){}\.(\d+)\."
+    found = _first_matches(patterns, modules, form)
+    inside = set()
+    for module, one in zip(modules, found, strict=True):
+        number = str(one[1][0]) if one else ""
+        if number.isdecimal() and int(number) in wanted:
+            inside.add(module)
+    return inside
 
 
 def is_saved(options: Mapping[str, Any], module: str) -> bool:
@@ -129,17 +228,25 @@ def is_saved(options: Mapping[str, Any], module: str) -> bool:
     return any(module.endswith(ending) for ending in options["modules_to_save"] or ())
 
 
-def pattern_value(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first regular expression that fits the name's end, from a dot on."""
-    return next(
-        (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default
-    )
+def _pattern_values(pattern: Mapping[str, Any], modules: Sequence[str], default: Any) -> list[Any]:
+    """Each module's value: of the first regular expression that fits its end, from a dot on."""
+    values = list(pattern.values())
+    if not values:
+        return [default] * len(modules)
+    found = _first_matches(list(pattern), modules, r"(?:.*\.)?(?:{})$")
+    return [values[one[0]] if one else default for one in found]
 
 
-def scale_of(options: Mapping[str, Any], module: str, rank: int) -> float:
-    """s: the module's own alpha over its rank, or over the rank's root with rsLoRA."""
-    alpha = pattern_value(options["alpha_pattern"], module, options["lora_alpha"])
-    return float(alpha / (rank**0.5 if options["use_rslora"] else rank))
+def ranks_and_scales(
+    options: Mapping[str, Any], modules: Sequence[str]
+) -> dict[str, tuple[int, float]]:
+    """{module: (rank, s)}; s is its alpha over its rank, or over the rank's root with rsLoRA."""
+    ranks = _pattern_values(options["rank_pattern"], modules, options["r"])
+    alphas = _pattern_values(options["alpha_pattern"], modules, options["lora_alpha"])
+    return {
+        module: (rank, float(alpha / (rank**0.5 if options["use_rslora"] else rank)))
+        for module, rank, alpha in zip(modules, ranks, alphas, strict=True)
+    }
 
 
 def unknown_target(targets: Iterable[str], modules: Iterable[str]) -> str | None:
@@ -148,5 +255,5 @@ def unknown_target(targets: Iterable[str], modules: Iterable[str]) -> str | None
     for target in targets:
         if not any(matches_list([target], module) for module in modules):
             endings = dict.fromkeys(module.split(".")[-1] for module in modules)
-            return f"{target!r}{nearest(target, endings)}"
+            return f"{shown(target)}{nearest(target, endings)}"
     return None

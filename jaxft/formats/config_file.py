@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxft.errors import UserError, nearest
-from jaxft.formats.safetensors import read_json
+import numpy as np
+
+from jaxft.errors import UserError, nearest, shown
+from jaxft.files import file_of, read_json
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, family_of
+from jaxft.models.layers import rope_frequencies
 
-SIZES = (
-    "vocabulary",
-    "hidden",
-    "intermediate",
-    "layers",
-    "heads",
-    "key_heads",
-    "head_dim",
-    "max_length",
-)
+# The largest values that are taken for a model's: far above any that there is.
+LARGEST = {
+    "vocabulary": 2**24,
+    "hidden": 2**20,
+    "intermediate": 2**22,
+    "layers": 2**12,
+    "heads": 2**14,
+    "key_heads": 2**14,
+    "head_dim": 2**14,
+    "max_length": 2**31 - 1,
+}
+NUMBERS = {
+    "norm_epsilon": (0.0, 1.0),
+    "rope_theta": (1e-6, 1e15),
+    "query_scale": (1e-6, 1e6),
+    "attention_softcap": (1e-6, 1e9),
+    "logit_softcap": (1e-6, 1e9),
+    "embedding_scale": (1e-6, 1e6),
+}
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """A folder's config.json. Raises UserError if it is missing, broken, or wants code run."""
-    path = Path(folder)
-    if not path.is_dir():
-        raise UserError(
-            f"{path}: no such folder; a model is a folder with config.json and safetensors"
-        )
-    file = path / "config.json"
-    if not file.exists():
-        there = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "no files"
-        raise UserError(f"{path}: no config.json; there are: {there}")
+    file = file_of(
+        Path(folder), "config.json", "a model is a folder with config.json and safetensors"
+    )
     raw = read_json(file)
     for key in ("auto_map", "trust_remote_code"):
         if raw.get(key):
@@ -57,23 +64,60 @@ def model_config(folder: str | Path) -> Config:
     raw = read_config(folder)
     where = str(Path(folder) / "config.json")
     family = family_of(raw.get("model_type"), where)
+    for key in ("num_hidden_layers", "n_layer"):  # before a list of the layers is made of it
+        if type(raw.get(key)) is int and raw[key] > LARGEST["layers"]:
+            raise UserError(f"{where}: {shown(raw[key])} is no number for layers")
     try:
         config = family.read(raw)
+        _check_shape(config, where)
+        _check_rotary(config)
     except KeyError as error:
-        raise UserError(
-            f"{where}: no {error.args[0]!r}{nearest(str(error.args[0]), raw)}"
-        ) from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{where}: a value of a wrong kind: {error}") from error
-    for size in SIZES:
+        key = str(error.args[0])
+        raise UserError(f"{where}: no {shown(key)}{nearest(key, raw)}") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{where}: a value of a wrong kind: {str(error)[:200]}") from error
+    return config
+
+
+def _check_shape(config: Config, where: str) -> None:
+    """UserError for a size or a number that no model has: NaN, no number, or out of all proportion."""
+    for size, most in LARGEST.items():
         value = getattr(config, size)
-        if type(value) is not int or value < 1:
-            raise UserError(f"{where}: {value!r} is no number for {size}")
+        if type(value) is not int or not 1 <= value <= most:
+            raise UserError(f"{where}: {shown(value)} is no number for {size}")
+    for name, (low, high) in NUMBERS.items():
+        value = getattr(config, name)
+        if name.endswith("softcap") and value is None:
+            continue
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise UserError(f"{where}: {shown(value)} is no number for {name}")
     if config.heads % config.key_heads:
         raise UserError(
             f"{where}: {config.heads} heads do not divide among {config.key_heads} key heads"
         )
-    return config
+    windows = config.windows
+    if windows and (
+        len(windows) != config.layers
+        or not all(type(window) is int and 0 <= window < 2**31 for window in windows)
+    ):
+        raise UserError(f"{where}: {config.layers} layers need as many kinds and a whole window")
+
+
+def _check_rotary(config: Config) -> None:
+    """The rotary frequencies can be computed, and are numbers."""
+    if config.positions != "rotary":
+        return
+    if config.head_dim % 2:
+        raise ValueError(f"a head_dim of {config.head_dim}, whose features do not pair")
+    for key, value in config.rope_scaling:
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"rope scaling {shown(key)} = {shown(value)}")
+    with np.errstate(all="ignore"):
+        frequencies, factor = rope_frequencies(
+            config.head_dim, config.rope_theta, dict(config.rope_scaling), config.max_length
+        )
+    if not (np.isfinite(frequencies).all() and math.isfinite(factor)):
+        raise ValueError("rope settings whose frequencies are no numbers")
 
 
 def config_json(config: Config, dtype: str = "float32") -> dict[str, Any]:

@@ -17,7 +17,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.assets import model_folder
 from jaxft.errors import UserError, nearest
+from jaxft.files import stays_inside
 from jaxft.formats.config_file import config_json, model_config, read_config
+from jaxft.formats.manifest import check_manifest, write_manifest
 from jaxft.formats.safetensors import (
     SHARD_BYTES,
     Lazy,
@@ -77,6 +79,7 @@ def load(
             raise UserError(
                 f"dtype {name!r} is not known{nearest(str(name), DTYPES)}: {', '.join(DTYPES)}"
             )
+    check_manifest(path)
     config = dataclasses.replace(model_config(path), dtype=dtype)
     stored = open_folder(path)
     config = _untie_if_different(config, stored, path)
@@ -275,6 +278,7 @@ def write_model(
     write_folder(target, tensors, {name: s.file.name for name, s in source.items()}, shard_bytes)
     if like:
         copy_companions(Path(like), target)
+    write_manifest(target)
 
 
 def _is_tied(params: PyTree) -> bool:
@@ -326,5 +330,7 @@ def copy_companions(source: Path, target: Path) -> None:
     """Copies the tokenizer, the chat template and the generation settings along."""
     for pattern in COMPANIONS:
         for file in sorted(source.glob(pattern)):
-            if file.is_file():
+            if file.is_file() and not stays_inside(source, file):
+                print(f"jaxft: {file} is a link out of its folder: not copied", file=sys.stderr)
+            elif file.is_file():
                 shutil.copyfile(file, target / file.name)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxft.assets import model_folder
 from jaxft.formats.huggingface import load, write_model
+from jaxft.formats.manifest import tell_another_base
 from jaxft.formats.peft import load_adapter
 from jaxft.formats.safetensors import open_folder
 from jaxft.models.transformer import Transformer
@@ -34,6 +35,7 @@ def merge_folder(model: str | Path, adapter: str | Path, output: str | Path) -> 
         The largest deviation of the logits, relative to the largest logit.
     """
     model = model_folder(model)
+    tell_another_base(Path(adapter), model)
     module, params = load(model)
     adapted = load_adapter(params, adapter)
     expected = _logits(module, adapted)

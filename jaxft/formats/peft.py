@@ -7,8 +7,9 @@ largest, and a layer without an adapter has rank 0 and the factor 0. `peft_writi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ import numpy as np
 from jaxft.errors import UserError, nearest
 from jaxft.formats.adapter_config import (
     is_saved,
-    is_target,
-    pattern_value,
+    ranks_and_scales,
     read_adapter_config,
-    scale_of,
+    targeted,
     unknown_target,
 )
+from jaxft.formats.manifest import check_manifest
 from jaxft.formats.naming import modules_in, names_in
 from jaxft.formats.peft_writing import check_exportable, save_adapter
 from jaxft.formats.safetensors import FLOATS, Stored, open_folder
+from jaxft.methods import known_dtype
 from jaxft.models.families import Tensor
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
 from jaxft.weights import (
@@ -48,15 +50,15 @@ __all__ = ["check_exportable", "load_adapter", "save_adapter", "saved_leaves"]
 PREFIX = "base_model.model."
 # Older files carry the adapter's name ("default") or a `.weight` where newer ones do not.
 PART = re.compile(
-    r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
-    r"|lora_magnitude_vector"
-    r"|vera_lambda_b|vera_lambda_d)(\.default)?(\.weight)?"
+    r"(?P<module>.+?)\.(?P<part>lora_(embedding_)?[AB]|lora_magnitude_vector|vera_lambda_[bd])"
+    r"(\.default)?(\.weight)?"
 )
 DENSE = re.compile(
     r"(?P<module>.+?)(?P<inner>\.base_layer|\.original_module|\.modules_to_save(\.default)?)?"
     r"\.(?P<leaf>weight|bias)"
 )
 PROJECTION = re.compile(r"base_model\.vera_(?P<part>[AB])(\.default)?")
+KERNELS = ("/kernel", "/embedding")
 PARTS = {"lora_embedding_A": "lora_A", "lora_embedding_B": "lora_B"}
 
 
@@ -69,16 +71,22 @@ class _Contents:
         dense: {(path, layer): tensor} of leaves saved whole.
         carried: the base's own weights, which PEFT stores beside an adapted embedding or head.
         projections: VeRA's A and B.
+        dtype: of the arrays that are made of them.
     """
 
     parts: dict[str, dict[str, Stored]] = dataclasses.field(default_factory=dict)
     dense: dict[tuple[str, int | None], Stored] = dataclasses.field(default_factory=dict)
     carried: dict[tuple[str, int | None], Stored] = dataclasses.field(default_factory=dict)
     projections: dict[str, Stored] = dataclasses.field(default_factory=dict)
+    dtype: Any = np.float32
 
 
 def load_adapter(
-    params: PyTree, folder: str | Path, *, names: Mapping[str, str] | None = None
+    params: PyTree,
+    folder: str | Path,
+    *,
+    names: Mapping[str, str] | None = None,
+    dtype: str = "float32",
 ) -> PyTree:
     """Puts a PEFT adapter in the places of the kernels it adapts: LoRA, rsLoRA, DoRA or VeRA.
 
@@ -89,15 +97,17 @@ def load_adapter(
         params: the base's tree, without adapters.
         folder: holds adapter_config.json and adapter_model.safetensors.
         names: {path: module name with {layer}}; by default those of the family whose tree it is.
+        dtype: that of the adapter's arrays.
 
     Returns:
-        The tree with the adapter's weights in float32.
+        The tree with the adapter's weights.
 
     Raises:
-        UserError: a damaged folder, an unknown kind or option, a tensor too many, missing, or of a
-            shape that does not fit the base.
+        UserError: a damaged folder (also by its manifest, where it has one), an unknown kind or
+            option, a tensor too many, missing, or of a shape that does not fit the base.
     """
     folder = Path(folder)
+    check_manifest(folder)
     options = read_adapter_config(folder)
     table = names_in(params, names)
     modules = modules_in(table, params)
@@ -105,6 +115,7 @@ def load_adapter(
         if isinstance(leaf, LoRA | VeRA):
             raise UserError(f"load_adapter: {path} is adapted already: call jaxft.merge first")
     contents = _sort(open_folder(folder, "adapter_model"), options, table, modules, folder)
+    contents.dtype = known_dtype(dtype, "load_adapter")
     _check_whole(contents, options, table, modules, folder)
     params = _with_dense(params, contents, table)
     leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
@@ -114,9 +125,8 @@ def load_adapter(
         places.setdefault(path, {})[layer or 0] = module
     read = _vera if options["peft_type"] == "VERA" else _lora
     made, shared = read(options, contents, places, leaves, folder)
-    return (
-        map_with_paths(lambda path, leaf: made.get(path, leaf), params, is_leaf=is_weight) | shared
-    )
+    tree = map_with_paths(lambda path, leaf: made.get(path, leaf), params, is_leaf=is_weight)
+    return tree | shared
 
 
 def saved_leaves(
@@ -130,6 +140,7 @@ def saved_leaves(
         names: as of `load_adapter`.
     """
     folder = Path(folder)
+    check_manifest(folder)
     options = read_adapter_config(folder)
     table = names_in(params, names)
     modules = modules_in(table, params)
@@ -192,9 +203,7 @@ def _check_whole(
     folder: Path,
 ) -> None:
     """What the configuration announces is in the file, and nothing else."""
-    wanted = {"lora_A", "lora_B"} | (
-        {"lora_magnitude_vector"} if options.get("use_dora") else set()
-    )
+    wanted = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if options.get("use_dora") else [])}
     wanted = {"vera_lambda_b", "vera_lambda_d"} if options["peft_type"] == "VERA" else wanted
     for module, parts in contents.parts.items():
         for part in wanted.symmetric_difference(parts):
@@ -205,9 +214,11 @@ def _check_whole(
     targets = options["target_modules"]
     if isinstance(targets, list) and (unknown := unknown_target(targets, modules)):
         raise UserError(f"{folder}: target_modules: the base has no module {unknown}")
+    kernels = {m: path for m, (path, _) in modules.items() if path.endswith(KERNELS)}
+    projections = {module for module, path in kernels.items() if "_proj/" in path}
+    meant = set() if targets is None else targeted(options, kernels, projections)
     for module, (path, layer) in modules.items():
-        kernel = path.endswith(("/kernel", "/embedding"))
-        named = kernel and targets is not None and is_target(options, module, "_proj/" in path)
+        named = module in meant
         if named and module not in contents.parts:
             raise UserError(
                 f"{folder}: the adapter of {module} is missing, which target_modules names"
@@ -275,10 +286,10 @@ def _sizes(leaf: Any) -> tuple[bool, int, int, int]:
     return stacked, leaf.shape[0] if stacked else 1, leaf.shape[-2], leaf.shape[-1]
 
 
-def _fill(shape: tuple[int, ...], stacked: bool, values: Mapping[int, np.ndarray]) -> jax.Array:
+def _fill(shape: Sequence[int], values: Mapping[int, Any], stacked: bool, dtype: Any) -> jax.Array:
     """Each layer's values in the first places of zeros (layers, ...), if they are stacked."""
     layers, *rest = shape
-    filled = np.zeros((layers, *rest), np.float32)
+    filled = np.zeros((layers, *rest), dtype)
     for layer, value in values.items():
         places: tuple[int | slice, ...] = (layer, *(slice(size) for size in value.shape))
         filled[places] = value
@@ -302,35 +313,34 @@ def _lora(
 ) -> tuple[dict[str, Weight], dict[str, Any]]:
     """{path: LoRA or DoRA}, and nothing shared."""
     made: dict[str, Weight] = {}
+    sizes = ranks_and_scales(options, list(contents.parts))
     for path, modules in places.items():
         leaf = leaves[path]
         stacked, layers, rows, columns = _sizes(leaf)
         ranks, scales = [0] * layers, np.zeros(layers, np.float32)
-        values: dict[str, dict[int, np.ndarray]] = {
-            "lora_A": {},
-            "lora_B": {},
-            "lora_magnitude_vector": {},
-        }
+        parts_of_lora = ("lora_A", "lora_B", "lora_magnitude_vector")
+        values: dict[str, dict[int, np.ndarray]] = {part: {} for part in parts_of_lora}
+        fill = functools.partial(_fill, stacked=stacked, dtype=contents.dtype)
         for layer, module in modules.items():
             parts = contents.parts[module]
-            rank = pattern_value(options["rank_pattern"], module, options["r"])
+            rank, scale = sizes[module]
             _expect_shape(parts["lora_A"], (rank, rows), leaf)
             _expect_shape(parts["lora_B"], (columns, rank), leaf)
             if "lora_magnitude_vector" in parts:
                 _expect_shape(parts["lora_magnitude_vector"], (columns,), leaf)
-            ranks[layer], scales[layer] = rank, scale_of(options, module, rank)
+            ranks[layer], scales[layer] = rank, scale
             for part, stored in parts.items():
                 values[part][layer] = stored.read().T
         common: dict[str, Any] = {
             "base": leaf,
-            "a": _fill((layers, rows, max(ranks)), stacked, values["lora_A"]),
-            "b": _fill((layers, max(ranks), columns), stacked, values["lora_B"]),
+            "a": fill((layers, rows, max(ranks)), values["lora_A"]),
+            "b": fill((layers, max(ranks), columns), values["lora_B"]),
             "scale": jnp.array(scales if stacked else scales[0]),
             "dropout": float(options["lora_dropout"]),
             "ranks": tuple(ranks),
         }
         if options["use_dora"]:
-            common["magnitude"] = _fill((layers, columns), stacked, values["lora_magnitude_vector"])
+            common["magnitude"] = fill((layers, columns), values["lora_magnitude_vector"])
             made[path] = DoRA(**common)
         else:
             made[path] = LoRA(**common)
@@ -361,8 +371,8 @@ def _vera(
         sites.append(Site(path, leaf, leaf, jax.random.key(0), ranks, (), stacked))
         common: dict[str, Any] = {
             "base": leaf,
-            "d": _fill((layers, rank), stacked, d),
-            "g": _fill((layers, columns), stacked, g),
+            "d": _fill((layers, rank), d, stacked, contents.dtype),
+            "g": _fill((layers, columns), g, stacked, contents.dtype),
             "dropout": float(options["vera_dropout"]),
             "ranks": ranks,
         }
@@ -375,8 +385,7 @@ def _projections(
 ) -> dict[str, Any]:
     if not contents.projections and not options["save_projection"]:
         return projections(sites, seed=options["projection_prng_key"])
-    rows = max(site.matrix_shape[0] for site in sites)
-    columns = max(site.matrix_shape[1] for site in sites)
+    rows, columns = (max(site.matrix_shape[axis] for site in sites) for axis in (0, 1))
     shapes = {"A": (options["r"], rows), "B": (columns, options["r"])}
     read = {}
     for part, shape in shapes.items():
@@ -390,5 +399,5 @@ def _projections(
                 f"{stored.file}: {stored.name} has shape {list(stored.shape)}, "
                 f"the base needs {list(shape)}"
             )
-        read[part.lower()] = jnp.array(stored.read().T.astype(np.float32))
+        read[part.lower()] = jnp.array(stored.read().T.astype(contents.dtype))
     return {"vera": read}

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.assets import model_folder
 from jaxft.errors import UserError
-from jaxft.formats.adapter_config import is_saved, is_target
+from jaxft.formats.adapter_config import is_saved, targeted
+from jaxft.formats.manifest import BASE, fingerprint, write_manifest
 from jaxft.formats.naming import conv1d, modules_in, names_in
 from jaxft.formats.peft_tensors import (
     Adapted,
@@ -106,6 +108,7 @@ def save_adapter(
         write_file(part / "adapter_model.safetensors", tensors)
         write_json(part / "adapter_config.json", options)
         (part / "README.md").write_text(_card(options, method), encoding="utf-8")
+        write_manifest(part, base=fingerprint(model_folder(base), BASE) if base else {})
         if target.exists():
             shutil.rmtree(target)
         part.rename(target)
@@ -188,7 +191,7 @@ def _target_options(
         targets = sorted({".".join(name.split(".")[-length:]) for name in adapted})
         for chosen in (None, layers):
             means = common | {"target_modules": targets, "layers_to_transform": chosen}
-            if {name for name in modules if is_target(means, name, False)} == adapted.keys():
+            if targeted(means, modules, ()) == adapted.keys():
                 return {"target_modules": targets, "layers_to_transform": chosen}
     return {"target_modules": sorted(adapted)}
 

@@ -17,7 +17,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, named, nearest, shown
+from jaxft.files import (
+    MAX_JSON_BYTES,
+    exists,
+    listing,
+    open_regular,
+    parse_object,
+    read_bytes,
+    stays_inside,
+)
 from jaxft.processes import first
 
 # In the order in which the library lays them down, from the last to the first.
@@ -35,6 +44,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F64", "F32", "F16", "BF16")
+MAX_AXES = 16
 SHARD_BYTES = 5_000_000_000
 METADATA = {"format": "pt"}
 
@@ -88,10 +98,10 @@ def open_folder(folder: Path, stem: str = "model") -> dict[str, Stored]:
     Raises UserError, one line naming file and tensor, for what is missing or damaged.
     """
     index = folder / f"{stem}.safetensors.index.json"
-    if index.exists():
+    if exists(index):
         return _open_shards(folder, index)
     file = folder / f"{stem}.safetensors"
-    if not file.exists():
+    if not exists(file):
         there = sorted(path.name for path in folder.iterdir())
         pickles = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
         if pickles:
@@ -99,49 +109,61 @@ def open_folder(folder: Path, stem: str = "model") -> dict[str, Stored]:
                 f"{folder}: {pickles[0]} is a pickle, which can run code when it is read; jaxft "
                 "reads safetensors alone: load it in its own library and save_pretrained() it"
             )
-        raise UserError(f"{folder}: no {file.name}; there are: {', '.join(there) or 'no files'}")
+        raise UserError(f"{folder}: no {file.name}; there are: {listing(folder)}")
     return open_file(file)
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, Stored]:
-    where = read_json(index).get("weight_map")  # absent: the next line says so
+    written = parse_object(read_bytes(index, MAX_JSON_BYTES), str(index), unique=True)
+    where = written.get("weight_map")  # absent: the next line says so
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise UserError(f"{index}: no weight_map of names to files")
     found: dict[str, Stored] = {}
     for shard in dict.fromkeys(where.values()):
-        if Path(shard).name != shard:
-            raise UserError(f"{index}: {shard!r} leads out of the folder")
-        if not (folder / shard).exists():
-            raise UserError(f"{folder}: the shard {shard} is missing, which {index.name} names")
+        _check_shard(folder, index, shard)
         for name, stored in open_file(folder / shard).items():
             if name in found:
                 raise UserError(
-                    f"{folder}: {name} stands in {found[name].file.name} and in {shard}"
+                    f"{folder}: {named(name)} stands in {found[name].file.name} and in {shard}"
                 )
             found[name] = stored
     for name, shard in where.items():
         if name not in found or found[name].file.name != shard:
-            raise UserError(f"{folder / shard}: {name} is missing, which {index.name} places there")
+            raise UserError(
+                f"{folder / shard}: {named(name)} is missing, which {index.name} places there"
+            )
     return found
+
+
+def _check_shard(folder: Path, index: Path, shard: str) -> None:
+    """A shard is a name in the folder, and stands there (or in the cache that the folder is of)."""
+    if not shard or Path(shard).name != shard or "\\" in shard or not shard.isprintable():
+        raise UserError(f"{index}: {shown(shard)} leads out of the folder")
+    if not exists(folder / shard):
+        raise UserError(f"{folder}: the shard {named(shard)} is missing, which {index.name} names")
+    if not stays_inside(folder, folder / shard):
+        raise UserError(
+            f"{index}: {shown(shard)} is a link that leads out of the folder, to "
+            f"{shown(os.path.realpath(folder / shard))}: put the file itself there"
+        )
 
 
 def open_file(file: Path) -> dict[str, Stored]:
     """{name: tensor} of one file, its header checked whole. Raises UserError if it is damaged."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    stream, size = open_regular(file)
+    with stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
             raise UserError(
                 f"{file}: truncated or no safetensors file: "
                 f"the header has {length} bytes, the file {size}"
             )
+        if length > MAX_JSON_BYTES:
+            raise UserError(
+                f"{file}: a header of {length} bytes; at most {MAX_JSON_BYTES} are read"
+            )
         text = stream.read(length)
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{file}: the header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise UserError(f"{file}: the header is no JSON object")
+    header = parse_object(text, f"{file}: the header", unique=True)
     header.pop("__metadata__", None)
     tensors = {name: _entry(file, name, entry, 8 + length) for name, entry in header.items()}
     _check_coverage(file, list(tensors.values()), 8 + length, size)
@@ -151,19 +173,21 @@ def open_file(file: Path) -> dict[str, Stored]:
 def _entry(file: Path, name: str, entry: Any, start: int) -> Stored:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        numbers = (*shape, begin, end)
+        sound = isinstance(dtype, str) and len(shape) <= MAX_AXES
+        sound = sound and all(type(number) is int and 0 <= number < 2**63 for number in numbers)
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        raise UserError(f"{file}: {name}: a damaged entry in the header")
+        raise UserError(f"{file}: {named(name)}: a damaged entry in the header")
     if dtype not in DTYPES:
         raise UserError(
-            f"{file}: {name}: dtype {dtype} is not known to jaxft ({', '.join(DTYPES)})"
+            f"{file}: {named(name)}: dtype {named(dtype)} is not known to jaxft ({', '.join(DTYPES)})"
         )
     stored = Stored(file, name, dtype, shape, start + begin)
     if end - begin != stored.nbytes:
         raise UserError(
-            f"{file}: {name}: {dtype} {list(shape)} takes {stored.nbytes} bytes, "
+            f"{file}: {named(name)}: {dtype} {shown(list(shape))} takes {stored.nbytes} bytes, "
             f"the header gives it {end - begin}"
         )
     return stored
@@ -174,25 +198,14 @@ def _check_coverage(file: Path, tensors: list[Stored], start: int, size: int) ->
     for stored in sorted(tensors, key=lambda stored: (stored.offset, stored.nbytes)):
         if stored.offset != start:
             what = "overlaps another tensor" if stored.offset < start else "leaves a gap before it"
-            raise UserError(f"{file}: {stored.name}: {what}")
+            raise UserError(f"{file}: {named(stored.name)}: {what}")
         start += stored.nbytes
         if start > size:
             raise UserError(
-                f"{file}: truncated: {stored.name} ends at byte {start}, the file at {size}"
+                f"{file}: truncated: {named(stored.name)} ends at byte {start}, the file at {size}"
             )
     if start != size:
         raise UserError(f"{file}: {size - start} bytes after the last tensor")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; UserError if it is none."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: an object is expected, not {type(value).__name__}")
-    return value
 
 
 def expect(tensors: Mapping[str, Stored], name: str, shape: tuple[int, ...], where: str) -> Stored:

@@ -16,11 +16,12 @@ from jaxtyping import UInt32
 from tqdm import tqdm
 
 from jaxft.assets import model_folder
-from jaxft.data.chat import encode_chat
-from jaxft.data.sources import Row, check_messages, read_objects
+from jaxft.data.chat import Tools, encode_chat
+from jaxft.data.sources import Row, check_messages, check_tools, read_objects
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError, nearest
 from jaxft.formats import load, load_adapter
+from jaxft.formats.manifest import tell_another_base
 from jaxft.inference.decoding import generate_tokens
 from jaxft.models import Config, Transformer
 
@@ -42,6 +43,7 @@ def generate(
     batch_size: int = 8,
     progress: bool = False,
     origins: Sequence[str] = (),
+    tools: Sequence[Tools] = (),
 ) -> list[str]:
     """What the model says to each prompt, up to its first EOS, without special tokens.
 
@@ -62,6 +64,7 @@ def generate(
         batch_size: prompts at once.
         progress: show a bar on a terminal's stderr.
         origins: what an error calls each prompt; by default "prompt 1", ...
+        tools: of each prompt, the functions that its template names; () for none.
 
     Returns:
         A text for each prompt.
@@ -75,7 +78,8 @@ def generate(
         raise UserError("generate takes a list of prompts: [prompt] for one")
     _check_settings(max_new_tokens, temperature, top_k, top_p, batch_size)
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    with_tools = zip(prompts, tools or [None] * len(prompts), strict=True)
+    encoded = [_encode(tokenizer, prompt, known) for prompt, known in with_tools]
     origins = origins or [f"prompt {number}" for number in range(1, len(prompts) + 1)]
     _check_lengths(model.config, encoded, origins, max_new_tokens)
     streams, answers = _streams(encoded), [""] * len(encoded)
@@ -113,12 +117,13 @@ def _check_settings(
         raise UserError(f"generate: top_p must be from 0 to 1, not {top_p}")
 
 
-def _encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+def _encode(tokenizer: Tokenizer, prompt: Prompt, tools: Tools) -> list[int]:
     if isinstance(prompt, str):
         return tokenizer.encode(prompt)
     if not prompt:
         return []  # a template would write the assistant's turn all the same
-    return encode_chat(tokenizer, [dict(message) for message in prompt], add_generation_prompt=True)
+    messages = [dict(message) for message in prompt]
+    return encode_chat(tokenizer, messages, add_generation_prompt=True, tools=tools)
 
 
 def _check_lengths(
@@ -183,6 +188,8 @@ def main(
     top_k: int,
     top_p: float,
     seed: int,
+    dtype: str = "float32",
+    batch_size: int = 8,
 ) -> None:
     """`jaxft generate`: prints what a model folder, alone or with a PEFT adapter, says to prompts.
 
@@ -193,26 +200,30 @@ def main(
         model: a Hugging Face folder, or "tiny": the base embedded in jaxft.
         adapter: a PEFT folder; "" for none.
         prompts: texts.
-        data: a JSONL file instead: rows with "prompt" (a text or messages) or "messages", whose
-            last is left out if the assistant says it; other keys are not read.
+        data: a file, or whatever `read_rows` takes, instead: rows with "prompt" (a text or messages)
+            or "messages", whose last is left out if the assistant says it, and with "tools".
         as_json: JSON lines on a terminal too.
         max_new_tokens: as of `generate`, like the rest.
         temperature: 0 for the likeliest token.
         top_k: 0 for all.
         top_p: 1.0 for all.
         seed: of the draws.
+        dtype: of the weights, the adapter and the computation: float32, bfloat16 or float16.
+        batch_size: prompts at once.
 
     Raises:
         UserError: a folder or file that cannot be read, and whatever `generate` refuses.
     """
     folder = model_folder(model)
     asked: dict[str, Prompt] = {f"prompt {i}": text for i, text in enumerate(prompts, start=1)}
-    asked = _prompts_of(data) if data else asked
+    asked, tools = _prompts_of(data) if data else (asked, [])
     tokenizer = load_tokenizer(folder)
-    network, params = load(folder, dtype="float32")
+    network, params = load(folder, dtype=dtype)
+    if adapter:
+        tell_another_base(Path(adapter), folder)
     answers = generate(
         network,
-        load_adapter(params, adapter) if adapter else params,
+        load_adapter(params, adapter, dtype=dtype) if adapter else params,
         list(asked.values()),
         tokenizer=tokenizer,
         max_new_tokens=max_new_tokens,
@@ -220,8 +231,10 @@ def main(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        batch_size=batch_size,
         progress=True,
         origins=list(asked),
+        tools=tools,
     )
     plain = not as_json and sys.stdout.isatty()
     for prompt, answer in zip(asked.values(), answers, strict=True):
@@ -230,16 +243,23 @@ def main(
 
 
 def _shown(prompt: Prompt, answer: str) -> str:
-    said = [prompt] if isinstance(prompt, str) else [f"{m['role']}: {m['content']}" for m in prompt]
+    turns = [] if isinstance(prompt, str) else prompt
+    said = [f"{m['role']}: {m.get('content', '')}" for m in turns] or [str(prompt)]
     return "\n".join([*(f"> {text}" for text in said), answer, ""])
 
 
-def _prompts_of(path: str) -> dict[str, Prompt]:
-    """{file:line: prompt} of each row."""
-    found = {origin: _prompt_of(origin, values) for origin, values in read_objects(Path(path))}
+def _prompts_of(path: str) -> tuple[dict[str, Prompt], list[Tools]]:
+    """{file:line: prompt} of each row, and the tools of each."""
+    found: dict[str, Prompt] = {}
+    tools: list[Tools] = []
+    for origin, values in read_objects(path):
+        found[origin] = _prompt_of(origin, values)
+        row = Row(origin, "messages", values)
+        check_tools(row)
+        tools.append(row.values.get("tools"))
     if not found:
         raise UserError(f"{path}: no prompts: the file is empty")
-    return found
+    return found, tools
 
 
 def _prompt_of(origin: str, values: dict[str, Any]) -> Prompt:

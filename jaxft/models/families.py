@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, nearest, shown
 from jaxft.models.config import Config
 
 ACTIVATIONS = {
@@ -62,10 +62,12 @@ class Family:
 
 def family_of(model_type: Any, where: str) -> Family:
     """The family of a config.json's `model_type`. Raises UserError that lists the known ones."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         hint = nearest(str(model_type), FAMILIES)
-        raise UserError(f"{where}: unknown architecture {model_type!r}{hint}; jaxft knows {known}")
+        raise UserError(
+            f"{where}: unknown architecture {shown(model_type)}{hint}; jaxft knows {known}"
+        )
     return FAMILIES[model_type]
 
 
@@ -83,7 +85,7 @@ def module_names(config: Config) -> dict[str, str]:
 def _activation(name: Any) -> str:
     if name not in ACTIVATIONS:
         raise UserError(
-            f"config.json: unknown activation {name!r}; jaxft knows {', '.join(ACTIVATIONS)}"
+            f"config.json: unknown activation {shown(name)}; jaxft knows {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
 

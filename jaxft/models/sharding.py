@@ -84,20 +84,21 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*divided))
 
 
-def gather_layer(layer: PyTree) -> PyTree:
-    """Holds one layer's leaves to their specs without fsdp, at the top of the scan's body.
+def gather(kernels: PyTree) -> PyTree:
+    """Holds one layer's kernels, by the names of their projections, to their specs without fsdp.
 
-    So the layer is gathered in the type it is stored in, inside the loop, one layer at a time.
+    Said inside the loop over the layers, before anything is computed from them, this gathers one layer at a time,
+    in the type it is stored in.
     """
     if jax.sharding.get_abstract_mesh().empty:
-        return layer
+        return kernels
 
     def hold(path: str, leaf: Any) -> Any:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
         return jax.lax.with_sharding_constraint(leaf, _without("fsdp", leaf_spec(path, leaf.ndim)))
 
-    return map_with_paths(hold, layer)
+    return map_with_paths(hold, kernels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from jaxft.models.attention import attention, attention_reference
 from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
 from jaxft.models.ring import ring_attention
-from jaxft.models.sharding import constrain, context_parts, gather_layer
+from jaxft.models.sharding import constrain, context_parts, gather
 from jaxft.weights import KEPT, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
@@ -174,22 +174,26 @@ def _norm(config: Config, norm: Params, x: jax.Array) -> jax.Array:
     return rms_norm(x, norm["scale"], epsilon=config.norm_epsilon, offset=config.norm_offset)
 
 
-def _project(prepare: Any, projections: Sequence[Params], *inputs: jax.Array) -> list[jax.Array]:
-    """`prepare(*inputs) @ kernel + bias` for each projection, named so that remat = dots can keep it.
+def _project(
+    prepare: Any, layer: Params, names: Sequence[str], *inputs: jax.Array
+) -> list[jax.Array]:
+    """`prepare(*inputs) @ kernel + bias` for each named projection of the layer; remat = dots keeps them by name.
 
     Kept for the backward pass are the inputs and what the weights mark by `keep`. What `prepare` gives (a norm's or
-    an activation's output, as wide as they) is made again there, and the products themselves are not needed.
+    an activation's output, as wide as they) is made again there, and the products themselves are not needed. Kernels
+    are gathered from their shards in here, so that they are gathered again rather than kept whole, layer by layer.
     """
 
     def products(*inputs: jax.Array) -> list[jax.Array]:
+        kernels = gather({name: {"kernel": layer[name]["kernel"]} for name in names})
         x = prepare(*inputs)
-        return [contract(x, projection["kernel"]) for projection in projections]
+        return [contract(x, kernels[name]["kernel"]) for name in names]
 
     policy = jax.checkpoint_policies.save_only_these_names(KEPT)
     outputs = jax.checkpoint(products, prevent_cse=False, policy=policy)(*inputs)
-    for place, (y, projection) in enumerate(zip(outputs, projections, strict=True)):
-        if "bias" in projection:
-            y = y + jnp.broadcast_to(projection["bias"].astype(y.dtype), y.shape)
+    for place, (y, name) in enumerate(zip(outputs, names, strict=True)):
+        if "bias" in layer[name]:
+            y = y + jnp.broadcast_to(layer[name]["bias"].astype(y.dtype), y.shape)
         outputs[place] = checkpoint_name(y, "projection")
     return outputs
 
@@ -205,7 +209,7 @@ def _block(
     past: tuple[jax.Array, ...] | None = None,
 ) -> Any:
     """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`; with `past`, keys and values too."""
-    layer = bind(gather_layer(layer), params)
+    layer = bind(layer, params)
     x = constrain(x, "residual")
     norm = functools.partial(_norm, config, layer["attention_norm"])
     y, *written = _attend(config, layer["attention"], norm, window, x, segments, positions, past)
@@ -256,7 +260,7 @@ def _attend(
     def joined(y: jax.Array) -> jax.Array:
         return y.transpose(0, 2, 1, 3).reshape(*x.shape[:-1], config.heads * config.head_dim)
 
-    return (*_project(joined, [layer["o_proj"]], y), *written)
+    return (*_project(joined, layer, ["o_proj"], y), *written)
 
 
 def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
@@ -273,9 +277,9 @@ def _query_key_value(
     sizes = (config.heads, config.key_heads, config.key_heads)
     if config.fused_qkv:
         ends = [config.head_dim * sum(sizes[:i]) for i in (1, 2)]
-        parts = jnp.split(_project(norm, [layer["qkv_proj"]], x)[0], ends, axis=-1)
+        parts = jnp.split(_project(norm, layer, ["qkv_proj"], x)[0], ends, axis=-1)
     else:
-        parts = _project(norm, [layer[name] for name in ("q_proj", "k_proj", "v_proj")], x)
+        parts = _project(norm, layer, ("q_proj", "k_proj", "v_proj"), x)
     split = (
         part.reshape(*x.shape[:-1], heads, config.head_dim).transpose(0, 2, 1, 3)
         for part, heads in zip(parts, sizes, strict=True)
@@ -285,10 +289,10 @@ def _query_key_value(
 
 def _feed_forward(config: Config, layer: Params, norm: Any, x: jax.Array) -> jax.Array:
     names = ("gate_proj", "up_proj") if config.gated else ("up_proj",)
-    wide = _project(norm, [layer[name] for name in names], x)
+    wide = _project(norm, layer, names, x)
     wide = [constrain(part, "feed_forward") for part in wide]
     act = functools.partial(gated if config.gated else activate, activation=config.activation)
-    return _project(act, [layer["down_proj"]], *wide)[0]
+    return _project(act, layer, ["down_proj"], *wide)[0]
 
 
 def initial_params(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:

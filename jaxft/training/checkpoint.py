@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,12 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxft.errors import UserError
+from jaxft.formats.manifest import Damaged, check_manifest, write_manifest
+from jaxft.training.folder import written
 from jaxft.tree import PyTree, flatten_with_paths, partition
 from jaxft.weights import SHARED, weights_of
+
+PARTIAL = ".partial"  # the ending of a checkpoint that is being written
 
 
 def drawn_patterns(params: PyTree) -> list[tuple[str, bool]]:
@@ -34,10 +42,12 @@ def split_base(params: PyTree, frozen: PyTree) -> tuple[PyTree, PyTree]:
 
 
 class Checkpoints:
-    """The folder RUN/checkpoints, written asynchronously by Orbax.
+    """The folder RUN/checkpoints, written by Orbax while training goes on.
 
-    A checkpoint of step n holds the state after n updates, the drawn frozen leaves, and the data
-    iterator's state. Trees are stored flat, by path.
+    The checkpoint of step n holds the state after n updates, the drawn frozen leaves, and whatever
+    else the caller tells (the data iterator's state). Trees are stored flat, by path. A checkpoint is
+    written as `n.partial` and gets its manifest there; it is renamed to `n` when it is whole, and only
+    then do older ones go.
 
     Args:
         folder: where they stand.
@@ -46,56 +56,143 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, asynchronous: bool = True) -> None:
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=asynchronous, create=True
-            ),
-        )
+        self.folder, self._keep, self._asynchronous = folder.absolute(), keep, asynchronous
+        with written(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._primary = jax.process_index() == 0
+        if self._primary:
+            for left in self.folder.glob(f"*{PARTIAL}*"):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        logging.getLogger("absl").setLevel(
+            logging.CRITICAL
+        )  # Orbax's failures are told in one line
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._pending: tuple[int, Future[None]] | None = None
+        self._current: int | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, in order; some may be damaged."""
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     @property
     def latest(self) -> int | None:
-        """The last whole checkpoint's step, or None."""
-        return self._manager.latest_step()
+        """The last checkpoint's step, or None."""
+        return max(self.steps, default=None)
 
-    def save(self, step: int, tree: PyTree, data: Mapping[str, Any]) -> None:
-        """Begins to write; the tree's arrays are copied before this returns."""
-        if step != self.latest:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    tree=ocp.args.StandardSave(dict(flatten_with_paths(tree))),
-                    data=ocp.args.JsonSave(dict(data)),
-                ),
-            )
+    def save(
+        self, step: int, tree: PyTree, data: Mapping[str, Any], protect: Sequence[int] = ()
+    ) -> None:
+        """Begins to write; the tree's arrays are copied before this returns.
 
-    def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """The tree of a checkpoint in the structure, dtypes and shardings of `like`, and the data's state."""
+        Args:
+            step: updates made; nothing happens if that is what was saved or restored last.
+            tree: what to keep.
+            data: fit for JSON.
+            protect: steps of older checkpoints that are to stay beside the last `keep`.
+
+        Raises:
+            UserError: this checkpoint or the one before it cannot be written.
+        """
+        if step == self._current:
+            return
+        self.wait()
+        partial = self.folder / f"{step}{PARTIAL}"
+        items = ocp.args.Composite(
+            tree=ocp.args.StandardSave(dict(flatten_with_paths(tree))),
+            data=ocp.args.JsonSave(dict(data)),
+        )
+        with written(self.folder / str(step)):
+            self._orbax.save(partial, args=items, force=True)
+        self._pending = (step, self._thread.submit(self._commit, step, frozenset(protect)))
+        self._current = step
+        if not self._asynchronous:
+            self.wait()
+
+    def _commit(self, step: int, protect: frozenset[int]) -> None:
+        """Waits for Orbax, then makes the checkpoint whole and removes those that are no more needed."""
+        self._orbax.wait_until_finished()
+        if not self._primary:
+            return
+        partial, whole = self.folder / f"{step}{PARTIAL}", self.folder / str(step)
+        write_manifest(partial)
+        shutil.rmtree(whole, ignore_errors=True)  # a damaged one, made again
+        partial.rename(whole)
+        past = [known for known in self.steps if known <= step]
+        stay = {*past[-self._keep :], *protect}
+        for known in set(self.steps) - stay:
+            shutil.rmtree(self.folder / str(known), ignore_errors=True)
+
+    def check(self) -> None:
+        """Raises what went wrong in writing, as soon as it is known; does not wait."""
+        if self._pending is not None and self._pending[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was begun is written; raises UserError, with path and bytes, if it cannot be."""
+        if self._pending is None:
+            return
+        (step, future), self._pending = self._pending, None
+        with written(self.folder / str(step)):
+            try:
+                future.result()
+            except Exception:
+                self._current = None
+                shutil.rmtree(self.folder / f"{step}{PARTIAL}", ignore_errors=True)
+                raise
+
+    def newest(self, say: Callable[[str], None]) -> int | None:
+        """The last whole checkpoint's step, or None. Those that are damaged are named to `say`."""
+        for step in reversed(self.steps):
+            try:
+                check_manifest(self.folder / str(step), required=True)
+            except Damaged as error:
+                say(f"{error}; the checkpoint before it is used")
+            else:
+                return step
+        return None
+
+    def data(self, step: int) -> dict[str, Any]:
+        """What was told of the step beside the tree."""
+        items = ocp.args.Composite(data=ocp.args.JsonRestore())
+        with self._read(step):
+            return dict(self._orbax.restore(self.folder / str(step), args=items)["data"])
+
+    def restore(self, step: int, like: PyTree) -> PyTree:
+        """The tree of a checkpoint in the structure, dtypes and shardings of `like`.
+
+        Raises:
+            Damaged: a file is not as it was written.
+            UserError: the tree is another one, as of another method.
+        """
+        check_manifest(self.folder / str(step), required=True)
         wanted = dict(flatten_with_paths(like))
         abstract = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for path, leaf in wanted.items()
         }
+        items = ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))
+        with self._read(step):
+            restored = self._orbax.restore(self.folder / str(step), args=items)
+            leaves = [restored["tree"][path] for path in wanted]
+        self._current = step
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    @contextlib.contextmanager
+    def _read(self, step: int) -> Iterator[None]:
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    tree=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
-                ),
-            )
-        except (ValueError, KeyError, FileNotFoundError) as error:
+            yield
+        except (ValueError, KeyError, OSError) as error:
             line = str(error).strip().split("\n")[0]
             raise UserError(
-                f"{self._manager.directory}/{step}: this checkpoint cannot be read: {line}"
+                f"{self.folder / str(step)}: this checkpoint cannot be read: {line}"
             ) from error
-        leaves = [restored["tree"][path] for path in wanted]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), restored["data"]
-
-    def wait(self) -> None:
-        """Until what was begun is written; raises what went wrong in writing."""
-        self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Lets go of the folder. What `wait` would raise is not raised here."""
+        with contextlib.suppress(Exception):
+            self.wait()
+        self._thread.shutdown()
+        with contextlib.suppress(Exception):
+            self._orbax.close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,22 @@ from jaxft.errors import UserError
 
 # Keys that may differ when a run goes on: they do not change what is computed.
 HONOURED = ("mesh.", "report_to", "checkpoint.keep", "checkpoint.asynchronous")
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Tells what cannot be written in one line: the path, why, and the bytes that are free there."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        found = re.search(r"OS error \d+: ([^\]]+)", str(error))
+        reason = getattr(error, "strerror", None) or (found and found[1]) or str(error)
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        line = (reason.strip() or type(error).__name__).split("\n")[0]
+        free = shutil.disk_usage(there).free
+        raise UserError(f"{path}: cannot be written: {line} ({free:,} bytes are free)") from error
 
 
 def check_folder(config: ConfigDict, workdir: Path) -> None:
@@ -46,17 +63,22 @@ def open_folder(config: ConfigDict, workdir: Path) -> None:
     """Makes a new run's folder with its config.json; leaves one that exists as it is."""
     if (workdir / "config.json").exists():
         return
-    try:
+    with written(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / "config.json", to_json(config))
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written: {error.strerror}") from error
+
+
+def tidy(workdir: Path) -> None:
+    """Removes what a run that was killed left half written beside its checkpoints."""
+    for left in (*workdir.glob(".adapter.*"), *workdir.glob("*.tmp")):
+        with written(left):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -82,17 +104,18 @@ class Samples:
         evaluated: steps whose evaluation is whole.
     """
 
-    def __init__(self, path: Path, evaluated: set[int]) -> None:
-        lines = path.read_text().splitlines() if path.exists() else []
+    def __init__(self, path: Path, evaluated: Container[int]) -> None:
+        lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
         kept = [line for line in lines if _step(line) in evaluated]
-        write_text(path, "".join(line + "\n" for line in kept))
+        with written(path):
+            write_text(path, "".join(line + "\n" for line in kept))
         self._path = path
 
     def write(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Appends {"step", "prompt", "completion", "reference"} a row."""
-        with self._path.open("a") as file:
-            for row in rows:
-                file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+        lines = [json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows]
+        with written(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
 
 
 def _step(line: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -17,14 +17,19 @@ from jaxft import processes
 from jaxft.adaptation import merge, partition
 from jaxft.assets import model_folder
 from jaxft.configuration import validate
+from jaxft.data import Batches
+from jaxft.errors import UserError
 from jaxft.formats import save, save_adapter
-from jaxft.inference import generate
+from jaxft.formats.manifest import Damaged
 from jaxft.inference.evaluate import held_out
 from jaxft.methods import Method
 from jaxft.models import Transformer
 from jaxft.training.checkpoint import Checkpoints, split_base
-from jaxft.training.folder import Samples, check_folder, open_folder, replaced
-from jaxft.training.metrics import Metrics, Progress, reporters
+from jaxft.training.evaluation import answers, best_step, is_exhausted
+from jaxft.training.folder import Samples, check_folder, open_folder, replaced, tidy, written
+from jaxft.training.identity import check_identity, identity
+from jaxft.training.lock import Lock
+from jaxft.training.metrics import Metrics, Progress, reporters, say
 from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.plots import plot_run
 from jaxft.training.prepare import (
@@ -32,11 +37,12 @@ from jaxft.training.prepare import (
     loss_of,
     prepare_data,
     prepare_model,
-    prompt_and_reference,
     updates_of,
 )
 from jaxft.training.sharding import make_mesh, place_batch, shardings
+from jaxft.training.signals import Interrupted, Stop, stoppable
 from jaxft.training.step import State, initial_state, make_train_step
+from jaxft.training.wording import next_commands, shortened
 from jaxft.tree import PyTree, combine, count
 
 
@@ -50,6 +56,7 @@ class Result:
         metrics: the last training and held-out numbers, as `train_loss`, `eval_loss`, ...
         output: RUN/adapter, or RUN/model after full tuning.
         plot: RUN/plots/loss.png.
+        data_wait: seconds that the updates made by this call waited for their batches.
     """
 
     workdir: Path
@@ -57,6 +64,7 @@ class Result:
     metrics: dict[str, float]
     output: Path
     plot: Path
+    data_wait: float
 
 
 def train(config: ConfigDict, workdir: str | Path) -> Result:
@@ -73,13 +81,17 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     validate(config)
     workdir = Path(workdir)
     check_folder(config, workdir)
-    mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        model, params, method = prepare_model(config, mesh)
-        data = prepare_data(config, model.config, mesh)
-        processes.wait("checked")
-        with processes.logs_of(workdir) as logs:
-            return _Run(config, workdir, logs, mesh, method, model, data, params).run()
+    lock: Any = Lock(workdir) if processes.first() else contextlib.nullcontext()
+    with stoppable() as stop, lock:
+        mesh = make_mesh(config.mesh)
+        with jax.set_mesh(mesh):
+            model, params, method = prepare_model(config, mesh)
+            data = prepare_data(config, model.config, mesh)
+            processes.wait("checked")
+            with processes.logs_of(workdir) as logs:
+                run = _Run(config, workdir, logs, mesh, method, model, data, params, stop)
+                run.open(lock)
+                return run.run()
 
 
 class _Run:
@@ -95,23 +107,37 @@ class _Run:
         model: Transformer,
         data: Data,
         params: PyTree,
+        stop: Stop,
     ) -> None:
         self.config, self.workdir, self.logs, self.method = config, workdir, logs, method
-        self.mesh, self.model, self.data = mesh, model, data
+        self.mesh, self.model, self.data, self.stop = mesh, model, data, stop
         self.steps = updates_of(config, data.train.steps_per_epoch)
         trainable, self.frozen = partition(params, method)
         rate = schedule(config.optimizer, self.steps)
         optimizer = make_optimizer(config.optimizer, method, trainable, self.steps)
         loss = loss_of(config, model.config)
         step = make_train_step(loss, optimizer, rate, seed=config.seed, parts=config.grad_accum)
-        self.eval_sums = jax.jit(lambda tuned, rest, batch: loss(combine(tuned, rest), batch))
         state = jax.eval_shape(lambda tree: initial_state(tree, optimizer), trainable)
-        places = shardings(state, mesh)
-        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
-        initial = jax.jit(lambda tree: initial_state(tree, optimizer), out_shardings=places)
+        placed = shardings(state, mesh)
+        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+        self.eval_sums = jax.jit(lambda tuned, rest, batch: loss(combine(tuned, rest), batch))
+        initial = jax.jit(lambda tree: initial_state(tree, optimizer), out_shardings=placed)
         self.state: State = initial(trainable)
+        self.identity = identity(config, mesh)
+        self.last: dict[str, float] = {}
+        self.data_wait = 0.0
+        self.pending: tuple[int, dict[str, jax.Array], int] | None = None
+        self.shapes: set[tuple[int, ...]] = set()
+        self.clock = self.began = time.perf_counter()
+
+    def open(self, lock: Lock) -> None:
+        """Makes the folder, or takes up what stands there. Nothing has been written before."""
+        config, workdir = self.config, self.workdir
         if processes.first():
             open_folder(config, workdir)
+            lock.take()
+            check_folder(config, workdir)  # another process may have made it meanwhile
+            tidy(workdir)
         processes.wait("opened")
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
@@ -122,49 +148,80 @@ class _Run:
         services = reporters(
             config.report_to if processes.first() else (), workdir, config.to_dict()
         )
-        self.metrics = Metrics(logs / "metrics.jsonl", self.step, services)
-        self.samples = Samples(logs / "samples.jsonl", self.metrics.evaluated)
-        self.progress = Progress(self.step, self.steps, quiet=not processes.first())
-        self.last: dict[str, float] = {}
+        sets = tuple(self.data.held_out) or ("",)
+        self.metrics = Metrics(self.logs / "metrics.jsonl", self.step, services, sets)
+        self.samples = Samples(self.logs / "samples.jsonl", self.metrics.losses)
+        self.progress = Progress(self.step, self.steps)
 
     def run(self) -> Result:
         """All updates that are left, then the last checkpoint, the export and the plot."""
         self._say_start()
         try:
-            self._loop()
-            self._save()
-            self.checkpoints.wait()
+            self.stop.deferred = True
+            self._train()
             output = self._export()
             plot = plot_run(self.logs)
+            self.stop.check()
         finally:
             self.progress.close()
             self.metrics.close()
             self.checkpoints.close()
-        return Result(self.workdir, self.step, self.last, output, plot)
+        self._say_end(output)
+        return Result(self.workdir, self.step, self.last, output, plot, self.data_wait)
+
+    def _train(self) -> None:
+        """The loop; then, or where a signal asked to stop, a checkpoint."""
+        interrupted = None
+        try:
+            self._loop()
+        except Interrupted as error:
+            interrupted = error
+        self._log()
+        self._save()
+        self.checkpoints.wait()
+        processes.wait("saved")
+        if interrupted or self.stop.signal:
+            self.progress.say(
+                f"stopped after step {self.step}, whose checkpoint is written; "
+                "the same command goes on from there"
+            )
+            raise interrupted or Interrupted
 
     def _loop(self) -> None:
         self._evaluate_if_due()
-        pending: tuple[int, dict[str, jax.Array], int] | None = None
-        clock = time.perf_counter()
-        while self.step < self.steps:
+        while self.step < self.steps and not self._exhausted():
+            self.stop.check()
+            if processes.preempted(self.step):
+                raise Interrupted
+            self.checkpoints.check()
             self._events()
+            asked = time.perf_counter()
             batch = next(self.data.train)
             placed = place_batch(batch, self.config.batch_size, self.mesh)
-            self.state, numbers = self.train_step(self.state, self.frozen, placed)
-            self.step += 1
-            # Metrics are read a step late, so that the device never waits for the host.
-            if pending is not None:
-                clock = self._log(*pending, clock)
-            pending = (self.step, numbers, int(np.count_nonzero(batch["segments"])))
+            self.data_wait += time.perf_counter() - asked
+            self._update(placed)
             if self._due(self.config.eval_every) or self._due(self.config.checkpoint.every):
-                clock = self._log(*pending, clock)
-                pending = None
+                self._log()
                 if self._due(self.config.checkpoint.every):
                     self._save()
                 self._evaluate_if_due()
-                clock = time.perf_counter()
-        if pending is not None:
-            self._log(*pending, clock)
+                self.clock = time.perf_counter()
+
+    def _update(self, placed: Mapping[str, jax.Array]) -> None:
+        """One step; the numbers of the one before are read now, so that the device never waits for the host."""
+        shape = placed["tokens"].shape
+        known = shape in self.shapes
+        if not known:
+            self._log()
+            self.shapes.add(shape)
+        saying = f"compiling the step for {shape[0]} rows of {shape[1]} tokens"
+        with contextlib.nullcontext() if known else self.progress.apart(saying):
+            self.state, numbers = self.train_step(self.state, self.frozen, placed)
+        self.step += 1
+        self._log()
+        if not known:
+            self.clock = time.perf_counter()
+        self.pending = (self.step, numbers, self.data.train.tokens(self.step - 1))
 
     def _due(self, every: int) -> bool:
         return self.step == self.steps or (every > 0 and self.step % every == 0)
@@ -177,9 +234,12 @@ class _Run:
                 trainable, self.frozen = partition(params, self.method)
                 self.state = self.state._replace(trainable=trainable)
 
-    def _log(self, step: int, numbers: Mapping[str, jax.Array], tokens: int, clock: float) -> float:
-        """Writes the numbers of a past update; returns the time at which they were there."""
-        read = {name: float(value) for name, value in jax.device_get(dict(numbers)).items()}
+    def _log(self) -> None:
+        """Writes the numbers of the last update, if that has not been done."""
+        if self.pending is None:
+            return
+        (step, numbers, tokens), self.pending = self.pending, None
+        read = {name: float(value) for name, value in jax.device_get(numbers).items()}
         now = time.perf_counter()
         line = {
             "loss": read["loss"],
@@ -187,81 +247,119 @@ class _Run:
             "grad_norm": read["grad_norm"],
             "tokens": tokens,
             "trained_tokens": int(read["tokens"]),
-            "tokens_per_second": round(tokens / max(now - clock, 1e-9), 1),
+            "tokens_per_second": round(tokens / max(now - self.clock, 1e-9), 1),
         }
+        self.clock = now
         if step % self.config.log_every == 0 or step == self.steps:
             self.metrics.write("train", step, line)
         self.last |= {f"train_{name}": value for name, value in line.items()}
         self.progress.update(step, line)
-        return now
+        if read["bad"]:
+            self._bad(step, int(read["bad"]), line)
+
+    def _bad(self, step: int, bad: int, line: Mapping[str, float]) -> None:
+        """Tells of a step that was skipped; after `max_bad_steps` in a row the run is over."""
+        ids = self.data.train.origins(step - 1)
+        text = (
+            f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}, learning rate "
+            f"{line['learning_rate']:.3g}: the update is not applied; examples {shortened(ids)}"
+        )
+        if bad >= self.config.optimizer.max_bad_steps:
+            self.checkpoints.wait()
+            last = self.checkpoints.latest
+            stays = "no checkpoint was written yet" if last is None else f"checkpoint {last} stays"
+            raise UserError(f"{self.workdir}: {text}; {bad} such steps in a row: {stays}")
+        self.progress.say(text)
+
+    def _exhausted(self) -> bool:
+        """Whether the held-out loss has not fallen for `config.patience` evaluations."""
+        return is_exhausted(self.metrics.losses, self.config.patience)
 
     def _evaluate_if_due(self) -> None:
-        """The held-out loss and samples, unless they were taken at this step before."""
-        if self.data.held_out is None or self.step in self.metrics.evaluated:
+        """The held-out losses and samples, unless they were taken at this step before."""
+        if not self.data.held_out or self.step in self.metrics.losses:
             return
         if not (self.step == 0 or self._due(self.config.eval_every)):
             return
-        numbers = held_out(self.eval_sums, self.state.trainable, self.frozen, self._held_out())
-        self.samples.write(self.step, self._answers())
-        self.metrics.write("eval", self.step, numbers)
-        self.metrics.evaluated.add(self.step)
-        self.last |= {f"eval_{name}": value for name, value in numbers.items()}
-        self.progress.say(f"step {self.step}: held-out loss {numbers['loss']:.4f}")
+        with self.progress.apart(f"evaluating at step {self.step}"):
+            results = {
+                name: held_out(
+                    self.eval_sums, self.state.trainable, self.frozen, self._held_out(batches)
+                )
+                for name, batches in self.data.held_out.items()
+            }
+            rows = answers(self.config, self.model, self._params(), self.data)
+            self.samples.write(self.step, rows)
+        self.metrics.write_evaluation(self.step, results)
+        for name, numbers in results.items():
+            prefix = f"eval_{name}_" if name else "eval_"
+            self.last |= {prefix + key: value for key, value in numbers.items()}
+            of = f" of {name}" if name else ""
+            self.progress.say(f"step {self.step}: held-out loss{of} {numbers['loss']:.4f}")
+        if self.config.checkpoint.best and self._best() == self.step:
+            self._save()
+        if self._exhausted():
+            self.progress.say(
+                f"the held-out loss has not fallen for {self.config.patience} evaluations: "
+                f"stopping after step {self.step}"
+            )
 
-    def _held_out(self) -> Iterator[Any]:
-        batches = self.data.held_out
-        assert batches is not None
+    def _held_out(self, batches: Batches) -> Iterator[Any]:
         for index in range(len(batches)):
+            self.stop.check()
             yield place_batch(batches[index], self.config.eval_batch_size, self.mesh)
-
-    def _answers(self) -> list[dict[str, Any]]:
-        """What the model says to the held-out prompts, beside what stands in the data."""
-        if not self.data.prompts:
-            return []
-        prompts, references = zip(*map(prompt_and_reference, self.data.prompts), strict=True)
-        answers = generate(
-            self.model,
-            self._params(),
-            list(prompts),
-            tokenizer=self.data.tokenizer,
-            max_new_tokens=self.config.samples.max_new_tokens,
-        )
-        rows = zip(prompts, answers, references, strict=True)
-        return [
-            {"prompt": prompt, "completion": answer, "reference": reference}
-            for prompt, answer, reference in rows
-        ]
+        self.stop.check()
 
     def _params(self) -> PyTree:
         return combine(self.state.trainable, self.frozen)
 
+    def _best(self) -> int | None:
+        """The step whose checkpoint is kept as the best, or None."""
+        return best_step(self.metrics.losses) if self.config.checkpoint.best else None
+
     def _save(self) -> None:
-        """A checkpoint of the state, the drawn frozen leaves and the data iterator."""
+        """A checkpoint of the state, the drawn frozen leaves, the data iterator and what the run stands on."""
         drawn, _ = split_base(self._params(), self.frozen)
-        self.checkpoints.save(self.step, (self.state, drawn), self.data.train.state())
+        beside = {"iterator": self.data.train.state(), "run": self.identity}
+        best = self._best()
+        self.checkpoints.save(
+            self.step, (self.state, drawn), beside, protect=() if best is None else (best,)
+        )
 
     def _restore(self) -> int:
-        """Takes up the last checkpoint; returns its step, or 0."""
-        step = self.checkpoints.latest
+        """Takes up the last whole checkpoint; returns its step, or 0."""
+        step = self.checkpoints.newest(say)
         if step is None:
             return 0
-        drawn, base = split_base(self._params(), self.frozen)
-        (self.state, drawn), data = self.checkpoints.restore(step, (self.state, drawn))
-        self.frozen = combine_holes(drawn, base)
-        self.data.train.restore(data)
+        beside = self.checkpoints.data(step)
+        check_identity(beside["run"], self.identity, self.workdir, say)
+        self._take_up(step)
+        self.data.train.restore(beside["iterator"])
         return step
+
+    def _take_up(self, step: int) -> None:
+        drawn, base = split_base(self._params(), self.frozen)
+        self.state, drawn = self.checkpoints.restore(step, (self.state, drawn))
+        self.frozen = combine_holes(drawn, base)
 
     def _export(self) -> Path:
         """RUN/adapter in PEFT's format, or RUN/model where the method has no adapter."""
+        best = self._best()
+        if best is not None and best != self.step:
+            try:
+                self._take_up(best)
+                self.progress.say(f"exporting step {best}, whose held-out loss is the lowest")
+            except Damaged as error:
+                self.progress.say(f"{error}; the last step is exported, not the best")
         params, like = self._params(), model_folder(self.config.model)
-        name = "adapter" if self.method.weight else "model"
-        with replaced(self.logs / name) as folder:
+        target = self.logs / ("adapter" if self.method.weight else "model")
+        with written(target), replaced(target) as folder:
             if self.method.weight:
-                save_adapter(params, folder, method=self.method, base=like)
+                save_adapter(params, folder, method=self.method, base=self.config.model)
             else:
                 save(self.model, merge(params), folder, like=like)
         processes.wait("exported")
-        return self.logs / name
+        return target
 
     def _say_start(self) -> None:
         for line in self.data.lines:
@@ -274,6 +372,16 @@ class _Run:
         )
         if self.step:
             self.progress.say(f"going on from the checkpoint of step {self.step}")
+
+    def _say_end(self, output: Path) -> None:
+        """What was done, and what to do with it."""
+        seconds = time.perf_counter() - self.began
+        trained, whole = count(self.state.trainable), count(self._params())
+        self.progress.say(
+            f"done: {self.step} updates of {trained:,} of {whole:,} parameters in {seconds:.1f} s"
+        )
+        for line in next_commands(self.config.model, output, bool(self.method.weight)):
+            self.progress.say(line)
 
 
 def combine_holes(*trees: PyTree) -> PyTree:

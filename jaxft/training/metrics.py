@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from jaxft.errors import UserError
+from jaxft.processes import first
+from jaxft.training.folder import write_text, written
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
 
@@ -90,46 +94,97 @@ def reporters(names: tuple[str, ...], workdir: Path, config: Mapping[str, Any]) 
 
 
 class Metrics:
-    """RUN/metrics.jsonl, a line a step and a line an evaluation, passed on to the reporters.
+    """RUN/metrics.jsonl, a line a step and a line for each set of an evaluation, passed on to the reporters.
+
+    A number that is not finite is written as null, for JSON has no other way.
 
     Args:
-        path: the file; lines after `step` are cut off, so that a run that goes on has each step once.
+        path: the file; lines after `step`, evaluations that lack a set, and what a crash left of a line are cut
+            off, so that a run that goes on has each step once.
         step: how many updates have been made.
         services: further reporters.
+        sets: names of the held-out sets; "" where there is a single one, which needs no name.
+
+    Attributes:
+        losses: {step: held-out loss} of the evaluations that are whole, on the first set.
     """
 
-    def __init__(self, path: Path, step: int, services: list[Reporter]) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
-        self._file = path.open("a")
-        self._services = services
-        self.evaluated = {line["step"] for line in kept if line["split"] == "eval"}
+    def __init__(
+        self, path: Path, step: int, services: list[Reporter], sets: Sequence[str] = ("",)
+    ) -> None:
+        self._path, self._services = path, services
+        lines = [line for line in read_metrics(path) if line["step"] <= step]
+        held_out = [line for line in lines if line["split"] == "eval"]
+        counts = collections.Counter(line["step"] for line in held_out)
+        whole = {at for at, number in counts.items() if number == len(sets)}
+        kept = [line for line in lines if line["split"] != "eval" or line["step"] in whole]
+        with written(path):
+            write_text(path, "".join(map(_json_line, kept)))
+            self._file = path.open("a", encoding="utf-8")
+        self.losses: dict[int, float] = {}
+        for line in held_out:
+            if line["step"] in whole:
+                self.losses.setdefault(line["step"], line["loss"])
 
     def write(self, split: str, step: int, numbers: Mapping[str, float]) -> None:
         """Appends {"step", numbers ..., "split"}."""
-        self._file.write(json.dumps({"step": step, **numbers, "split": split}) + "\n")
-        self._file.flush()
+        self._append([{"step": step, **numbers, "split": split}])
+        self._report(split, step, numbers)
+
+    def write_evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Appends {"step", numbers ..., "set", "split": "eval"} for each set by name, all at once."""
+        names = {name: {"set": name} if name else {} for name in results}
+        self._append(
+            [
+                {"step": step, **numbers, **names[name], "split": "eval"}
+                for name, numbers in results.items()
+            ]
+        )
+        self.losses[step] = next(iter(results.values()))["loss"]
+        for name, numbers in results.items():
+            self._report(f"eval/{name}" if name else "eval", step, numbers)
+
+    def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        with written(self._path):
+            self._file.write("".join(map(_json_line, lines)))
+            self._file.flush()
+
+    def _report(self, split: str, step: int, numbers: Mapping[str, float]) -> None:
         for service in self._services:
             service.report(split, step, numbers)
 
     def close(self) -> None:
         """Closes the file and the reporters."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written was told when it was
+            self._file.close()
         for service in self._services:
             service.close()
 
 
+def _json_line(line: Mapping[str, Any]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl; a line cut short by a crash is left out."""
+    """The whole lines of a metrics.jsonl, null as nan; a line cut short by a crash is left out."""
     lines = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for text in path.read_text("utf-8", "replace").split("\n"):
             with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
+                line = json.loads(text)
+                if isinstance(line, dict) and {"step", "split"} <= line.keys():
+                    lines.append({k: math.nan if v is None else v for k, v in line.items()})
     return lines
+
+
+def say(line: str) -> None:
+    """A line on stderr, said by one process."""
+    if first():
+        print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -137,16 +192,23 @@ class Progress:
 
     Args:
         step, steps: updates made and to make.
-        quiet: say nothing, as in all processes but the first.
     """
 
-    def __init__(self, step: int, steps: int, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._terminal = sys.stderr.isatty() and not quiet
+    def __init__(self, step: int, steps: int) -> None:
+        self._terminal = sys.stderr.isatty() and first()
         self._bar = tqdm(initial=step, total=steps, unit="step", disable=not self._terminal)
         self._step, self._steps = step, steps
         self._first_step, self._start = step, time.monotonic()
         self._said = 0.0
+
+    @contextlib.contextmanager
+    def apart(self, line: str) -> Iterator[None]:
+        """Says what is done beside updates, and keeps its time out of the time that is left."""
+        self.say(line)
+        began = time.monotonic()
+        yield
+        self._start += time.monotonic() - began
+        self._bar.unpause()
 
     def update(self, step: int, numbers: Mapping[str, float]) -> None:
         """Shows the numbers of an update."""
@@ -164,8 +226,8 @@ class Progress:
         """A line above the bar."""
         if self._terminal:
             self._bar.write(line, file=sys.stderr)
-        elif not self._quiet:
-            print(line, file=sys.stderr, flush=True)
+        else:
+            say(line)
 
     def close(self) -> None:
         """Takes the bar away."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from jaxft.training.folder import written
 from jaxft.training.metrics import read_metrics
 
 
@@ -26,8 +28,11 @@ def plot_run(workdir: Path) -> Path:
             steps, smoothed([line["loss"] for line in train]), color="tab:blue", label="training"
         )
         lower.plot(steps, [line["learning_rate"] for line in train], color="tab:gray")
-    if held_out:
-        _curve(upper, held_out, "loss", color="tab:orange", marker="o", label="held out")
+    for name in dict.fromkeys(line.get("set", "") for line in held_out):
+        lines = [line for line in held_out if line.get("set", "") == name]
+        color = None if name else "tab:orange"
+        label = f"held out: {name}" if name else "held out"
+        _curve(upper, lines, "loss", color=color, marker="o", label=label)
     upper.set_ylabel("loss (nats per token)")
     upper.set_title(workdir.absolute().name)
     upper.grid(alpha=0.3)
@@ -37,21 +42,23 @@ def plot_run(workdir: Path) -> Path:
     lower.set_xlabel("updates")
     lower.grid(alpha=0.3)
     path = workdir / "plots" / "loss.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with written(path):
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=120)
     return path
 
 
 def smoothed(values: list[float], keep: float = 0.9) -> list[float]:
-    """The bias-corrected exponential mean, as in Adam.
+    """The bias-corrected exponential mean, as in Adam; a value that is nan changes nothing.
 
-    >>> smoothed([1.0, 1.0])
-    [1.0, 1.0]
+    >>> smoothed([1.0, math.nan, 1.0])
+    [1.0, 1.0, 1.0]
     """
     mean, weight, means = 0.0, 0.0, []
     for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
-        means.append(round(mean / weight, 12))
+        if math.isfinite(value):
+            mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
+        means.append(round(mean / weight, 12) if weight else math.nan)
     return means
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import json
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -15,22 +19,27 @@ from jaxft.adaptation import adapt, adopt
 from jaxft.assets import model_folder
 from jaxft.data import (
     Batches,
-    Example,
+    Examples,
     Row,
+    Rows,
+    Summary,
     Tokenizer,
     encode_chat,
     load_tokenizer,
     prepare_examples,
     read_rows,
 )
+from jaxft.data.mixing import check_weights, mix, mix_line
 from jaxft.data.packing import length_buckets
 from jaxft.errors import UserError
 from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
 from jaxft.formats.config_file import model_config
+from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
 from jaxft.training.sharding import (
+    host_rows,
     leaf_sharding,
     lengths_on,
     require_divisible,
@@ -40,6 +49,8 @@ from jaxft.training.sharding import (
 from jaxft.training.step import Loss
 from jaxft.tree import PyTree
 
+Item = TypeVar("Item")
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -48,14 +59,14 @@ class Data:
     Attributes:
         tokenizer: the model's, or the one that `config.tokenizer` names.
         train: the endless training batches.
-        held_out: one pass over the held-out ones, or None.
-        prompts: held-out rows that are answered at each evaluation.
+        held_out: one pass over each held-out set, by name; "" where `config.data.eval` is one file.
+        prompts: rows of the first held-out set that are answered at each evaluation.
         lines: what became of the rows, to be said.
     """
 
     tokenizer: Tokenizer
     train: Batches
-    held_out: Batches | None
+    held_out: dict[str, Batches]
     prompts: list[Row]
     lines: list[str]
 
@@ -81,6 +92,7 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
     )
     model = Transformer(dataclasses.replace(model.config, remat=config.remat))
     if config.adapter:
+        tell_another_base(Path(config.adapter), model_folder(config.model))
         saved = saved_leaves(params, config.adapter)
         method = dataclasses.replace(method, train_also=(*method.train_also, *saved))
         params = adopt(load_adapter(params, config.adapter), method, config.adapter)
@@ -93,55 +105,129 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
 
 def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
     """Reads, tokenizes and batches the training and held-out rows."""
-    settings = config.data
-    if not settings.train:
-        raise UserError("config.data.train: give a JSONL file to train on")
-    max_length = settings.max_length or min(1024, model.max_length)
+    settings, max_length = config.data, max_length_of(config, model)
+    for key in ("batch_size", "eval_batch_size"):
+        require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
+    buckets = lengths_on(length_buckets(max_length), mesh)
+    tokenizer = tokenizer_of(config)
+
+    def make(examples: Examples, size: int, **options: Any) -> Batches:
+        return Batches(
+            examples,
+            batch_size=size,
+            max_length=max_length,
+            packing=settings.packing,
+            seed=config.seed,
+            pad_id=tokenizer.pad_id,
+            buckets=buckets,
+            host_rows=host_rows(size, mesh),
+            **options,
+        )
+
+    read = functools.partial(
+        read_examples,
+        config,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        vocabulary_size=model.vocabulary,
+    )
+    rows, kept, summary = read(settings.train)
+    epoch = epoch_of(config, rows, kept, summary)
+    train = make(epoch, config.batch_size, shuffle=settings.shuffle)
+    lines = [f"training data: {summary}; {_rows_line(train, settings.packing)}"]
+    lines += source_lines(rows) + mix_lines(config, rows, summary)
+    held_out: dict[str, Batches] = {}
+    prompts: list[Row] = []
+    for name, paths in named_sets(settings.eval).items():
+        rows, kept, summary = read(paths, held_out=True)
+        held_out[name] = make(kept, config.eval_batch_size, shuffle=False, epochs=1)
+        of = f" {name!r}" if name else ""
+        lines += [f"held-out data{of}: {summary}", *source_lines(rows)]
+        prompts = prompts or _rows_at(rows, spread(range(summary.rows), config.samples.count))
+    room = model.max_length - config.samples.max_new_tokens
+    short = [row for row in prompts if prompt_length(row, tokenizer) <= room]
+    if len(short) < len(prompts):
+        lines.append(f"{len(prompts) - len(short)} sample prompts leave no room for an answer")
+    return Data(tokenizer, train, held_out, short, lines)
+
+
+def named_sets(paths: Any) -> dict[str, Any]:
+    """The held-out files of `config.data.eval` by name; a single one has the name ""."""
+    if isinstance(paths, Mapping):
+        return dict(paths)
+    return {"": paths} if paths else {}
+
+
+def max_length_of(config: ConfigDict, model: Config) -> int:
+    """The tokens of a row: `config.data.max_length`, or 1024, or the model's where that is less."""
+    max_length = config.data.max_length or min(1024, model.max_length)
     if max_length > model.max_length:
         raise UserError(
             f"config.data.max_length {max_length} exceeds the model's {model.max_length}"
         )
-    for key in ("batch_size", "eval_batch_size"):
-        require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
-    buckets = lengths_on(length_buckets(max_length), mesh)
-    tokenizer = load_tokenizer(
-        config.tokenizer or model_folder(config.model), settings.chat_template
+    return int(max_length)
+
+
+def tokenizer_of(config: ConfigDict) -> Tokenizer:
+    """The model's tokenizer, or the one that `config.tokenizer` names."""
+    folder = config.tokenizer or model_folder(config.model)
+    return load_tokenizer(folder, config.data.chat_template)
+
+
+def read_examples(
+    config: ConfigDict,
+    paths: Any,
+    tokenizer: Tokenizer,
+    max_length: int,
+    vocabulary_size: int | None = None,
+    held_out: bool = False,
+) -> tuple[Rows, Examples, Summary]:
+    """The rows of `paths`, the examples that they become, and their counts."""
+    if not paths:
+        raise UserError("config.data.train: give a file to train on")
+    settings = config.data
+    rows = read_rows(
+        paths,
+        settings.format,
+        settings.fields,
+        held_out=held_out,
+        as_messages=tokenizer.chat_template is not None,
     )
-    make = functools.partial(
-        Batches,
+    if settings.mix and not held_out:
+        check_weights(settings.mix, len(rows.sources))
+    examples, summary = prepare_examples(
+        rows,
+        tokenizer,
         max_length=max_length,
-        packing=settings.packing,
-        seed=config.seed,
-        pad_id=tokenizer.pad_id,
-        buckets=buckets,
+        loss_on=settings.loss_on,
+        vocabulary_size=vocabulary_size,
+        split_texts=settings.packing,
     )
+    return rows, examples, summary
 
-    def examples(paths: Any) -> tuple[list[Row], list[Example], str]:
-        rows = read_rows(paths, settings.format)
-        kept, summary = prepare_examples(
-            rows,
-            tokenizer,
-            max_length=max_length,
-            loss_on=settings.loss_on,
-            vocabulary_size=model.vocabulary,
-        )
-        return rows, kept, str(summary)
 
-    _, kept, line = examples(settings.train)
-    train = make(kept, batch_size=config.batch_size, shuffle=settings.shuffle)
-    lines = [f"training data: {line}; {_rows_line(train, settings.packing)}"]
-    held_out, prompts = None, []
-    if settings.eval:
-        rows, kept, line = examples(settings.eval)
-        held_out = make(kept, batch_size=config.eval_batch_size, shuffle=False, epochs=1)
-        lines.append(f"held-out data: {line}")
-        room = model.max_length - config.samples.max_new_tokens
-        prompts = _spread(rows, config.samples.count)
-        short = [row for row in prompts if prompt_length(row, tokenizer) <= room]
-        if len(short) < len(prompts):
-            lines.append(f"{len(prompts) - len(short)} sample prompts leave no room for an answer")
-        prompts = short
-    return Data(tokenizer, train, held_out, prompts, lines)
+def epoch_of(config: ConfigDict, rows: Rows, examples: Examples, summary: Summary) -> Examples:
+    """What an epoch of training holds: every example, or a mixture as `config.data.mix` says."""
+    if not config.data.mix:
+        return examples
+    return mix(examples, [source.name for source in rows.sources], summary.kept, config.data.mix)
+
+
+def source_lines(rows: Rows) -> list[str]:
+    """What was chosen in the sources."""
+    return [f"{source.name}: {', '.join(source.notes)}" for source in rows.sources if source.notes]
+
+
+def mix_lines(config: ConfigDict, rows: Rows, summary: Summary) -> list[str]:
+    """How the sources of the training data are mixed, if they are."""
+    names = [source.name for source in rows.sources]
+    return [mix_line(names, summary.kept, config.data.mix)] if config.data.mix else []
+
+
+def _rows_at(rows: Rows, indices: Sequence[int]) -> list[Row]:
+    """The rows with these numbers, read once more."""
+    wanted, last = set(indices), max(indices, default=-1)
+    return [row for n, row in enumerate(itertools.islice(rows, last + 1)) if n in wanted]
 
 
 def prompt_and_reference(row: Row) -> tuple[Any, str]:
@@ -149,13 +235,18 @@ def prompt_and_reference(row: Row) -> tuple[Any, str]:
     if row.format == "messages":
         messages = row.values["messages"]
         last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=0)
-        return messages[:last], messages[last]["content"]
+        return messages[:last], _said(messages[last])
     if row.format == "text":
         words = row.values["text"].split(" ")
         half = max(len(words) // 2, 1)
         return " ".join(words[:half]), " " + " ".join(words[half:])
     prompt, completion = row.values["prompt"], row.values["completion"]
-    return prompt, completion if isinstance(completion, str) else completion[-1]["content"]
+    return prompt, completion if isinstance(completion, str) else _said(completion[-1])
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """The message's content; its calls where it has none."""
+    return str(message.get("content") or json.dumps(message.get("tool_calls", "")))
 
 
 def prompt_length(row: Row, tokenizer: Tokenizer) -> int:
@@ -163,7 +254,8 @@ def prompt_length(row: Row, tokenizer: Tokenizer) -> int:
     prompt, _ = prompt_and_reference(row)
     if isinstance(prompt, str):
         return len(tokenizer.encode(prompt))
-    return len(encode_chat(tokenizer, prompt, add_generation_prompt=True))
+    tools = row.values.get("tools")
+    return len(encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools))
 
 
 def _rows_line(batches: Batches, packing: bool) -> str:
@@ -171,9 +263,9 @@ def _rows_line(batches: Batches, packing: bool) -> str:
     return f"{packed}{batches.steps_per_epoch} updates an epoch"
 
 
-def _spread(rows: list[Row], count: int) -> list[Row]:
-    """`count` rows spread over all."""
-    return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))]
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of the items, spread over all."""
+    return [items[index * len(items) // count] for index in range(min(count, len(items)))]
 
 
 def updates_of(config: ConfigDict, steps_per_epoch: int) -> int:

@@ -112,19 +112,12 @@ def host_rows(rows: int, mesh: Mesh) -> tuple[int, int]:
 
 
 def place_batch(batch: Mapping[str, np.ndarray], rows: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch of `rows` rows on the devices, each of which gets its own part alone.
-
-    Args:
-        batch: the whole batch, or this process's `host_rows` of it.
-        rows: of the whole batch.
-        mesh: the run's.
-    """
-    sharding, (start, stop) = batch_sharding(mesh), host_rows(rows, mesh)
+    """The global batch of `rows` rows, of which each host gives its `host_rows`."""
+    sharding, (start, _) = batch_sharding(mesh), host_rows(rows, mesh)
 
     def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
         first, last, _ = index[0].indices(rows)
-        skipped = start if len(array) == stop - start else 0
-        return array[first - skipped : last - skipped, *index[1:]]
+        return array[first - start : last - start, *index[1:]]
 
     return {
         name: jax.make_array_from_callback(

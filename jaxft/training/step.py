@@ -17,16 +17,20 @@ Loss = Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
 
 
 class State(NamedTuple):
-    """What a step changes: the trainable tree, the optimizer's state over it, the number of updates made."""
+    """What a step changes: the trainable tree, the optimizer's state over it, the number of updates made,
+    and how many steps in a row made none, because their loss or gradient was not finite.
+    """
 
     trainable: PyTree
     optimizer: PyTree
     step: jax.Array
+    bad: jax.Array
 
 
 def initial_state(trainable: PyTree, optimizer: optax.GradientTransformation) -> State:
     """The state before the first update."""
-    return State(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return State(trainable, optimizer.init(trainable), zero, zero)
 
 
 def parts_of(batch: Batch, parts: int) -> Batch:
@@ -60,7 +64,8 @@ def make_train_step(
 
     Returns:
         step(state, frozen, batch) -> (state, metrics): loss (mean over the trained tokens, before the update),
-        grad_norm (before clipping), learning_rate (that this update used), tokens (trained).
+        grad_norm (before clipping), learning_rate (that this update used), tokens (trained), bad (steps in a row,
+        with this one, whose loss or gradient was not finite). Such a step leaves the state as it was, but for `bad`.
     """
 
     def summed(trainable: PyTree, frozen: PyTree, batch: Batch, key: jax.Array) -> Any:
@@ -88,13 +93,24 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer, state.trainable, frozen=frozen
         )
+        trainable = optax.apply_updates(state.trainable, updates)
+        norm = optax.tree.norm(grads)
+        after = State(trainable, optimizer_state, state.step + 1, jnp.zeros_like(state.bad))
+        after = where(
+            jnp.isfinite(total) & jnp.isfinite(norm), after, state._replace(bad=state.bad + 1)
+        )
         metrics = {
             "loss": total / count,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
             "tokens": tokens,
+            "bad": after.bad,
         }
-        trainable = optax.apply_updates(state.trainable, updates)
-        return State(trainable, optimizer_state, state.step + 1), metrics
+        return after, metrics
 
     return step
+
+
+def where(condition: jax.Array, tree: PyTree, other: PyTree) -> PyTree:
+    """`jnp.where` of a scalar condition, leaf by leaf."""
+    return jax.tree.map(lambda one, two: jax.lax.select(condition, one, two), tree, other)

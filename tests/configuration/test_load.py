@@ -1,6 +1,7 @@
 """Recipes, overrides, and a written configuration."""
 
 import json
+import random
 import string
 
 import pytest
@@ -109,19 +110,22 @@ def test_every_key_can_be_set_to_what_it_is():
         assert load_config(RECIPE, [f"--config.{key}={json.dumps(value)}"]) == config, key
 
 
-def misspellings(key):
-    """At every second place a letter changed, dropped or doubled, or two swapped, in turn."""
-    for place in range(0, len(key), 2):
+def misspellings(key, draw):
+    """A letter dropped, doubled, changed, put in, or swapped with the next: each at two places."""
+    for _ in range(2):
+        place = draw.randrange(len(key) - 1)
         before, letter, after = key[:place], key[place], key[place + 1 :]
-        kinds = (before + "x" + after, before + after, before + letter * 2 + after)
-        yield (*kinds, before + after[:1] + letter + after[1:])[place // 2 % 4]
+        other = draw.choice(string.ascii_lowercase)
+        yield from (before + after, before + letter * 2 + after, before + other + after)
+        yield from (before + other + letter + after, before + after[0] + letter + after[1:])
 
 
 def test_a_key_misspelled_by_a_letter_names_the_right_one():
-    methods = ("lora_plus", "vera", "delta_lora")
-    keys = {key for method in methods for key in flatten(load_config(f"configs/sft.py:{method}"))}
-    for key in keys:
-        for wrong in set(misspellings(key)) - keys:
+    """Each key of each recipe."""
+    keys = {key for method in METHODS for key in flatten(load_config(f"configs/sft.py:{method}"))}
+    draw = random.Random(0)
+    for key in sorted(keys):
+        for wrong in set(misspellings(key, draw)) - keys:
             assert f"config.{key}" in _named(unknown(wrong, keys)), wrong
 
 
@@ -254,3 +258,68 @@ def test_a_configuration_takes_no_new_key():
     loose.batch_siz = 4
     with pytest.raises(UserError, match=r"no key config.batch_siz \(nearest: config.batch_size"):
         validate(loose)
+
+
+@pytest.mark.parametrize("none", ["none", "None", "null", " NONE "])
+def test_none_empties_the_keys_that_may_be_empty(none):
+    emptied = {
+        "adapter": "",
+        "tokenizer": "",
+        "data.eval": "",
+        "data.max_length": 0,
+        "steps": 0,
+        "optimizer.clip_norm": 0.0,
+        "checkpoint.every": 0,
+        "report_to": (),
+        "method.targets": (),
+        "method.rank_pattern": {},
+        "optimizer.options": {},
+    }
+    words = ["--config.report_to=wandb", "--config.adapter=a", "--config.optimizer.clip_norm=3"]
+    flat = flatten(load_config(RECIPE, [*words, *(f"--config.{key}={none}" for key in emptied)]))
+    assert {key: flat[key] for key in emptied} == emptied
+    assert load_config(RECIPE, dict.fromkeys(emptied)) == load_config(
+        RECIPE, [f"--config.{key}={none}" for key in emptied]
+    )
+
+
+def test_none_is_refused_or_a_word_like_any_other_where_a_key_is_never_empty():
+    assert load_config(RECIPE, ["--config.remat=none"]).remat == "none"
+    assert "config.batch_size takes a whole number, not 'none'" in fails(
+        RECIPE, "--config.batch_size=none"
+    )
+    assert "config.method.rank takes a whole number" in fails(RECIPE, "--config.method.rank=None")
+
+
+def test_a_section_is_set_by_a_mapping():
+    words = ["--config.optimizer={'learning_rate': 1e-3, 'options': {}, 'warmup_steps': '1e2'}"]
+    config = load_config(RECIPE, [*words, '--config.mesh={"fsdp": 2}'])
+    assert (config.optimizer.learning_rate, config.optimizer.warmup_steps) == (1e-3, 100)
+    assert (config.mesh.fsdp, config.mesh.data) == (2, -1)
+    assert "no key config.mesh.fsdb (nearest: config.mesh.fsdp" in fails(
+        RECIPE, "--config.mesh={'fsdb': 2}"
+    )
+
+
+def test_whole_numbers_in_a_mapping_may_be_written_like_any():
+    words = [
+        "--config.method.rank_pattern={'q_proj': 1e1}",
+        "--config.method.rank_pattern.o_proj=4.0",
+    ]
+    assert load_config(RECIPE, words).method.rank_pattern == {"q_proj": 10, "o_proj": 4}
+    assert "config.method.rank_pattern takes a mapping" in fails(
+        RECIPE, "--config.method.rank_pattern.q_proj=2.5"
+    )
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--config." + "x" * 100_000 + "=1",
+        "--config.steps=" + "[" * 100_000,
+        "--config.seed=1e300",
+    ],
+    ids=["key", "value", "number"],
+)
+def test_what_is_out_of_all_proportion_is_a_short_line(word):
+    assert len(fails(RECIPE, word)) < 500

@@ -22,6 +22,8 @@ from jaxft.errors import UserError
         (False, "true", True),
         (False, "True", True),
         (True, "0", False),
+        (False, "yes", True),
+        (True, "Off", False),
         ("", "a b", "a b"),
         ("x", "", ""),
         ("", "'quoted'", "quoted"),
@@ -61,7 +63,7 @@ def test_text(default, text, value):
         (0, "", "a whole number"),
         (0.0, "nan", "a number"),
         (0.0, "1,5", "a number"),
-        (False, "yes", "true or false"),
+        (False, "maybe", "true or false"),
         ((), "a,,b", "a list of values"),
         ((), '("a",', "a list of values"),
         ((), '{"a": 1}', "a list of values"),
@@ -107,6 +109,7 @@ def test_python_values(default, value, expected):
         ((), "a"),
         ({}, ()),
         (0, float("inf")),
+        (0.0, 10**400),
     ],
 )
 def test_wrong_python_values(default, value):

@@ -109,7 +109,7 @@ def test_the_mask_is_boolean_and_as_long_as_the_ids(tokenizer):
     ("template", "message"),
     [
         (None, "no chat template"),
-        ("{% for %}", "chat template line 1 fails"),
+        ("{% for %}", "chat template fails: line 1: "),
         ("{{ raise_exception('roles must alternate') }}", "fails: roles must alternate"),
         ("{{ messages.nothing.at_all }}", "fails: .*no attribute"),
         ("{{ messages[0].__class__.__mro__ }}", "unsafe"),

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 
+from jaxft.confined.template import compile_template
 from jaxft.data import Row, prepare_examples
-from jaxft.data.chat import compile_template
 from jaxft.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -134,3 +136,31 @@ def test_a_template_that_fails_names_the_row(tokenizer):
     talk = {"messages": [{"role": "user", "content": "a"}]}
     with pytest.raises(UserError, match=r"train\.jsonl:1: .*fails: odd"):
         prepare(rows_of(talk, format="messages"), strict)
+
+
+@given(
+    words=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    max_length=st.integers(3, 12),
+)
+def test_long_texts_are_split_and_no_token_is_lost(tokenizer, words, max_length):
+    """Pieces in order, the EOS in the last alone, a piece's first token no target, and all counted."""
+    rows = rows_of(*({"text": "Aromi " * n} for n in words), format="text")
+    wholes, _ = prepare(rows, tokenizer, max_length=1000)
+    pieces, summary = prepare(rows, tokenizer, max_length, split_texts=True)
+    for whole in wholes:
+        own = [piece for piece in pieces if piece.origin == whole.origin]
+        assert np.concatenate([piece.tokens for piece in own]).tolist() == whole.tokens.tolist()
+        assert all(2 <= len(piece.tokens) <= max_length for piece in own)
+        for piece in own:
+            assert piece.trained.tolist() == [False, *[True] * (len(piece.tokens) - 1)]
+    split = [whole for whole in wholes if len(whole.tokens) > max_length]
+    counted = sum(piece.origin in {whole.origin for whole in split} for piece in pieces)
+    assert (summary.split, summary.pieces) == (len(split), counted)
+    assert (summary.truncated, summary.dropped, summary.without_eos) == (0, 0, 0)
+    said = f"{len(split)} long texts split into {counted} pieces of up to {max_length}"
+    assert (said in str(summary)) == bool(split)
+
+
+def test_prompts_with_completions_are_never_split(tokenizer):
+    (example,), summary = prepare(rows_of(pair("a", "b " * 30)), tokenizer, 6, split_texts=True)
+    assert (len(example.tokens), summary.truncated, summary.split) == (6, 1, 0)

@@ -112,7 +112,9 @@ def test_chat_template_of_a_file_a_name_or_a_path(folder, tmp_path):
     assert load_tokenizer(folder).chat_template == "A"
     assert load_tokenizer(folder, "tools").chat_template == "B"
     assert load_tokenizer(folder, str(tmp_path / "own.jinja")).chat_template == "C"
-    with pytest.raises(UserError, match=r"'tool'.*default, tools \(nearest: 'tools'\)"):
+    with pytest.raises(
+        UserError, match=r"'tool'.*default, tools, or of jaxft: chatml.*\(nearest: 'tools'\)"
+    ):
         load_tokenizer(folder, "tool")
     (folder / "chat_template.jinja").write_text("D")
     assert load_tokenizer(folder).chat_template == "D"
@@ -126,6 +128,7 @@ def test_chat_template_of_a_file_a_name_or_a_path(folder, tmp_path):
         ("tokenizer.json", b"{}", "not a tokenizer"),
         ("tokenizer.json", b"\x00\xff garbage", "not a tokenizer"),
         ("tokenizer.json", b"[" * 100_000, "not a tokenizer"),
+        ("tokenizer_config.json", b'{"eos_token": "\\ud800"}', "not a tokenizer that"),
         ("tokenizer_config.json", b"{", "tokenizer_config.json: not JSON"),
         ("tokenizer_config.json", b"[1]", "an object is expected, not list"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": 1}}', "added_tokens_decoder"),
@@ -140,4 +143,23 @@ def test_a_folder_that_cannot_be_read_is_one_clear_line(folder, file, content, m
     with pytest.raises(UserError, match=message) as error:
         load_tokenizer(folder)
     assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_panic_of_the_library_is_one_clear_line(folder):
+    """A post-processor that names a token it does not hold: the Rust side panics when it is used."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<none>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="not a tokenizer") as error:
+        load_tokenizer(folder)
     assert "\n" not in str(error.value)

@@ -209,6 +209,18 @@ BAD_CONFIG = {
     "no size": ({"hidden_size": ...}, "config.json: no 'hidden_size'"),
     "kind": ({"hidden_size": "x", "head_dim": ...}, "a value of a wrong kind"),
     "size": ({"vocab_size": "96"}, "config.json: '96' is no number for vocabulary"),
+    "nan": ({"rms_norm_eps": float("nan")}, "nan is no number for norm_epsilon"),
+    "infinite": ({"rope_theta": float("inf")}, "inf is no number for rope_theta"),
+    "vast": ({"vocab_size": 2**62}, "is no number for vocabulary"),
+    "layers": ({"num_hidden_layers": 10**12}, "is no number for layers"),
+    "digits": ({"hidden_size": 10**400}, "a number of many digits is no number for hidden"),
+    "list type": ({"model_type": ["llama"]}, "unknown architecture .'llama'."),
+    "rope": ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "a value of a wrong kind"),
+    "rope list": (
+        {"rope_scaling": {"rope_type": "linear", "factor": [1]}},
+        "wrong kind: rope scal",
+    ),
+    "odd": ({"head_dim": 7}, "a head_dim of 7, whose features do not pair"),
     "heads": ({"num_key_value_heads": 3}, "4 heads do not divide among 3 key heads"),
 }
 
@@ -307,3 +319,17 @@ def test_transformers_loads_what_was_written(golden, model_of, deviation, tmp_pa
     with torch.no_grad():
         logits = read(torch.from_numpy(expected["input_ids"].astype(np.int64))).logits.numpy()
     assert deviation(logits, expected["logits"]) < 1e-4
+
+
+def test_what_a_hostile_folder_links_to_is_not_copied_along(copy_of, tmp_path, capsys):
+    folder = copy_of("models/llama")
+    (tmp_path / "secret").write_text("mine")
+    (folder / "tokenizer_secret.json").symlink_to(tmp_path / "secret")
+    (folder / "tokenizer.json").write_text("{}")
+    model, params = load(folder)
+    save(model, params, tmp_path / "out", like=folder)
+    assert (tmp_path / "out/tokenizer.json").exists()
+    assert not (tmp_path / "out/tokenizer_secret.json").exists()
+    assert (
+        "tokenizer_secret.json is a link out of its folder: not copied" in capsys.readouterr().err
+    )

@@ -310,11 +310,27 @@ BAD_CONFIG = {
     "megatron": ({"megatron_config": {"a": 1}}, "megatron_config"),
     "parameters": ({"target_parameters": ["x"]}, "target_parameters"),
     "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' changes the base too"),
-    "rank": ({"r": 0}, "r = 0 is no rank"),
-    "alpha": ({"lora_alpha": "6"}, "lora_alpha = '6' is no number"),
-    "targets": ({"target_modules": 3}, "target_modules is neither a list nor"),
+    "rank": ({"r": 0}, "r takes a whole number from 1 to 65536, not 0"),
+    "alpha": ({"lora_alpha": "6"}, "lora_alpha takes a number, not '6'"),
+    "targets": (
+        {"target_modules": 3},
+        "target_modules takes a list or a regular expression, not 3",
+    ),
     "target": ({"target_modules": ["q_prj"]}, "has no module 'q_prj' .nearest: 'q_proj'"),
     "saved": ({"modules_to_save": ["lm_head"]}, "lm_head.weight is missing, which modules_to_save"),
+    "rank text": ({"r": "4"}, "r takes a whole number from 1 to 65536, not '4'"),
+    "vast": ({"r": 10**12}, "r takes a whole number from 1 to 65536"),
+    "alpha nan": ({"lora_alpha": float("nan")}, "lora_alpha takes a number, not nan"),
+    "pattern": (
+        {"rank_pattern": {"q_proj": 4.0}},
+        "rank_pattern takes an object of names and rank",
+    ),
+    "dropout": ({"lora_dropout": 1.5}, "lora_dropout takes a rate"),
+    "flag": ({"use_dora": "yes"}, "use_dora takes true or false, not 'yes'"),
+    "dora alpha": ({"use_dora": True, "lora_alpha": 0}, "an alpha of 0 is not known"),
+    "kind list": ({"peft_type": ["LORA"]}, "is not known to jaxft"),
+    "for ever": ({"target_modules": "([a-z._0-9]+)+X"}, "processor time"),
+    "expression": ({"target_modules": "("}, "is no regular expression"),
     "another rank": ({"r": 8}, r"\[4, 32\], .* needs \[8, 32\]"),
     "dora": ({"use_dora": True}, "lora_magnitude_vector is missing"),
 }
@@ -421,3 +437,21 @@ def test_peft_loads_what_was_written_with_the_same_logits(model_of, logits_of, t
         read, more = check.load_adapter(read, tmp_path / "out")
         assert problems + more == []
         assert check.deviation(read, tmp_path / "expected.npz") < 1e-4
+
+
+def test_an_adapter_takes_the_dtype_asked_for_and_the_base_keeps_its_own(golden, model_of):
+    params = load_adapter(model_of("llama")[1], golden / "adapters/dora", dtype="bfloat16")
+    weight = params["layers"]["attention"]["q_proj"]["kernel"]
+    assert {weight.a.dtype, weight.b.dtype, weight.magnitude.dtype} == {jnp.dtype("bfloat16")}
+    assert weight.base.dtype == weight.scale.dtype == jnp.dtype("float32")
+    with pytest.raises(UserError, match=r"load_adapter: dtype 'bf16' is not known"):
+        load_adapter(model_of("llama")[1], golden / "adapters/lora", dtype="bf16")
+
+
+def test_the_base_is_written_as_it_was_named(model_of, tmp_path):
+    method = methods.lora(rank=2)
+    tree = jaxft.adapt(model_of("llama")[1], method, jax.random.key(0))
+    save_adapter(tree, tmp_path / "out", method=method, base="models/base")
+    written = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "models/base"
+    assert str(Path.home()) not in (tmp_path / "out/README.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -82,17 +83,33 @@ SPOILED = {
     "no safetensors": (lambda file: file.write_bytes(b"x" * 64), "truncated or no safetensors"),
     "header": (
         lambda file: file.write_bytes((4).to_bytes(8, "little") + b"{{{{" + bytes(40)),
-        "the header is not JSON",
+        "the header: not JSON",
     ),
     "list": (
         lambda file: file.write_bytes((2).to_bytes(8, "little") + b"[]"),
-        "the header is no JSON object",
+        "the header: an object is expected, not list",
     ),
     "overlap": (lambda file: _header(file, _entry(data_offsets=[0, 12])), "b: overlaps"),
     "gap": (lambda file: _header(file, _entry(data_offsets=[16, 28])), "b: leaves a gap"),
     "size": (lambda file: _header(file, _entry(shape=[4])), "b: F32 .4. takes 16 bytes"),
     "dtype": (lambda file: _header(file, _entry(dtype="F7")), "b: dtype F7 is not known"),
     "shape": (lambda file: _header(file, _entry(shape=[-3])), "b: a damaged entry"),
+    "twice": (
+        lambda file: file.write_bytes(file.read_bytes().replace(b'"b"', b'"a"', 1)),
+        "'a' stands there twice",
+    ),
+    "2^63": (
+        lambda file: file.write_bytes((2**63).to_bytes(8, "little") + file.read_bytes()[8:]),
+        "the header has 9223372036854775808 bytes, the file",
+    ),
+    "beyond": (lambda file: _header(file, _entry(data_offsets=[2**40, 2**40 + 12])), "b: leaves"),
+    "dtype list": (lambda file: _header(file, _entry(dtype=["F32"])), "b: a damaged entry"),
+    "huge": (lambda file: _header(file, _entry(shape=[0, 2**64])), "b: a damaged entry"),
+    "axes": (lambda file: _header(file, _entry(shape=[1] * 99 + [3])), "b: a damaged entry"),
+    "name": (
+        lambda file: _header(file, lambda header: header | {"\n" * 9999: 1}),
+        "n...: a damaged entry",
+    ),
     "entry": (lambda file: _header(file, lambda header: header | {"b": 1}), "b: a damaged entry"),
 }
 
@@ -114,12 +131,22 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, spoil, message):
         ({"a": "../a.safetensors"}, "'../a.safetensors' leads out of the folder"),
         ({"a": "1.safetensors", "b": "2.safetensors"}, "the shard 2.safetensors is missing"),
         ({"a": "1.safetensors", "b": "1.safetensors"}, "b is missing, which .* places there"),
+        ({"a": "/etc/passwd"}, "'/etc/passwd' leads out of the folder"),
+        ({"a": ".."}, "leads out of the folder"),
+        ({"a": ""}, "leads out of the folder"),
+        ({"a": "a\\b"}, "leads out of the folder"),
+        ({"a": "x" * 5000}, "the shard .* is missing"),
+        ({"a": "pytorch_model.bin"}, "the shard pytorch_model.bin is missing"),
+        ({"a": "link"}, "'link' is a link that leads out of the folder, to '/etc/passwd'"),
+        ({"a": "pipe"}, "pipe: not a regular file"),
         ({"a": 1}, "no weight_map of names"),
         (None, "no weight_map of names"),
     ],
 )
 def test_a_damaged_index_is_one_clear_line(tmp_path, weight_map, message):
     write_file(tmp_path / "1.safetensors", lazy({"a": np.zeros(3, np.float32)}))
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "pipe")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(UserError, match=message):
@@ -133,3 +160,17 @@ def test_a_tensor_stands_in_one_shard(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"a stands in 1.safetensors and in 2.safetensors"):
         open_folder(tmp_path)
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read(tmp_path):
+    """Its files are links to the blobs beside it: those an index names as well."""
+    snapshot, blobs = tmp_path / "models--a/snapshots/1", tmp_path / "models--a/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    write_file(blobs / "beef", lazy({"a": np.zeros(3, np.float32)}))
+    (snapshot / "model.safetensors").symlink_to("../../blobs/beef")
+    assert open_folder(snapshot).keys() == {"a"}
+    (snapshot / "1.safetensors").symlink_to("../../blobs/beef")
+    index = json.dumps({"weight_map": {"a": "1.safetensors"}})
+    (snapshot / "model.safetensors.index.json").write_text(index)
+    assert open_folder(snapshot).keys() == {"a"}

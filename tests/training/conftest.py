@@ -41,7 +41,7 @@ def promotion() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure() -> Callable[..., ConfigDict]:
     """A small run's configuration: `configure("dora", steps=8, **{"data.packing": True})`."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 
 import jaxft
 from jaxft.errors import UserError
+from jaxft.formats.manifest import Damaged
 from jaxft.methods import METHODS
+from jaxft.training import checkpoint
 from jaxft.training.checkpoint import Checkpoints, split_base
 from jaxft.tree import flatten_with_paths
 
@@ -54,7 +58,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
         checkpoints.save(step, tree, {"step": step})
     checkpoints.wait()
     assert checkpoints.latest == 3
-    restored, data = checkpoints.restore(3, trainable)
+    restored, data = checkpoints.restore(3, trainable), checkpoints.data(3)
     checkpoints.close()
     assert data == {"step": 3}
     assert jax.tree.structure(restored) == jax.tree.structure(trainable)
@@ -72,3 +76,100 @@ def test_a_checkpoint_of_another_shape_is_one_clear_line(tmp_path: Path) -> None
         checkpoints.restore(1, trainable)
     assert "\n" not in str(error.value)
     checkpoints.close()
+
+
+def three(folder: Path, **settings: Any) -> tuple[Checkpoints, Any]:
+    """(checkpoints of the steps 1, 2 and 3, the tree that each holds times its step)."""
+    _, trainable, _ = adapted("lora")
+    checkpoints = Checkpoints(folder, **{"keep": 3} | settings)
+    for step in (1, 2, 3):
+        tree = jax.tree.map(lambda leaf, by=step: leaf * by, trainable)
+        checkpoints.save(step, tree, {"step": step})
+    checkpoints.wait()
+    return checkpoints, trainable
+
+
+def flip(file: Path, place: int = -1) -> None:
+    """One bit of a file, the other way."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path: Path) -> None:
+    """Whichever of its files is damaged or missing; when all are, there is none."""
+    checkpoints, trainable = three(tmp_path)
+    said: list[str] = []
+    assert checkpoints.newest(said.append) == 3
+    assert said == []
+    flip(max((tmp_path / "3" / "tree").rglob("d/*"), key=lambda path: path.stat().st_size))
+    assert checkpoints.newest(said.append) == 2
+    assert f"{tmp_path}/3: damaged: tree/" in said[0]
+    with pytest.raises(Damaged):
+        checkpoints.restore(3, trainable)
+    (tmp_path / "2" / "data" / "metadata").unlink()
+    (tmp_path / "1" / "manifest.json").unlink()
+    assert checkpoints.newest(said.append) is None
+    assert "data/metadata is missing" in said[2]
+    checkpoints.close()
+
+
+def test_a_damaged_checkpoint_is_written_again(tmp_path: Path) -> None:
+    """It does not push out whole ones."""
+    first, trainable = three(tmp_path, keep=2)
+    first.close()
+    flip(tmp_path / "3" / "data" / "metadata")
+    again = Checkpoints(tmp_path, keep=2)
+    assert again.newest(lambda line: None) == 2
+    again.restore(2, trainable)
+    again.save(3, trainable, {"step": 3})
+    again.wait()
+    assert again.steps == [2, 3]
+    assert again.newest(pytest.fail) == 3
+    again.close()
+
+
+def test_protected_checkpoints_stay(tmp_path: Path) -> None:
+    """The best beside the last ones."""
+    checkpoints, trainable = three(tmp_path, keep=1)
+    assert checkpoints.steps == [3]
+    checkpoints.save(4, trainable, {}, protect=(3,))
+    checkpoints.save(5, trainable, {}, protect=(3,))
+    checkpoints.wait()
+    assert checkpoints.steps == [3, 5]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_save_that_fails_is_told_and_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    """In one line with the path and the bytes that are free, whenever it is asked; what was whole stays."""
+    checkpoints, trainable = three(tmp_path, asynchronous=asynchronous)
+
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_manifest", full)
+
+    def save() -> None:
+        checkpoints.save(4, trainable, {})
+        checkpoints.wait()
+
+    with pytest.raises(UserError, match=r"/4: cannot be written: No space.*[\d,]+ bytes") as error:
+        save()
+    assert "\n" not in str(error.value)
+    assert checkpoints.newest(pytest.fail) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "3"}
+    checkpoints.close()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """A checkpoint that was not whole."""
+    three(tmp_path)[0].close()
+    (tmp_path / "4.partial").mkdir()
+    (tmp_path / "5.partial.orbax-checkpoint-tmp").mkdir()
+    again = Checkpoints(tmp_path, keep=3)
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "3"}
+    assert again.latest == 3
+    again.close()

@@ -26,10 +26,10 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The run dies after the update of that step, before anything of it is written."""
     log = loop._Run._log
 
-    def dying(self: Any, at: int, *rest: Any) -> float:
-        if at > step:
+    def dying(self: Any) -> None:
+        if self.pending is not None and self.pending[0] > step:
             raise Cut
-        return log(self, at, *rest)
+        log(self)
 
     monkeypatch.setattr(loop._Run, "_log", dying)
 
@@ -99,6 +99,7 @@ def test_the_runs_folder_is_the_contracts(configure: Callable[..., Any], tmp_pat
         "adapter_config.json",
         "adapter_model.safetensors",
         "README.md",
+        "manifest.json",
     }
     assert result.plot.read_bytes()[:4] == b"\x89PNG"
     row = lines(tmp_path / "run", timed=True)[0]
@@ -180,3 +181,23 @@ def test_delta_lora_goes_on_from_a_lora(configure: Callable[..., Any], tmp_path:
     config = configure("delta_lora", adapter=str(GOLDEN / "adapters" / "lora"), steps=3)
     train(config, tmp_path / "run")
     assert np.isfinite(lines(tmp_path / "run")[-1]["loss"])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_data_that_changed_is_noticed(
+    packing: bool, configure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One word of one row, the file's name and number of rows as before: the file is named."""
+    rows = (GOLDEN / "data.jsonl").read_text(encoding="utf-8")
+    data = tmp_path / "own.jsonl"
+    data.write_text(rows, encoding="utf-8")
+    config = configure(**{"data.train": str(data), "data.packing": packing, "checkpoint.every": 2})
+    with monkeypatch.context() as patch:
+        cut_at(patch, 4)
+        with pytest.raises(Cut):
+            train(config, tmp_path / "run")
+    data.write_text(rows.replace("the", "teh", 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"own\.jsonl: its examples changed since the checkpoint"):
+        train(config, tmp_path / "run")
+    data.write_text(rows, encoding="utf-8")
+    assert train(config, tmp_path / "run").steps == 6

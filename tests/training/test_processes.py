@@ -1,198 +1,166 @@
-"""Two and four processes are one run: its numbers, its files, and its end."""
+"""Runs as processes of their own: killed, asked to stop, and without room to write."""
 
 from __future__ import annotations
 
+import json
 import os
-import socket
+import resource
+import shutil
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
-
-from jaxft.errors import UserError
-from jaxft.formats.safetensors import open_folder
-from jaxft.processes import join
-from jaxft.training.loop import train
 
 from .conftest import GOLDEN, RECIPE, lines
 
-SETTINGS = {
-    "model": str(GOLDEN / "model"),
-    "data.train": str(GOLDEN / "data.jsonl"),
-    "data.eval": str(GOLDEN / "data.jsonl"),
-    "data.max_length": 256,
-    "batch_size": 8,
-    "steps": 4,
-    "method.rank": 4,
-    "method.dropout": 0.1,
-    "samples.count": 1,
-    "samples.max_new_tokens": 4,
-    "eval_every": 2,
-    "checkpoint.every": 2,
-    "mesh.data": -1,
-    "mesh.fsdp": 2,
-}
-
-
-def free_port() -> int:
-    """A port that nobody listens to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start(
-    count: int, workdir: Path, *, die_after: tuple[int, ...] = ()
-) -> list[subprocess.Popen[str]]:
-    """The processes of a run, each with one device; `die_after` says for each when it kills itself."""
-    script = str(Path(__file__).with_name("process.py"))
-    words = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
-    port, started = free_port(), []
-    for number in range(count):
-        environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("JAX")},
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": "1",
-            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-            "JAX_NUM_PROCESSES": str(count),
-            "JAX_PROCESS_ID": str(number),
-        }
-        life = str(die_after[number] if die_after else 0)
-        command = [sys.executable, script, life, "train", "--config", f"{RECIPE}:lora"]
-        command += ["--workdir", str(workdir), *words]
-        started.append(
-            subprocess.Popen(
-                command,
-                env=environment,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-        )
-    return started
-
-
-def outcomes(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """(exit status, output) of each."""
-    found = []
-    for process in started:
-        output, _ = process.communicate(timeout=240)
-        found.append((process.returncode, output))
-    return found
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Metrics, samples and the adapter, to rounding."""
-    for split in ("train", "eval"):
-        for row, other in zip(lines(ours, split), lines(theirs, split), strict=True):
-            assert row.keys() == other.keys()
-            for key, value in other.items():
-                assert row[key] == (value if key == "split" else pytest.approx(value, rel=1e-6))
-    assert (ours / "samples.jsonl").read_text() == (theirs / "samples.jsonl").read_text()
-    mine, yours = (
-        load_file(run / "adapter" / "adapter_model.safetensors") for run in (ours, theirs)
-    )
-    assert mine.keys() == yours.keys()
-    for name, tensor in yours.items():
-        np.testing.assert_allclose(mine[name], tensor, atol=1e-6, err_msg=name)
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a single process with two devices."""
-    from jaxft.configuration import load_config
-
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    with jax.numpy_dtype_promotion("standard"):
-        train(load_config(f"{RECIPE}:lora", {**SETTINGS, "mesh.data": 1}), workdir)
-    return workdir
-
-
-def test_two_processes_give_one_processs_run(alone: Path, tmp_path: Path) -> None:
-    """The same metrics, samples and adapter; one speaks; both write the checkpoint; each reads half the weights."""
-    done = outcomes(start(2, tmp_path / "run"))
-    assert [status for status, _ in done] == [0, 0], done
-    assert_same_run(tmp_path / "run", alone)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        path.name for path in alone.iterdir()
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a process that finds the programs that the other tests compiled."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.getbasetemp().parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    assert "held-out loss" in done[0][1]
-    assert "held-out loss" not in done[1][1]
-    parts = {path.name for path in (tmp_path / "run" / "checkpoints" / "4" / "tree").iterdir()}
-    assert {"ocdbt.process_0", "ocdbt.process_1"} <= parts
-    stored = open_folder(GOLDEN / "model").values()
-    whole = sum(tensor.nbytes for tensor in stored)
-    norms = sum(tensor.nbytes for tensor in stored if len(tensor.shape) == 1)
-    copied = [int(output.split("copied ")[1].split()[0]) for _, output in done]
-    assert copied == [(whole - norms) // 2 + norms] * 2
 
 
-def test_four_processes_give_one_processs_run(alone: Path, tmp_path: Path) -> None:
-    """Two rows of the mesh, of two processes each."""
-    done = outcomes(start(4, tmp_path / "run"))
-    assert [status for status, _ in done] == [0] * 4, done
-    assert_same_run(tmp_path / "run", alone)
+def command(workdir: Path, *words: str) -> list[str]:
+    """`jaxft train` of a small run."""
+    keys = {
+        "model": GOLDEN / "model",
+        "data.train": GOLDEN / "data.jsonl",
+        "data.max_length": 256,
+        "data.packing": True,
+        "batch_size": 4,
+        "steps": 6,
+        "checkpoint.every": 2,
+    }
+    given = [f"--config.{key}={value}" for key, value in keys.items()]
+    start = [sys.executable, "-m", "jaxft", "train", "--config", f"{RECIPE}:lora"]
+    return [*start, "--workdir", str(workdir), *given, *words]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_and_a_restart_goes_on(
-    victim: int, alone: Path, tmp_path: Path
+def run(
+    words: list[str], environment: dict[str, str], largest: int = 0
+) -> subprocess.CompletedProcess:
+    """The process, once it has ended. `largest`: bytes that a file of its may have."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    return subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        preexec_fn=limit if largest else None,
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, where one may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root mounts file systems")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_ten_kills(tmp_path: Path, environment: dict[str, str]) -> None:
+    """experiments/soak.py, ten times: it fails where a start or an end is not what it should be."""
+    words = [sys.executable, str(EXPERIMENTS / "soak.py"), "--kills", "10"]
+    done = run([*words, "--seed", "5", "--output", str(tmp_path)], environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert found["kills"] == 10
+    assert found["updates_lost_at_most"] < 2 * found["checkpoint_every"]
+
+
+def test_nothing_damaged_is_read_as_if_it_were_whole(
+    tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """In under a minute, in one clear line, and the whole is as if nothing had happened."""
-    life = tuple(3 if number == victim else 0 for number in range(2))
-    began = start(2, tmp_path / "run", die_after=life)
-    began[victim].wait(timeout=240)
-    killed = time.monotonic()
-    began[1 - victim].wait(timeout=60)
-    assert time.monotonic() - killed < 60
-    done = outcomes(began)
-    assert done[victim][0] == -9
-    assert done[1 - victim][0] == 1
-    said = [line for line in done[1 - victim][1].splitlines() if line.startswith("jaxft:")]
-    assert len(said) == 1
-    assert "a process of this run ended" in said[0]
-    assert not (tmp_path / "run" / "adapter").exists()
-    assert [status for status, _ in outcomes(start(2, tmp_path / "run"))] == [0, 0]
-    assert_same_run(tmp_path / "run", alone)
+    """experiments/corruption.py, at 60 places; without the manifests some would be."""
+    words = [sys.executable, str(EXPERIMENTS / "corruption.py"), "--places", "60"]
+    done = run([*words, "--output", str(tmp_path)], environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "corruption.json").read_text())
+    assert not any(counts.get("silently wrong") for counts in found["with"].values())
+    assert not any(counts.get("another error") for counts in found["with"].values())
+    assert any(counts.get("silently wrong") for counts in found["without"].values())
 
 
-def test_a_variable_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line that names it."""
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    with pytest.raises(UserError, match="JAX_NUM_PROCESSES takes a number, not 'two'"):
-        join()
+def test_sigterm_ends_with_143_and_the_next_start_with_0(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Sent while the step is compiled."""
+    words = command(tmp_path / "run")
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("compiling"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 143
+    assert "whose checkpoint is written" in rest
+    assert "Traceback" not in rest
+    done = run(words, environment)
+    assert done.returncode == 0, done.stderr
+    assert "going on from the checkpoint" in done.stderr
+    assert [row["step"] for row in lines(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_goes_on_on_other_meshes(configure: Callable[..., Any], tmp_path: Path) -> None:
-    """Saved on 8 devices, gone on with on 8, 1, 2, 4: bit for bit on the same mesh, else to 1e-6."""
-    import shutil
+def test_a_full_disk(small_disk: Path, environment: dict[str, str]) -> None:
+    """One line with path and bytes; the last good checkpoint is whole, and with room the run goes on from it."""
+    words = command(small_disk / "run", "--config.method.rank=24", "--config.checkpoint.keep=3")
+    done = run(words, environment)
+    assert done.returncode == 2, done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"jaxft: {small_disk / 'run'}/checkpoints/"), said
+    assert "No space left on device" in said
+    assert said.endswith(" bytes are free)")
+    assert "Traceback" not in done.stderr
+    assert (small_disk / "run" / "checkpoints" / "2" / "manifest.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    done = run(words, environment)
+    assert done.returncode == 0, done.stderr
+    assert "going on from the checkpoint of step" in done.stderr
 
-    shared = {"steps": 4, "batch_size": 8, "checkpoint.every": 2, "samples.count": 0}
-    first = {"mesh.data": 1, "mesh.fsdp": 8}
-    train(configure("dora", **shared, **first), tmp_path / "eight")
-    whole = lines(tmp_path / "eight")
-    for name, mesh in {
-        "again": first,
-        "one": {"mesh.data": 1},
-        "two": {"mesh.data": 2},
-        "four": {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2},
-        "other": {"mesh.data": 2, "mesh.context": 4},
-    }.items():
-        shutil.copytree(tmp_path / "eight", tmp_path / name)
-        shutil.rmtree(tmp_path / name / "checkpoints" / "4")
-        train(configure("dora", **shared, **mesh), tmp_path / name)
-        row = lines(tmp_path / name)
-        assert row[:2] == whole[:2]
-        if name == "again":
-            assert row == whole
-        for ours, theirs in zip(row, whole, strict=True):
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+
+def test_no_room_for_a_file(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The same by a limit on the size of files, which anyone may set."""
+    done = run(command(tmp_path / "run"), environment, largest=20_000)
+    assert done.returncode == 2, done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"jaxft: {tmp_path / 'run'}/checkpoints/2: cannot be written: "), said
+    assert said.endswith(" bytes are free)")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_read_only_folder(small_disk: Path, environment: dict[str, str]) -> None:
+    """Before anything is trained, new run or old."""
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    words = command(small_disk / "run")
+    assert run([*words, "--config.steps=2"], environment).returncode == 0
+    before = sorted((p, p.stat().st_mtime_ns) for p in small_disk.rglob("*"))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for name in ("run", "new"):
+        done = run([*command(small_disk / name), "--config.steps=2"], environment)
+        assert done.returncode == 2, done.stderr
+        said = done.stderr.splitlines()[-1]
+        assert said.startswith(f"jaxft: {small_disk / name}"), said
+        assert "Read-only file system" in said
+        assert "Traceback" not in done.stderr
+    assert sorted((p, p.stat().st_mtime_ns) for p in small_disk.rglob("*")) == before

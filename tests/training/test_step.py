@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 import jaxft
 from jaxft.methods import METHODS, Method
 from jaxft.models import Config
 from jaxft.models.transformer import initial_params
 from jaxft.objectives import sft
+from jaxft.training.sharding import batch_sharding, make_mesh, shardings
 from jaxft.training.step import initial_state, make_train_step, parts_of
 from jaxft.tree import count, flatten_with_paths
 
@@ -134,7 +137,9 @@ WIDE = dataclasses.replace(CONFIG, vocabulary=32768, hidden=64, intermediate=256
 DEEP = dataclasses.replace(CONFIG, layers=4, hidden=256, intermediate=1024, head_dim=128)
 
 
-def compiled_step(method: Method, config: Config, rows: int, length: int) -> Any:
+def compiled_step(
+    method: Method, config: Config, rows: int, length: int, mesh: Mesh | None = None
+) -> Any:
     """The step, compiled from abstract arguments."""
 
     def abstract() -> Any:
@@ -144,7 +149,20 @@ def compiled_step(method: Method, config: Config, rows: int, length: int) -> Any
     state, frozen = jax.eval_shape(abstract)
     step, _ = step_of(config)
     batch = batch_of(rows, length, config.vocabulary)
-    return jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
+
+    def laid(tree: Any, specs: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec),
+            tree,
+            specs,
+        )
+
+    state, frozen = (laid(tree, shardings(tree, mesh)) for tree in (state, frozen))
+    batch = laid(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
+    with jax.set_mesh(mesh):
+        return jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
 
 
 def test_no_array_of_tokens_by_vocabulary() -> None:
@@ -166,6 +184,22 @@ def test_no_gradient_of_a_frozen_kernel_in_memory() -> None:
     kernels = 4 * count(jax.eval_shape(lambda: initial_params(DEEP, jax.random.key(0))))
     assert full.temp_size_in_bytes - lora.temp_size_in_bytes > 0.8 * kernels
     assert lora.temp_size_in_bytes < 0.5 * kernels
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_gathered_kernels_are_not_kept(remat: str) -> None:
+    """With weights in 8 shards, 4 layers more need nothing like 4 layers of whole kernels more."""
+    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 8, "tensor": 1}), jax.devices()[:8])
+
+    def temporary(layers: int) -> int:
+        config = dataclasses.replace(DEEP, layers=layers, vocabulary=16, remat=remat)
+        step = compiled_step(jaxft.methods.lora(rank=4), config, 8, 16, mesh)
+        return step.memory_analysis().temp_size_in_bytes
+
+    sizes = jax.eval_shape(lambda: initial_params(DEEP, jax.random.key(0)))
+    kernels = 4 * count(sizes["layers"]) / DEEP.layers
+    # The loops take a layer's shards of the frozen kernels, an eighth, and of the adapters with their moments.
+    assert temporary(8) - temporary(4) < 0.5 * 4 * kernels
 
 
 def test_the_state_is_donated() -> None:

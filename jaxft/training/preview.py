@@ -1,0 +1,154 @@
+"""What the model will see: `jaxft data`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+from ml_collections import ConfigDict
+
+from jaxft.assets import model_folder
+from jaxft.data import Batches, Rows, Tokenizer, pack
+from jaxft.data.report import Part, findings, overlap, tokens_by_source
+from jaxft.data.show import (
+    BRACKETS,
+    COLOURS,
+    check_plot,
+    histogram_lines,
+    marked,
+    plot_lengths,
+)
+from jaxft.formats.config_file import model_config
+from jaxft.training.prepare import (
+    epoch_of,
+    max_length_of,
+    mix_lines,
+    named_sets,
+    read_examples,
+    source_lines,
+    spread,
+    tokenizer_of,
+    updates_of,
+)
+
+
+def main(config: ConfigDict, plot: str, shown: int) -> None:
+    """Prints the preview, in colour on a terminal."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the data may hold any letter
+    try:
+        print("\n".join(preview(config, plot=plot, shown=shown, colour=colour)), flush=True)
+    except BrokenPipeError:  # `jaxft data ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def preview(
+    config: ConfigDict, *, plot: str = "", shown: int = 3, colour: bool = False
+) -> list[str]:
+    """What the model would see in a run with this configuration, without reading its weights.
+
+    Args:
+        config: as for `train`.
+        plot: a new PNG for the histogram of lengths; "" for none.
+        shown: examples that are decoded, spread over the training data.
+        colour: marks trained tokens in colour, else with brackets.
+
+    Returns:
+        Lines: for training and held-out data the counts, the tokens of each source, the lengths and how rows
+        are filled; what a careful colleague would say; and the examples.
+
+    Raises:
+        UserError: whatever would keep `train` from reading the data, but for token ids that the model lacks,
+            which are a warning here; a plot that exists.
+    """
+    if plot:
+        check_plot(plot)
+    model = model_config(model_folder(config.model))
+    max_length, tokenizer = max_length_of(config, model), tokenizer_of(config)
+    parts = list[Part]()
+    sets = {"training data": config.data.train}
+    for name, paths in named_sets(config.data.eval).items():
+        sets[f"held-out data {name!r}" if name else "held-out data"] = paths
+    for name, paths in sets.items():
+        rows, examples, summary = read_examples(
+            config, paths, tokenizer, max_length, held_out=bool(parts)
+        )
+        parts.append(Part(name, rows, examples, summary))
+    lines, warnings = [], []
+    for part in parts:
+        lines += [f"{part.name}: {part.summary}", *_filling(config, part, max_length, tokenizer)]
+        if isinstance(part.rows, Rows):
+            lines += [f"  {line}" for line in source_lines(part.rows)]
+        lines += ["", *_sources(part), "", "  lengths, in tokens of a row before it is cut:"]
+        lines += [*histogram_lines(part.examples.row_lengths, max_length), ""]
+        found = findings(part, tokenizer, model.vocabulary)
+        warnings += [f"{part.name}: {line}" for line in found]
+    for part in parts[1:]:
+        found = overlap(parts[0].examples, part.examples)
+        warnings += [f"{part.name}: {line}" for line in found]
+    lines += ["warnings:", *(f"  - {line}" for line in warnings or ["none"]), ""]
+    lines += _shown(parts[0], tokenizer, shown, colour)
+    if plot:
+        lengths = [(part.name, part.examples.row_lengths) for part in parts]
+        lines.append(str(plot_lengths(plot, lengths, max_length)))
+    return lines
+
+
+def _filling(
+    config: ConfigDict, part: Part, max_length: int, tokenizer: Tokenizer
+) -> Iterable[str]:
+    """How the examples fill the rows, and how many updates that makes."""
+    training, packing = part.name == "training data", config.data.packing
+    examples = part.examples
+    if training and isinstance(part.rows, Rows):
+        examples = epoch_of(config, part.rows, examples, part.summary)
+        yield from (f"  {line}" for line in mix_lines(config, part.rows, part.summary))
+    batches = Batches(
+        examples,
+        batch_size=config.batch_size,
+        max_length=max_length,
+        packing=packing,
+        shuffle=False,
+        seed=config.seed,
+        pad_id=tokenizer.pad_id,
+    )
+    if packing:
+        yield (
+            f"  packed: {len(examples)} examples in {batches.rows} rows of {max_length}, "
+            f"{100 * batches.fill:.1f} % filled"
+        )
+    else:
+        rows = len(pack(examples.lengths.tolist(), max_length))
+        filled = 100 * int(examples.lengths.sum()) / (rows * max_length)
+        yield (
+            f"  not packed: a row an example; data.packing=True would make {rows} rows of "
+            f"{max_length}, {filled:.1f} % filled"
+        )
+    if training:
+        yield (
+            f"  {batches.steps_per_epoch} updates of {config.batch_size} rows an epoch, "
+            f"{updates_of(config, batches.steps_per_epoch)} in all"
+        )
+
+
+def _sources(part: Part) -> list[str]:
+    rows = [("source", "examples", "tokens", "trained")]
+    rows += [tuple(map(str, row)) for row in tokens_by_source(part.examples)]  # type: ignore[misc]
+    wide = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        f"  {row[0]:{wide[0]}}" + "".join(f"  {row[i]:>{wide[i]}}" for i in (1, 2, 3))
+        for row in rows
+    ]
+
+
+def _shown(part: Part, tokenizer: Tokenizer, shown: int, colour: bool) -> Sequence[str]:
+    marks = COLOURS if colour else BRACKETS
+    lines = [f"examples, trained tokens {'in colour' if colour else 'in [[ ]]'}:"] if shown else []
+    for example in spread(part.examples, shown):
+        trained = int(example.trained.sum())
+        lines.append(f"{example.origin}: {len(example.tokens)} tokens, {trained} trained")
+        text = marked(example, tokenizer, marks)
+        lines += [*(f"    {line}" for line in text.split("\n")), ""]
+    return lines

@@ -1,0 +1,31 @@
+"""What a run says in words: where examples stand, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def next_commands(model: str, output: Path, has_adapter: bool) -> list[str]:
+    """What to do with a run's output."""
+    if not has_adapter:
+        return [f'next: jaxft generate --model {output} --prompt "..."']
+    both = f"--model {model} --adapter {output}"
+    return [
+        f'next: jaxft generate {both} --prompt "..."',
+        f"  or: jaxft merge {both} --output {output.with_name('merged')}",
+    ]
+
+
+def shortened(ids: Sequence[str], most: int = 64) -> str:
+    """Places "path:line" in a line: those of one file together, and how many more there are than `most`.
+
+    >>> shortened(["a.jsonl:3", "a.jsonl:1", "b.jsonl:2"], most=2)
+    'a.jsonl:3,1 and 1 more'
+    """
+    files: dict[str, list[str]] = {}
+    for place in ids[:most]:
+        path, _, line = place.rpartition(":")
+        files.setdefault(path, []).append(line)
+    text = " ".join(f"{path}:{','.join(lines)}" for path, lines in files.items())
+    return text + (f" and {len(ids) - most} more" if len(ids) > most else "")
