@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.models.attention import FLOOR, MASKED, _capped, _grouped, _product
+from jaxft.models.attention import FLOOR, MASKED, Branches, _capped, _grouped, _product
 from jaxft.models.sharding import ACTIVATIONS, BATCH
 from jaxft.tree import first_match
 
@@ -49,19 +49,24 @@ def ring_attention(
     query: Float[Array, "batch heads length head_dim"],
     key: Float[Array, "batch key_heads length head_dim"],
     value: Float[Array, "batch key_heads length head_dim"],
-    segments: Int[Array, "batch length"],
+    query_segments: Int[Array, "batch length"],
+    key_segments: Int[Array, "batch length"],
     *,
     window: int | Int[Array, ""] | None = None,
     softcap: float | None = None,
     scale: float,
+    branches: Branches | None = None,
 ) -> Float[Array, "batch heads length head_dim"]:
     """`attention` on the mesh in force, whose axis `context` divides the length. The mask is the same.
 
     The length must divide into twice as many chunks as the axis has devices. What is kept for the backward pass
     bears the names that `attention` gives.
     """
-    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
-    marks = {"segments": segments, "index": jnp.broadcast_to(index[None, :], segments.shape)}
+    index = jnp.arange(query_segments.shape[1], dtype=jnp.int32)[None, :]
+    marks = {"segments": query_segments, "keys": key_segments}
+    marks["index"] = jnp.broadcast_to(index, query_segments.shape)
+    if branches is not None:
+        marks |= branches._asdict()
     limit = jnp.asarray(FOREVER if window is None else window, jnp.int32)
     return _ring(query, key, value, marks, limit, softcap, scale)
 
@@ -262,10 +267,16 @@ def _attend_backward(
 
 def _seen(queries: Marks, keys: Marks, window: Array) -> Bool[Array, "batch 1 1 length key_length"]:
     """Which keys a query sees: `attention`'s mask, by what each token bears."""
-    distance = queries["index"][:, :, None] - keys["index"][:, None, :]
+
+    def distance(name: str) -> Array:
+        return queries[name][:, :, None] - keys[name][:, None, :]
+
     segments = queries["segments"][:, :, None]
-    same = (segments == keys["segments"][:, None, :]) & (segments != 0)
-    return (same & (distance >= 0) & (distance < window))[:, None, None]
+    seen = (segments == keys["keys"][:, None, :]) & (segments != 0) & (distance("index") >= 0)
+    if "numbers" not in queries:
+        return (seen & (distance("index") < window))[:, None, None]
+    seen = seen & ((keys["numbers"][:, None, :] == 0) | (distance("numbers") == 0))
+    return (seen & (distance("positions") < window))[:, None, None]
 
 
 def _join(left: _Partial, right: _Partial) -> _Partial:

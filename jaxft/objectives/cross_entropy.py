@@ -92,6 +92,31 @@ def token_log_probabilities(
     return -_token_losses(setting, hidden, leaves, targets)
 
 
+def collision_log_probabilities(
+    hidden: Float[Array, "batch length hidden"],
+    head: Any,
+    *,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> Float[Array, "batch length"]:
+    """log sum_v p(v)^2 at every place in float32, in chunks and without a gradient: how sure the model is there.
+
+    That is logsumexp(2 z) - 2 logsumexp(z) for the logits z; arguments are `cross_entropy`'s.
+    """
+    hidden, head = jax.lax.stop_gradient((hidden, head))
+    leaves, setting = _prepare(hidden, head, softcap, 0.0, chunk)
+    whole = jax.tree.unflatten(setting.structure, leaves)
+
+    def step(carry: None, states: Array) -> tuple[None, Array]:
+        logits = contract(states, whole).astype(jnp.float32)
+        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+        twice, once = (jax.nn.logsumexp(factor * logits, axis=-1) for factor in (2.0, 1.0))
+        return carry, twice - 2.0 * once
+
+    _, pieces = jax.lax.scan(step, None, _cut(hidden, setting.chunk))
+    return _join(pieces, hidden.shape[1])
+
+
 def chunk_length(batch: int, length: int, vocabulary: int) -> int:
     """Places per chunk: the logits of a chunk near 48 MiB, and no more than 64 chunks.
 

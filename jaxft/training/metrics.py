@@ -232,3 +232,9 @@ class Progress:
     def close(self) -> None:
         """Takes the bar away."""
         self._bar.close()
+
+
+def further(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The averages that an objective reports beside its loss; what was never counted (NaN) is left out."""
+    named = {name: value for name, value in numbers.items() if "/" in name or name in ("kl", "nll")}
+    return {name: value for name, value in named.items() if not math.isnan(value)}

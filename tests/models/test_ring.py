@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxft.models import ring
-from jaxft.models.attention import attention_reference
+from jaxft.models.attention import Branches, attention_reference
 from jaxft.models.ring import ring_attention
 from jaxft.models.sharding import AXES
 
@@ -20,6 +20,15 @@ def mesh_of(**sizes: int) -> jax.sharding.Mesh:
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     devices = np.asarray(jax.devices()[: int(np.prod(shape))]).reshape(shape)
     return jax.sharding.Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+
+
+# Two continuations behind the beginning that they share.
+BRANCHES = Branches(
+    jnp.broadcast_to(jnp.repeat(jnp.arange(3, dtype=jnp.int32), 16)[None, :], (2, 48)),
+    jnp.broadcast_to(
+        jnp.concatenate([jnp.arange(32), jnp.arange(16, 32)]).astype(jnp.int32)[None, :], (2, 48)
+    ),
+)
 
 
 def inputs(length: int = 48, heads: int = 4, key_heads: int = 2) -> tuple[jax.Array, ...]:
@@ -38,6 +47,7 @@ def inputs(length: int = 48, heads: int = 4, key_heads: int = 2) -> tuple[jax.Ar
         ({"context": 4, "data": 2}, {"window": 7}),
         ({"context": 3, "tensor": 2}, {"softcap": 2.0}),
         ({"context": 8}, {"window": 20, "softcap": 2.0}),
+        ({"context": 4}, {"window": 9, "branches": BRANCHES}),
     ],
 )
 def test_a_ring_gives_one_devices_attention_and_gradients(
@@ -51,7 +61,7 @@ def test_a_ring_gives_one_devices_attention_and_gradients(
         return attention_reference(query, key, value, segments, segments, scale=0.3, **settings)
 
     def divided(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return ring_attention(query, key, value, segments, scale=0.3, **settings)
+        return ring_attention(query, key, value, segments, segments, scale=0.3, **settings)
 
     expected, back = jax.vjp(reference, query, key, value)
     wanted = back(cotangent)
