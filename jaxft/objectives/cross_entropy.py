@@ -113,8 +113,8 @@ def collision_log_probabilities(
         twice, once = (jax.nn.logsumexp(factor * logits, axis=-1) for factor in (2.0, 1.0))
         return carry, twice - 2.0 * once
 
-    _, pieces = jax.lax.scan(step, None, _cut(hidden, setting.chunk))
-    return _join(pieces, hidden.shape[1])
+    _, pieces = jax.lax.scan(step, None, _cut(hidden, setting.chunk, setting.parts))
+    return _join(pieces, hidden.shape[1], setting.parts)
 
 
 def chunk_length(batch: int, length: int, vocabulary: int) -> int:

@@ -74,7 +74,7 @@ def compile_step(
     optimizer = make_optimizer(config.optimizer, row, trainable, 10)
     state = jax.eval_shape(lambda tree: initial_state(tree, optimizer), trainable)
     step = make_train_step(
-        loss_of(config, model), optimizer, schedule(config.optimizer, 10), seed=0
+        loss_of(config, model, model), optimizer, schedule(config.optimizer, 10), seed=0
     )
     dtypes = {
         "tokens": jnp.int32,
