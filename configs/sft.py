@@ -55,6 +55,7 @@ def get_config(method: str = "lora") -> ConfigDict:
             "mesh": section(
                 data=-1,  # devices among which the batch is divided; -1 takes those that are left
                 fsdp=1,  # devices among which batch and weights are divided
+                context=1,  # devices among which each sequence is divided (long rows)
                 tensor=1,  # devices among which each projection is divided
             ),
             "remat": "none",  # what the backward pass recomputes: none | dots (not products) | full

@@ -46,8 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A user's mistake is one line on stderr and status 2; Ctrl-C is 130 and SIGTERM 143, as in a shell.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    status = _status(words)
+    if status and "jaxft.processes" in sys.modules:
+        from jaxft import processes
+
+        if processes.several():
+            processes.leave(status)
+    return status
+
+
+def _status(words: list[str]) -> int:
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        _run(words)
     except UserError as error:
         print(f"jaxft: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -132,6 +143,11 @@ def _train_flags(parser: Parser) -> Parser:
         help="a recipe and its argument, or a run's config.json",
     )
     parser.add_argument("--workdir", required=True, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes, also where the environment does not say so (Cloud TPU)",
+    )
     parser.set_defaults(run=train)
     return parser
 
@@ -248,22 +264,26 @@ def _number(low: float, high: float = float("inf")) -> Callable[[str], float]:
     return read
 
 
-def train(config: str, workdir: str, overrides: list[str]) -> None:
+def train(config: str, workdir: str, distributed: bool, overrides: list[str]) -> None:
     """`jaxft train`."""
     from jaxft.training.signals import stoppable
 
     with stoppable():  # SIGTERM while modules are imported
-        _train(config, workdir, overrides)
+        _train(config, workdir, distributed, overrides)
 
 
-def _train(config: str, workdir: str, overrides: list[str]) -> None:
+def _train(config: str, workdir: str, distributed: bool, overrides: list[str]) -> None:
+    from jaxft import processes
     from jaxft.configuration import load_config
 
     settings = load_config(config, overrides)
+    processes.join(distributed)
     from jaxft.training.loop import train as run
 
-    result = run(settings, workdir)
-    print(f"{result.output}\n{result.plot}")
+    with processes.fate_shared():
+        result = run(settings, workdir)
+    if processes.first():
+        print(f"{result.output}\n{result.plot}")
 
 
 def data(config: str, overrides: list[str], **flags: Any) -> None:

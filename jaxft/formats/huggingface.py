@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.adaptation import targeted
 from jaxft.assets import model_folder
@@ -35,6 +37,7 @@ from jaxft.formats.safetensors import (
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, Tensor, tensors_of
 from jaxft.models.transformer import Transformer, initial_params, tied_head
+from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights import Tied, Weight, is_weight, weights_of
 
@@ -226,7 +229,26 @@ def _leaf(
     sharding = shardings(path, shape) if shardings else None
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.make_array_from_callback(shape, sharding, shard).block_until_ready()
+    reading = by_rows(sharding, shape) if transposed else sharding
+    array = jax.make_array_from_callback(shape, reading, shard).block_until_ready()
+    if reading == sharding:
+        return array
+    return jax.jit(lambda x: x, out_shardings=sharding, donate_argnums=0)(array)
+
+
+def by_rows(sharding: Any, shape: tuple[int, ...]) -> Any:
+    """The sharding under which several hosts read a kernel (..., in, out) that is stored as (out, in).
+
+    Whole rows, which follow one another in the file: a part of each row would touch all of its pages on every host.
+    The parts are exchanged between the devices afterwards. Where that does not divide, the sharding itself.
+    """
+    if sharding.is_fully_addressable:
+        return sharding
+    spec = (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))
+    axes = tuple(axis for axis in (spec[-1], spec[-2]) if axis is not None)
+    if spec[-2] is None or shape[-1] % math.prod(sharding.mesh.shape[axis] for axis in axes):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec[:-2], None, axes))
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -358,7 +380,7 @@ def _maker(
     def make() -> np.ndarray:
         one = leaf if layer is None else jax.tree.map(lambda part: part[layer], leaf)
         dense = one.merged(params) if isinstance(one, Weight) else one
-        array = np.asarray(dense).astype(dtype, copy=False)
+        array = to_host(dense).astype(dtype, copy=False)
         return array.T if transposed else array
 
     return make

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float, Int
 from jaxft.models.attention import Branches, attention, attention_reference
 from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
-from jaxft.models.sharding import constrain, gather
+from jaxft.models.ring import ring_attention
+from jaxft.models.sharding import constrain, context_parts, gather
 from jaxft.weights import KEPT, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
@@ -253,7 +254,8 @@ def _attend(
     }
     written: tuple[jax.Array, ...] = ()
     if past is None:
-        y = attention(query, key, value, segments, segments, branches=branches, **settings)
+        attend = attention if context_parts() == 1 else ring_attention
+        y = attend(query, key, value, segments, segments, branches=branches, **settings)
     else:
         keys, values, number, seen, index = past
         keys = _written(keys, key, number, index)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxft import processes
 from jaxft.adaptation import merge, partition
 from jaxft.assets import model_folder
 from jaxft.configuration import validate
@@ -41,32 +41,12 @@ from jaxft.training.prepare import (
     updates_of,
 )
 from jaxft.training.reference import Reference, make_reference
+from jaxft.training.result import Result
 from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.signals import Interrupted, Stop, stoppable
 from jaxft.training.step import State, initial_state, make_eval_sums, make_train_step
 from jaxft.training.wording import next_commands, shortened
 from jaxft.tree import PyTree, combine, count
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        workdir: the run's folder.
-        steps: updates made in all.
-        metrics: the last training and held-out numbers, as `train_loss`, `eval_loss`, ...
-        output: RUN/adapter, or RUN/model after full tuning.
-        plot: RUN/plots/loss.png.
-        data_wait: seconds that the updates made by this call waited for their batches.
-    """
-
-    workdir: Path
-    steps: int
-    metrics: dict[str, float]
-    output: Path
-    plot: Path
-    data_wait: float
 
 
 def train(config: ConfigDict, workdir: str | Path) -> Result:
@@ -83,7 +63,8 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     validate(config)
     workdir = Path(workdir)
     check_folder(config, workdir)
-    with stoppable() as stop, Lock(workdir) as lock:
+    lock: Any = Lock(workdir) if processes.first() else contextlib.nullcontext()
+    with stoppable() as stop, lock:
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
             model, params, method = prepare_model(config, mesh)
@@ -91,9 +72,13 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
             reference = make_reference(config, model.config, trees[0], mesh)
             complete, reference = computed_beforehand(config, workdir, mesh, reference, trees[1])
             data = prepare_data(config, model.config, mesh, complete)
-            run = _Run(config, workdir, mesh, method, model, data, params, reference, stop)
-            run.open(lock)
-            return run.run()
+            processes.wait("checked")
+            with processes.logs_of(workdir) as logs:
+                run = _Run(
+                    config, workdir, logs, mesh, method, model, data, params, reference, stop
+                )
+                run.open(lock)
+                return run.run()
 
 
 class _Run:
@@ -103,6 +88,7 @@ class _Run:
         self,
         config: ConfigDict,
         workdir: Path,
+        logs: Path,
         mesh: Mesh,
         method: Method,
         model: Transformer,
@@ -111,7 +97,7 @@ class _Run:
         reference: Reference,
         stop: Stop,
     ) -> None:
-        self.config, self.workdir, self.method = config, workdir, method
+        self.config, self.workdir, self.logs, self.method = config, workdir, logs, method
         self.reference, self.held = reference, reference.held
         self.mesh, self.model, self.data, self.stop = mesh, model, data, stop
         self.steps = updates_of(config, data.train.steps_per_epoch)
@@ -137,20 +123,24 @@ class _Run:
     def open(self, lock: Lock) -> None:
         """Makes the folder, or takes up what stands there. Nothing has been written before."""
         config, workdir = self.config, self.workdir
-        open_folder(config, workdir)
-        lock.take()
-        check_folder(config, workdir)  # another process may have made it meanwhile
-        tidy(workdir)
+        if processes.first():
+            open_folder(config, workdir)
+            lock.take()
+            check_folder(config, workdir)  # another process may have made it meanwhile
+            tidy(workdir)
+        processes.wait("opened")
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
         )
         self.step = self._restore()
-        services = reporters(config.report_to, workdir, config.to_dict())
+        services = reporters(
+            config.report_to if processes.first() else (), workdir, config.to_dict()
+        )
         sets = tuple(self.data.held_out) or ("",)
-        self.metrics = Metrics(workdir / "metrics.jsonl", self.step, services, sets)
-        self.samples = Samples(workdir / "samples.jsonl", self.metrics.losses)
+        self.metrics = Metrics(self.logs / "metrics.jsonl", self.step, services, sets)
+        self.samples = Samples(self.logs / "samples.jsonl", self.metrics.losses)
         self.progress = Progress(self.step, self.steps)
 
     def run(self) -> Result:
@@ -160,8 +150,8 @@ class _Run:
             self.stop.deferred = True
             self._train()
             output = self._export()
-            plot = plot_run(self.workdir)
-            plot_averages(self.workdir)
+            plot = plot_run(self.logs)
+            plot_averages(self.logs)
             self.stop.check()
         finally:
             self.progress.close()
@@ -180,6 +170,7 @@ class _Run:
         self._log()
         self._save()
         self.checkpoints.wait()
+        processes.wait("saved")
         if interrupted or self.stop.signal:
             self.progress.say(
                 f"stopped after step {self.step}, whose checkpoint is written; "
@@ -191,6 +182,8 @@ class _Run:
         self._evaluate_if_due()
         while self.step < self.steps and not self._exhausted():
             self.stop.check()
+            if processes.preempted(self.step):
+                raise Interrupted
             self.checkpoints.check()
             self._events()
             asked = time.perf_counter()
@@ -356,7 +349,7 @@ class _Run:
             except Damaged as error:
                 self.progress.say(f"{error}; the last step is exported, not the best")
         params, like = self._params(), model_folder(self.config.model)
-        target = self.workdir / ("adapter" if self.method.weight else "model")
+        target = self.logs / ("adapter" if self.method.weight else "model")
         with written(target), replaced(target) as folder:
             if self.method.weight:
                 save_adapter(params, folder, method=self.method, base=self.config.model)
@@ -365,6 +358,7 @@ class _Run:
             if self.config.data.chat_template:  # what it was trained on is what it is asked by
                 template = str(self.data.tokenizer.chat_template)
                 (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        processes.wait("exported")
         return target
 
     def _say_start(self) -> None:

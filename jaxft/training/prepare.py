@@ -30,14 +30,23 @@ from jaxft.data import (
     read_rows,
 )
 from jaxft.data.mixing import check_weights, mix, mix_line
+from jaxft.data.packing import length_buckets
 from jaxft.errors import UserError
 from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
+from jaxft.formats.config_file import model_config
 from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
 from jaxft.training.preference_data import compares, preference_batches, preference_examples
-from jaxft.training.sharding import host_rows, leaf_sharding, require_rows, shardings
+from jaxft.training.sharding import (
+    host_rows,
+    leaf_sharding,
+    lengths_on,
+    require_divisible,
+    require_rows,
+    shardings,
+)
 from jaxft.training.step import Loss
 from jaxft.tree import PyTree
 
@@ -80,6 +89,7 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
             f"config.base.quantize {config.base.quantize}: method {method.name} trains the base, and codes cannot be "
             "trained: take an adapter (configs/sft.py:qlora), or config.base.quantize=none"
         )
+    require_divisible(model_config(model_folder(config.model)), mesh)
     model, params = load(
         model_folder(config.model),
         dtype=config.dtype,
@@ -113,6 +123,7 @@ def prepare_data(
     settings, max_length = config.data, max_length_of(config, model)
     for key in ("batch_size", "eval_batch_size"):
         require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
+    buckets = lengths_on(length_buckets(max_length), mesh)
     tokenizer = tokenizer_of(config)
 
     def make(name: str, examples: Examples, size: int, **options: Any) -> Batches:
@@ -125,6 +136,7 @@ def prepare_data(
             packing=settings.packing,
             seed=config.seed,
             pad_id=tokenizer.pad_id,
+            buckets=buckets,
             host_rows=host_rows(size, mesh),
             **options,
         )

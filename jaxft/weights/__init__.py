@@ -10,6 +10,7 @@ from jaxft.weights.base import (
     is_weight,
     map_weights,
     materialize,
+    part_axes,
     replace,
     static,
     take,
@@ -24,8 +25,12 @@ from jaxft.weights.site import Site, key_of
 from jaxft.weights.tied import Tied, Transposed
 from jaxft.weights.vera import SHARED, VeRA, projections
 
+PARTS = part_axes((LoRA, DoRA, DeltaLoRA, VeRA, Quantized, Flattened))
+"""{part of a weight: its axes}: how it lies on a mesh follows from its kernel."""
+
 __all__ = [
     "KEPT",
+    "PARTS",
     "SCHEMES",
     "SHARED",
     "DeltaLoRA",

@@ -9,8 +9,8 @@ contracts and what dense array it equals; the rest follows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, dataclass_transform
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -83,8 +83,13 @@ class Weight:
 
     Invariant: every array part of a stacked weight (one for all scanned layers) has the leading axis
     of the layers, its scale included, so that slicing the tree slices the weight.
+
+    Attributes:
+        axes: {part: what its axes are, in one layer}: "in" and "out" lie on a mesh as the kernel's do, any other
+            name is not divided. A part that is not named here, and is not the base, lies as the kernel does.
     """
 
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     base: Any
 
     @property
@@ -216,6 +221,19 @@ def bind(tree: PyTree, params: Mapping[str, Any]) -> PyTree:
         tree,
         is_leaf=is_weight,
     )
+
+
+def part_axes(kinds: Iterable[type[Weight]]) -> dict[str, tuple[str, ...]]:
+    """The `axes` of all these kinds of weight in one table, by the part's name.
+
+    Raises ValueError where two kinds mean different axes by one name.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for kind in kinds:
+        for name, axes in kind.axes.items():
+            if found.setdefault(name, axes) != axes:
+                raise ValueError(f"{kind.__name__}: {name} is {axes}, elsewhere {found[name]}")
+    return found
 
 
 def weights_of(params: PyTree) -> list[tuple[str, Weight]]:

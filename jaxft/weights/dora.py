@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ class DoRA(LoRA):
         magnitude: m, (out,), the norm of W at first, so that a fresh adapter changes nothing.
     """
 
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {**LoRA.axes, "magnitude": ("out",)}
     # A default keeps the dataclass's order legal after LoRA's optional fields; it is always given.
     magnitude: Any = ()
 

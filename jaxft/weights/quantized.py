@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,8 @@ class Quantized(Weight):
         dense_dtype: that of the array it stands for.
     """
 
+    # What makes scales of their codes is small; codes, scales and zeros lie as the kernel does.
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"nested": (), "mean": ()}
     codes: Any
     scales: Any
     zeros: Any = None
@@ -167,6 +169,9 @@ class Flattened(Weight):
         matrix_shape: (in, out).
     """
 
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "blocks": ()
+    }  # its blocks cross rows and columns
     blocks: Any
     matrix_shape: tuple[int, ...] = static(default=(0, 0))
 
