@@ -25,13 +25,22 @@ def section(**keys: Any) -> ConfigDict:
 
 
 def get_config(method: str = "lora") -> ConfigDict:
-    """The whole configuration of a run that tunes with `method`, a row of `jaxft.methods`."""
+    """The whole configuration of a run that tunes with `method`, a row of `jaxft.methods`.
+
+    `qlora` is lora over a base in nf4.
+    """
+    method, scheme = ("lora", "nf4") if method == "qlora" else (method, "none")
     return ConfigDict(
         {
             "model": "tiny",  # a Hugging Face folder, or "tiny": the small base embedded in jaxft
             "tokenizer": "",  # a folder with another tokenizer.json; "": the model's
             "dtype": "float32",  # of the computation: float32 | bfloat16 | float16
             "param_dtype": "float32",  # of the weights in memory; full tuning trains them so
+            "base": section(
+                quantize=scheme,  # the frozen projections: none | nf4 | fp4 | int4 | int8
+                group_size=64,  # weights along the input axis that share a scale; -1: all of them
+                double_quant=True,  # nf4 and fp4: quantize the scales too
+            ),
             "adapter": "",  # a PEFT folder to go on from: its rank, alpha and targets then hold
             "seed": 42,  # of the adapter's start, the data's order and dropout
             "method": section(name=method, **defaults(method)),  # documented in jaxft/methods.py
@@ -46,6 +55,7 @@ def get_config(method: str = "lora") -> ConfigDict:
             "mesh": section(
                 data=-1,  # devices among which the batch is divided; -1 takes those that are left
                 fsdp=1,  # devices among which batch and weights are divided
+                context=1,  # devices among which each sequence is divided (long rows)
                 tensor=1,  # devices among which each projection is divided
             ),
             "remat": "none",  # what the backward pass recomputes: none | dots (not products) | full

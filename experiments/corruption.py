@@ -28,7 +28,7 @@ import numpy as np
 import jaxft
 from jaxft.configuration import load_config
 from jaxft.errors import UserError
-from jaxft.formats import huggingface, peft
+from jaxft.formats import adapter_config, huggingface
 from jaxft.training import checkpoint, loop
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "trl"
@@ -186,7 +186,7 @@ def leaves(tree: Any) -> dict[str, np.ndarray]:
 @contextlib.contextmanager
 def blindly() -> Any:
     """Within it no manifest is looked at."""
-    homes = (checkpoint, peft, huggingface)
+    homes = (checkpoint, adapter_config, huggingface)
     before = [module.check_manifest for module in homes]
     for module in homes:
         module.check_manifest = lambda folder, required=False: {}  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxft.formats import save as save
     from jaxft.formats import save_adapter as save_adapter
     from jaxft.inference import generate as generate
+    from jaxft.quantization import quantize_params as quantize_params
     from jaxft.training.loop import train as train
     from jaxft.tree import combine as combine
     from jaxft.weights import base_of as base_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from jaxft.weights import contract as contract
     from jaxft.weights import contract_transposed as contract_transposed
     from jaxft.weights import materialize as materialize
+    from jaxft.weights import quantize as quantize
     from jaxft.weights import take as take
 
 __version__ = "0.1.0"
@@ -38,6 +40,7 @@ _HOMES = {
     "jaxft.foreign": ("adapted",),
     "jaxft.formats": ("load", "load_adapter", "save", "save_adapter"),
     "jaxft.inference": ("generate",),
+    "jaxft.quantization": ("quantize_params",),
     "jaxft.training.loop": ("train",),
     "jaxft.tree": ("combine",),
     "jaxft.weights": (
@@ -46,6 +49,7 @@ _HOMES = {
         "contract",
         "contract_transposed",
         "materialize",
+        "quantize",
         "take",
     ),
 }

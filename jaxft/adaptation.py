@@ -14,13 +14,25 @@ from jaxft.methods import METHODS, Method
 from jaxft.tree import (
     Patterns,
     PyTree,
+    first_match,
     flatten_with_paths,
     map_with_paths,
     matches,
     require_matches,
 )
 from jaxft.tree import partition as partition_tree
-from jaxft.weights import SHARED, LoRA, Site, Weight, bind, is_weight, key_of, replace, weights_of
+from jaxft.weights import (
+    SHARED,
+    LoRA,
+    Site,
+    Weight,
+    bind,
+    is_weight,
+    key_of,
+    quantized_in,
+    replace,
+    weights_of,
+)
 
 KERNELS = ("kernel", "embedding")
 PROJECTIONS = "*_proj"
@@ -134,6 +146,12 @@ def partition(params: PyTree, method: Method | Patterns) -> tuple[PyTree, PyTree
     if not isinstance(method, Method):
         paths = [path for path, _ in flatten_with_paths(params)]
         require_matches([pattern for pattern, _ in patterns], paths, "partition")
+    for path, weight in quantized_in(params):
+        if first_match(patterns, f"{path}/codes", False):
+            raise UserError(
+                f"{path} is quantized ({weight.scheme}) and cannot train: train an adapter over it (method lora, "
+                "dora, vera ...), or load the base without quantize"
+            )
     return partition_tree(params, patterns)
 
 
@@ -177,7 +195,7 @@ def _sites(
     }
     sites = []
     modules_of = {}
-    for path in _targets(method, list(kernels)):
+    for path in targeted(method.targets, list(kernels), "method.targets"):
         leaf = kernels[path]
         in_stack = len(leaf.shape) > 2 and any(matches(p, path.split("/")[0]) for p in stacked)
         modules_of[path] = _modules(path, leaf, names, in_stack)
@@ -207,11 +225,11 @@ def _sites(
     return sites
 
 
-def _targets(method: Method, paths: Sequence[str]) -> list[str]:
-    """The paths to adapt: the user's targets, or all projections, or where there are none all kernels."""
-    if method.targets:
-        require_matches(method.targets, paths, "method.targets")
-        return [path for path in paths if any(matches(p, path) for p in method.targets)]
+def targeted(targets: Sequence[str], paths: Sequence[str], where: str) -> list[str]:
+    """The paths that the user's patterns mean, or all projections, or where there are none all kernels."""
+    if targets:
+        require_matches(targets, paths, where)
+        return [path for path in paths if any(matches(p, path) for p in targets)]
     chosen = [path for path in paths if matches(PROJECTIONS, path)]
     return chosen or [path for path in paths if path.split("/")[-1] == "kernel"]
 

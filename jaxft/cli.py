@@ -46,8 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A user's mistake is one line on stderr and status 2; Ctrl-C is 130 and SIGTERM 143, as in a shell.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    status = _status(words)
+    if status and "jaxft.processes" in sys.modules:
+        from jaxft import processes
+
+        if processes.several():
+            processes.leave(status)
+    return status
+
+
+def _status(words: list[str]) -> int:
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        _run(words)
     except UserError as error:
         print(f"jaxft: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -115,6 +126,9 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
             verbs.add_parser("merge", help="write base and adapter as one Hugging Face folder")
         ),
         "plan": _plan_flags(verbs.add_parser("plan", help="what a run needs, by the compiler")),
+        "quantize": _quantize_flags(
+            verbs.add_parser("quantize", help="write a folder quantized, as bitsandbytes does")
+        ),
         "quickstart": _quickstart_flags(
             verbs.add_parser("quickstart", help="fine-tune the embedded model: a look in minutes")
         ),
@@ -130,6 +144,11 @@ def _train_flags(parser: Parser) -> Parser:
         help="a recipe and its argument, or a run's config.json",
     )
     parser.add_argument("--workdir", required=True, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes, also where the environment does not say so (Cloud TPU)",
+    )
     parser.set_defaults(run=train)
     return parser
 
@@ -192,6 +211,9 @@ def _merge_flags(parser: Parser) -> Parser:
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
     parser.add_argument("--adapter", required=True, metavar="DIR", help="a PEFT folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that is new")
+    parser.add_argument(
+        "--quantize", default="none", choices=("none", "nf4", "fp4", "int8"), help="write it so"
+    )
     parser.set_defaults(run=merge)
     return parser
 
@@ -206,6 +228,12 @@ def _plan_flags(parser: Parser) -> Parser:
     parser.add_argument("--methods", default="", metavar="A,B", help="compare these, or all")
     parser.add_argument("--remats", default="", metavar="A,B", help="compare these, or all")
     parser.add_argument(
+        "--quantize", dest="schemes", default="", metavar="A,B", help="compare these"
+    )
+    parser.add_argument(
+        "--show-sharding", dest="show", action="store_true", help="how each leaf lies on the mesh"
+    )
+    parser.add_argument(
         "--find-batch", dest="find", action="store_true", help="the largest batch_size that fits"
     )
     parser.add_argument("--plot", default="", metavar="FILE.png", help="a chart of the memory")
@@ -213,6 +241,18 @@ def _plan_flags(parser: Parser) -> Parser:
         "--price", type=_number(0.0), default=0.0, metavar="P", help="of a device for an hour"
     )
     parser.set_defaults(run=plan)
+    return parser
+
+
+def _quantize_flags(parser: Parser) -> Parser:
+    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a folder that is new")
+    parser.add_argument("--scheme", default="nf4", help="nf4, the default, fp4 or int8")
+    parser.add_argument("--group-size", type=_whole(1), default=64, metavar="N")
+    parser.add_argument(
+        "--single", dest="double_quant", action="store_false", help="leave the scales in float32"
+    )
+    parser.set_defaults(run=quantize)
     return parser
 
 
@@ -251,22 +291,26 @@ def _number(low: float, high: float = float("inf")) -> Callable[[str], float]:
     return read
 
 
-def train(config: str, workdir: str, overrides: list[str]) -> None:
+def train(config: str, workdir: str, distributed: bool, overrides: list[str]) -> None:
     """`jaxft train`."""
     from jaxft.training.signals import stoppable
 
     with stoppable():  # SIGTERM while modules are imported
-        _train(config, workdir, overrides)
+        _train(config, workdir, distributed, overrides)
 
 
-def _train(config: str, workdir: str, overrides: list[str]) -> None:
+def _train(config: str, workdir: str, distributed: bool, overrides: list[str]) -> None:
+    from jaxft import processes
     from jaxft.configuration import load_config
 
     settings = load_config(config, overrides)
+    processes.join(distributed)
     from jaxft.training.loop import train as run
 
-    result = run(settings, workdir)
-    print(f"{result.output}\n{result.plot}")
+    with processes.fate_shared():
+        result = run(settings, workdir)
+    if processes.first():
+        print(f"{result.output}\n{result.plot}")
 
 
 def data(config: str, overrides: list[str], **flags: Any) -> None:
@@ -301,6 +345,13 @@ def plan(config: str, overrides: list[str], **flags: Any) -> None:
     from jaxft.planning.command import main as run
 
     run(settings, **flags)
+
+
+def quantize(**flags: Any) -> None:
+    """`jaxft quantize`."""
+    from jaxft.formats.merge import quantize_folder
+
+    quantize_folder(**flags)
 
 
 def quickstart(**flags: Any) -> None:

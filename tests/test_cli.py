@@ -98,7 +98,7 @@ def test_merge_and_quickstart_hand_their_flags_on(called):
     assert cli.main(["merge", "--model", "m", "--adapter", "a", "--output", "o"]) == 0
     assert cli.main(["quickstart", "--workdir", "w"]) == 0
     assert called == [
-        ("merge_folder", {"model": "m", "adapter": "a", "output": "o"}),
+        ("merge_folder", {"model": "m", "adapter": "a", "output": "o", "quantize": "none"}),
         ("quickstart", {"workdir": "w"}),
     ]
 
@@ -106,9 +106,9 @@ def test_merge_and_quickstart_hand_their_flags_on(called):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "a verb is needed: train, data, generate, merge, quickstart"),
+        ([], "a verb is needed: train, data, generate, merge, plan, quantize, quickstart"),
         (["trian"], "unknown verb 'trian' (nearest: 'train')"),
-        (["xyzzy"], "there are: train, data, generate, merge, quickstart"),
+        (["xyzzy"], "there are: train, data, generate, merge, plan, quantize, quickstart"),
         (["--verson"], "unknown flag '--verson' (nearest: '--version')"),
         (["train", "--workdri", "x"], "train: unknown flag '--workdri' (nearest: '--workdir'"),
         (["train", "--confg.seed=1"], "unknown flag '--confg.seed' (nearest: '--config'"),

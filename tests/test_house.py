@@ -9,12 +9,12 @@ PACKAGE = Path(__file__).parents[1] / "jaxft"
 
 # A module imports only from those before it, or from its own place in the line.
 ORDER = (
-    ("errors", "assets"),
+    ("errors", "assets", "processes"),
     ("files", "confined"),
     ("tree",),
     ("weights",),
     ("methods",),
-    ("adaptation", "foreign"),
+    ("adaptation", "foreign", "quantization"),
     ("models",),
     ("configuration", "formats", "data", "objectives"),
     ("inference",),
@@ -23,7 +23,18 @@ ORDER = (
     ("quickstart",),
     ("cli", "__main__"),
 )
-WEIGHTS = {"Weight", "LoRA", "DoRA", "VeRA", "DeltaLoRA", "Tied", "Transposed", "is_weight"}
+WEIGHTS = {
+    "Weight",
+    "LoRA",
+    "DoRA",
+    "VeRA",
+    "DeltaLoRA",
+    "Tied",
+    "Transposed",
+    "Quantized",
+    "Flattened",
+    "is_weight",
+}
 
 
 def place_of(name: str) -> int:

@@ -11,7 +11,8 @@ from jaxft.configuration import recipes
 from jaxft.configuration.values import from_text, from_value, literal, tupled, whole_inside
 from jaxft.errors import UserError, named
 
-SCHEMA = "configs/sft.py"
+SCHEMAS = {"sft": "configs/sft.py"}  # by config.objective.name
+PREFERENCES = "configs/dpo.py"  # of every other
 # Keys of numbers whose 0 means "none" in the recipe, and of ints in a mapping or a list.
 ZERO_IS_NONE = (
     "steps",
@@ -42,8 +43,14 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
+def schema_of(flat: Mapping[str, Any]) -> ConfigDict:
+    """The recipe that holds the keys and defaults for an objective and a method."""
+    file = SCHEMAS.get(flat.get("objective.name", "sft"), PREFERENCES)
+    return recipes.run(recipes.find(file), str(flat["method.name"]))
+
+
 def conform(config: ConfigDict, where: str) -> ConfigDict:
-    """A locked copy that has exactly the keys of the schema for its method, each of its type.
+    """A locked copy that has exactly the keys of the schema for its objective and method, each of its type.
 
     Raises UserError, naming `where` the configuration is from, for a missing key, an unknown key
     and a value of another type.
@@ -51,7 +58,7 @@ def conform(config: ConfigDict, where: str) -> ConfigDict:
     given = flatten(config)
     if "method.name" not in given:
         raise UserError(f"{where}: config.method.name is missing")
-    schema = recipes.run(recipes.find(SCHEMA), str(given["method.name"]))
+    schema = schema_of(given)
     defaults = flatten(schema)
     for key in given:
         if key not in defaults:
@@ -122,7 +129,7 @@ def _is_none(value: Any) -> bool:
 
 def _empty(config: ConfigDict, key: str) -> Any:
     """What "none" means for a key that may be empty; None for one that may not."""
-    default = flatten(recipes.run(recipes.find(SCHEMA), str(config.method.name)))[key]
+    default = flatten(schema_of(flatten(config)))[key]
     if key in ZERO_IS_NONE:
         return type(default)(0)
     return default if default in ("", (), {}) else None

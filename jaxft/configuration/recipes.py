@@ -64,6 +64,11 @@ def run(path: Path, argument: str | None, method: str | None = None) -> ConfigDi
     return _call(path, get_config, argument, method)
 
 
+def recipe(path: str, argument: str) -> ConfigDict:
+    """What another recipe returns for the argument: what one that only differs from it begins with."""
+    return run(find(path), argument)
+
+
 def _call(
     path: Path, get_config: Callable[..., Any], argument: str | None, method: str | None
 ) -> ConfigDict:

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxft.configuration.keys import conform, flatten
+from jaxft.configuration.preferences import check_preferences
 from jaxft.errors import UserError, nearest, shown
 from jaxft.methods import TAKES
 
@@ -18,11 +19,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": DTYPES,
     "param_dtype": DTYPES,
     "method.dtype": DTYPES,
-    "objective.name": ("sft",),
+    "base.quantize": ("none", "nf4", "fp4", "int4", "int8"),
     "data.format": ("auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt"),
     "data.loss_on": ("completion", "all"),
     "optimizer.schedule": ("linear", "cosine", "constant", "wsd"),
     "remat": ("none", "dots", "full"),
+    "objective.f_divergence": ("reverse_kl", "forward_kl", "js", "alpha"),
+    "data.bad_rows": ("error", "skip"),
 }
 # (how the values are described, whether one is so, the keys; a method may lack some of them)
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -58,19 +61,40 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "optimizer.clip_norm",
             "method.start_step",
             "method.projection_seed",
+            "objective.gamma",
+            "objective.sft_weight",
+            "objective.reference_every",
+            "objective.desirable_weight",
+            "objective.undesirable_weight",
         ),
     ),
     (
         "above 0",
         lambda value: value > 0,
-        ("optimizer.learning_rate", "optimizer.epsilon", "method.alpha", "method.ratio"),
+        (
+            "optimizer.learning_rate",
+            "optimizer.epsilon",
+            "method.alpha",
+            "method.ratio",
+            "objective.beta",
+            "objective.tau",
+        ),
     ),
     (
         "from 0 up to, but not, 1",
         lambda value: 0 <= value < 1,
         ("objective.label_smoothing", "optimizer.b1", "optimizer.b2", "method.dropout"),
     ),
-    ("from 0 to 1", lambda value: 0 <= value <= 1, ("optimizer.final_fraction",)),
+    (
+        "from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        ("optimizer.final_fraction", "objective.reference_mix"),
+    ),
+    (
+        "from 1, or -1 for a whole column,",
+        lambda value: value >= 1 or value == -1,
+        ("base.group_size",),
+    ),
 )
 # Arguments of Optax's functions that keys of their own set.
 OWN_KEYS = ("learning_rate", "weight_decay", "mask", "b1", "b2", "eps")
@@ -83,6 +107,7 @@ def validate(config: ConfigDict) -> None:
 
 def check(flat: dict[str, Any]) -> None:
     """Raises UserError for the first of the values, by full key, that is not what the key takes."""
+    check_objective(flat)
     for key, choices in CHOICES.items():
         if key in flat:
             _choice(key, flat[key], choices)
@@ -106,6 +131,18 @@ def check(flat: dict[str, Any]) -> None:
     _decay(flat["optimizer.decay"])
     if flat["optimizer.name"] != "adamw" or flat["optimizer.options"]:
         _optimizer(flat["optimizer.name"], flat["optimizer.options"])
+
+
+def check_objective(flat: dict[str, Any]) -> None:
+    """Raises UserError for an objective that there is not, or whose settings do not go together."""
+    if "objective.beta" in flat:
+        check_preferences(flat)
+    elif flat["objective.name"] != "sft":
+        close = nearest(str(flat["objective.name"]), ("sft",))
+        raise UserError(
+            f"config.objective.name takes sft here, not {flat['objective.name']!r}{close}; a loss of"
+            " preferences begins with another recipe, as configs/dpo.py:lora"
+        )
 
 
 def optimizers() -> dict[str, Any]:

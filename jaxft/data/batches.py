@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -40,6 +40,7 @@ class Batches:
       epochs: how many; None goes on for ever.
       buckets: ascending lengths, the last at least the longest example; None: `length_buckets`.
       host_rows: (first, last + 1) of the rows of each batch that this host makes; None: all.
+      collate: makes the batch of rows of examples; by default `jaxft.data.packing.collate`.
 
     Attributes:
       dataset: the `grain.IterDataset` underneath.
@@ -61,6 +62,7 @@ class Batches:
         epochs: int | None = None,
         buckets: Sequence[int] | None = None,
         host_rows: tuple[int, int] | None = None,
+        collate: Callable[..., Batch] = collate,
     ) -> None:
         self._examples = Examples.of(examples)
         lengths = self._examples.lengths
@@ -81,6 +83,7 @@ class Batches:
             host_rows=host_rows or (0, batch_size),
             buckets=[max_length] if packing else list(buckets or length_buckets(max_length)),
             pad_id=pad_id,
+            collate=collate,
         )
         order = grain.MapDataset.range(self.rows)
         order = order.shuffle(seed=seed % 2**32) if shuffle else order
@@ -98,6 +101,7 @@ class Batches:
         host_rows: tuple[int, int],
         buckets: Sequence[int],
         pad_id: int,
+        collate: Callable[..., Batch],
     ) -> Batch:
         """The part that this host makes of the batch of the rows, as long as all hosts' longest row asks for."""
         chosen = [self._indices(row) for row in rows]

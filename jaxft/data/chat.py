@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from jaxft.confined import render_conversations
 from jaxft.data.tokenizer import Tokenizer, refusing_panics
@@ -37,30 +38,42 @@ def render(
     Raises:
       UserError: the tokenizer has no template, or the template fails.
     """
-    return _render_all(tokenizer, [(messages, add_generation_prompt)], tools)[0]
+    return _render_all(tokenizer, [(messages, add_generation_prompt, tools)])[0]
+
+
+Conversation = tuple[Messages, bool, Tools]  # messages, add_generation_prompt, tools
 
 
 def _render_all(
-    tokenizer: Tokenizer, conversations: Sequence[tuple[Messages, bool]], tools: Tools
+    tokenizer: Tokenizer, conversations: Sequence[Conversation]
 ) -> list[tuple[str, Spans]]:
-    """`render` of several (messages, add_generation_prompt) at once."""
+    """`render` of several conversations at once; one that fails makes all fail."""
     if tokenizer.chat_template is None:
         raise UserError(
             f"{tokenizer.name}: the tokenizer has no chat template, which messages need; "
             "give one as config.data.chat_template"
         )
-    own = [
-        {
-            "messages": [_as_written(message) for message in messages],
-            "add_generation_prompt": add_generation_prompt,
-        }
-        for messages, add_generation_prompt in conversations
-    ]
-    shared = {"tools": tools or None, "documents": None} | tokenizer.special_tokens
-    try:
-        return render_conversations(template_for(tokenizer, tools), own, shared)
-    except UserError as error:
-        raise UserError(f"{tokenizer.name}: chat template fails: {error}") from error
+    by_template: dict[str, list[int]] = {}
+    for index, (_, _, tools) in enumerate(conversations):
+        by_template.setdefault(template_for(tokenizer, tools), []).append(index)
+    rendered: dict[int, tuple[str, Spans]] = {}
+    shared = {"documents": None} | tokenizer.special_tokens
+    for template, indices in by_template.items():
+        own = [_variables(*conversations[index]) for index in indices]
+        try:
+            found = render_conversations(template, own, shared)
+        except UserError as error:
+            raise UserError(f"{tokenizer.name}: chat template fails: {error}") from error
+        rendered |= dict(zip(indices, found, strict=True))
+    return [rendered[index] for index in range(len(conversations))]
+
+
+def _variables(messages: Messages, add_generation_prompt: bool, tools: Tools) -> dict[str, Any]:
+    return {
+        "messages": [_as_written(message) for message in messages],
+        "add_generation_prompt": add_generation_prompt,
+        "tools": tools or None,
+    }
 
 
 def template_for(tokenizer: Tokenizer, tools: Tools) -> str:
@@ -103,25 +116,45 @@ def encode_chat_with_mask(
       UserError: a template without blocks renders the beginning of a conversation otherwise when
         more follows, so that its turns cannot be told apart.
     """
-    text, spans = render(tokenizer, messages, tools=tools)
-    marked = GENERATION.search(template_for(tokenizer, tools)) is not None
-    if not marked:
-        spans = _spans_by_growth(tokenizer, messages, text, tools)
+    return encode_chats_with_masks(tokenizer, [(messages, tools)])[0]
+
+
+def encode_chats_with_masks(
+    tokenizer: Tokenizer, conversations: Sequence[tuple[Messages, Tools]]
+) -> list[tuple[list[int], np.ndarray]]:
+    """`encode_chat_with_mask` of several (messages, tools), in parallel; one that fails makes all fail."""
+    wholes = [(messages, False, tools) for messages, tools in conversations]
+    texts, spans = zip(*_render_all(tokenizer, wholes), strict=True)
+    templates = [template_for(tokenizer, tools) for _, tools in conversations]
+    marked = [GENERATION.search(template) is not None for template in templates]
+    grown = [index for index, has_marks in enumerate(marked) if not has_marks]
+    found = _spans_by_growth(
+        tokenizer, [conversations[index] for index in grown], [texts[index] for index in grown]
+    )
+    spans_of = dict(enumerate(spans)) | dict(zip(grown, found, strict=True))
     with refusing_panics(tokenizer.name):
-        encoding = tokenizer.backend.encode(text, add_special_tokens=False)
-    mask = np.zeros(len(encoding.ids), dtype=bool)
+        encodings = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
+    return [
+        _ids_and_mask(encoding, spans_of[index], () if marked[index] else tokenizer.eos_ids)
+        for index, encoding in enumerate(encodings)
+    ]
+
+
+def _ids_and_mask(
+    encoding: tokenizers.Encoding, spans: Spans, eos_ids: tuple[int, ...]
+) -> tuple[list[int], np.ndarray]:
+    """The ids, and which lie in the spans; a span ends with the last of `eos_ids` in it, if there is one."""
+    ids = encoding.ids
+    mask = np.zeros(len(ids), dtype=bool)
     for start, end in spans:
         places = [encoding.char_to_token(at) for at in (start, end - 1)] if end > start else [None]
         if None in places:
             places = [encoding.char_to_token(at) for at in range(start, end)]
         inside = [place for place in places if place is not None]
-        if not inside:
-            continue
-        first, last = min(inside), max(inside)
-        if not marked:
-            last = _last_eos(encoding.ids, first, last, tokenizer.eos_ids)
-        mask[first : last + 1] = True
-    return encoding.ids, mask
+        if inside:
+            first, last = min(inside), max(inside)
+            mask[first : _last_eos(ids, first, last, eos_ids) + 1] = True
+    return ids, mask
 
 
 def _last_eos(ids: list[int], first: int, last: int, eos_ids: tuple[int, ...]) -> int:
@@ -129,14 +162,24 @@ def _last_eos(ids: list[int], first: int, last: int, eos_ids: tuple[int, ...]) -
     return next((i for i in range(last, first - 1, -1) if ids[i] in eos_ids), last)
 
 
-def _spans_by_growth(tokenizer: Tokenizer, messages: Messages, text: str, tools: Tools) -> Spans:
-    """Characters of each assistant's turn in `text`, by rendering the conversation's beginnings."""
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    beginnings = [(messages[:index], True) for index in turns]
-    beginnings += [(messages[: index + 1], False) for index in turns]
-    texts = [text for text, _ in _render_all(tokenizer, beginnings, tools)]
-    eos, spans = tokenizer.special_tokens.get("eos_token", ""), []
-    for index, before, through in zip(turns, texts[: len(turns)], texts[len(turns) :], strict=True):
+def _spans_by_growth(
+    tokenizer: Tokenizer, conversations: Sequence[tuple[Messages, Tools]], texts: Sequence[str]
+) -> list[Spans]:
+    """Characters of each assistant's turn in each text, by rendering the conversations' beginnings."""
+    turns = [
+        (which, index)
+        for which, (messages, _) in enumerate(conversations)
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+    beginnings = list[Conversation]()
+    for which, index in turns:
+        messages, tools = conversations[which]
+        beginnings += [(messages[:index], True, tools), (messages[: index + 1], False, tools)]
+    rendered = [text for text, _ in _render_all(tokenizer, beginnings)]
+    eos, spans = tokenizer.special_tokens.get("eos_token", ""), [Spans() for _ in texts]
+    for (which, index), before, through in zip(turns, rendered[::2], rendered[1::2], strict=True):
+        text = texts[which]
         # Some templates close the whole conversation with an EOS.
         stem = through if text.startswith(through) else through.removesuffix(eos)
         if not (text.startswith(stem) and stem.startswith(before)):
@@ -146,5 +189,5 @@ def _spans_by_growth(tokenizer: Tokenizer, messages: Messages, text: str, tools:
                 "words between {% generation %} and {% endgeneration %}, take a template of jaxft "
                 "(config.data.chat_template=chatml), or train on config.data.loss_on=all"
             )
-        spans.append((len(before), len(stem)))
+        spans[which].append((len(before), len(stem)))
     return spans

@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.chat import encode_chat, encode_chat_with_mask, template_for
+from jaxft.data.chat import (
+    encode_chat,
+    encode_chat_with_mask,
+    encode_chats_with_masks,
+    template_for,
+)
 from jaxft.data.sources import Row, kind_of
 from jaxft.data.store import Example as Example
 from jaxft.data.store import Examples, Writer
@@ -22,6 +27,9 @@ LOSS_ON = ("completion", "all")
 COUNTS = (
     "rows", "dropped", "truncated", "tokens", "trained_tokens", "without_eos", "split", "pieces", "diverged",
 )  # fmt: skip
+CONVERSATIONS = (
+    64  # rendered at once: the template's limits of time and memory hold for them together
+)
 CHUNK = 1024  # rows tokenized at once: enough for the tokenizer's threads
 
 
@@ -249,15 +257,35 @@ def _prompt_completion(
 
 
 def _messages(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
-    for row in rows:
-        messages, tools = row.values["messages"], row.values.get("tools")
+    for start in range(0, len(rows), CONVERSATIONS):
+        some = rows[start : start + CONVERSATIONS]
+        for row, (ids, said) in zip(some, _conversations(some, tokenizer, loss_on), strict=True):
+            yield (
+                row,
+                ids,
+                said if loss_on == "completion" else np.ones(len(ids), dtype=bool),
+                False,
+            )
+
+
+def _conversations(
+    rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str
+) -> Iterable[tuple[list[int], np.ndarray]]:
+    """(ids, what the assistant says), of all at once; if one fails, one by one, to name it."""
+    talks = [(row.values["messages"], row.values.get("tools")) for row in rows]
+    if loss_on == "completion":
+        try:
+            yield from encode_chats_with_masks(tokenizer, talks)
+            return
+        except UserError:
+            pass
+    for row, (messages, tools) in zip(rows, talks, strict=True):
         with _told_of(row):
             if loss_on == "completion":
-                ids, trained = encode_chat_with_mask(tokenizer, messages, tools=tools)
+                yield encode_chat_with_mask(tokenizer, messages, tools=tools)
             else:
                 ids = encode_chat(tokenizer, messages, tools=tools)
-                trained = np.ones(len(ids), dtype=bool)
-        yield row, ids, trained, False
+                yield ids, np.ones(len(ids), dtype=bool)
 
 
 def _text(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:

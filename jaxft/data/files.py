@@ -131,7 +131,8 @@ def _place(name: str) -> tuple[Any, str]:
 
 
 def _remote(name: str, error: Exception) -> UserError:
-    return UserError(f"{name}: cannot be read: {type(error).__name__}: {str(error)[:300]}")
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"{name}: cannot be read: {type(error).__name__}: {reason}")
 
 
 def _files(name: str, system: Any, paths: Iterable[str]) -> list[File]:

@@ -67,8 +67,8 @@ def read_records(file: File) -> Iterator[Record]:
         if file.is_local:
             raise
         # A client of a remote place raises what it likes.
-        reason = f"{type(error).__name__}: {str(error)[:300]}"
-        raise UserError(f"{file.name}: cannot be read: {reason}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{file.name}: cannot be read: {type(error).__name__}: {reason}") from error
 
 
 @contextlib.contextmanager

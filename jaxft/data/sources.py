@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +131,14 @@ def read_rows(
         raise UserError(
             f"data format {format!r} is unknown; known: {', '.join(known)}{nearest(format, known)}"
         )
-    found = tuple(_find_source(name, held_out) for name in split_paths(paths))
-    return Rows(found, format, dict(fields or {}), as_messages)
+    return Rows(find_sources(paths, held_out), format, dict(fields or {}), as_messages)
+
+
+def find_sources(
+    paths: str | Path | Sequence[str | Path], held_out: bool = False
+) -> tuple[Source, ...]:
+    """The sources that are named; of several splits the training one, or if `held_out` another."""
+    return tuple(_find_source(name, held_out) for name in _split_paths(paths))
 
 
 def read_objects(path: str | Path) -> Iterator[Record]:
@@ -140,10 +146,10 @@ def read_objects(path: str | Path) -> Iterator[Record]:
     yield from _find_source(str(path), held_out=True).read()
 
 
-def split_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
+def _split_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
     r"""The sources that are named; a comma inside of a name is written `\,`.
 
-    >>> split_paths("a.jsonl, b.csv"), split_paths(r"a\,b.jsonl"), split_paths(["a,b.jsonl"])
+    >>> _split_paths("a.jsonl, b.csv"), _split_paths(r"a\,b.jsonl"), _split_paths(["a,b.jsonl"])
     (['a.jsonl', 'b.csv'], ['a,b.jsonl'], ['a,b.jsonl'])
     """
     if isinstance(paths, str):
@@ -299,3 +305,8 @@ def kind_of(row: Row) -> str:
     """The row's format, told apart by whether its two sides are messages."""
     conversational = isinstance(row.values.get("prompt"), list) and not row.written
     return f"{row.format} (messages)" if conversational else row.written or row.format
+
+
+def unused_keys(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Keys of the rows that their format does not use, in the order of their first appearance."""
+    return tuple(dict.fromkeys(key for row in rows for key in row.unused))

@@ -11,6 +11,7 @@ import pyarrow.parquet
 from jaxft.errors import UserError
 
 Record = tuple[str, dict[str, Any]]
+BUFFER = 2**20  # bytes of a column read at once
 ROWS = 1024  # turned into Python's objects at once
 
 
@@ -25,9 +26,10 @@ def read_arrow(name: str, opened: IO[bytes]) -> Iterator[Record]:
 
 
 def _parquet_batches(name: str, opened: IO[bytes]) -> Iterator[pyarrow.RecordBatch]:
-    file = pyarrow.parquet.ParquetFile(opened)
+    file = pyarrow.parquet.ParquetFile(opened, pre_buffer=False, buffer_size=BUFFER)
     _check_names(name, file.schema_arrow)
-    yield from file.iter_batches(batch_size=ROWS, use_threads=False)
+    for group in range(file.num_row_groups):  # over all at once, it holds what it has read
+        yield from file.iter_batches(batch_size=ROWS, row_groups=[group], use_threads=False)
 
 
 def _arrow_batches(name: str, opened: IO[bytes]) -> Iterator[pyarrow.RecordBatch]:

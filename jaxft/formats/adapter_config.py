@@ -11,6 +11,7 @@ from jaxft.confined import first_matches
 from jaxft.confined.matching import match
 from jaxft.errors import UserError, named, nearest, shown
 from jaxft.files import file_of, read_json
+from jaxft.formats.manifest import check_manifest
 
 FILE = "adapter_config.json"
 # The options that are read, with the values PEFT gives them where a file leaves them out.
@@ -94,6 +95,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         UserError: no such folder or file, an unknown kind of adapter, an unknown option, or a value
             that an option does not take.
     """
+    check_manifest(folder)
     file = file_of(folder, FILE, f"an adapter is a folder with {FILE}")
     raw = read_json(file)
     kind = raw.get("peft_type")

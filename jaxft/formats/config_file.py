@@ -48,9 +48,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"{file}: {key} asks for code of the folder's own, which jaxft never runs"
             )
-    if raw.get("quantization_config"):
+    method = (raw.get("quantization_config") or {"quant_method": "bitsandbytes"}).get(
+        "quant_method"
+    )
+    if method != "bitsandbytes":
         raise UserError(
-            f"{file}: quantization_config: the weights are quantized; give the dense model's folder"
+            f"{file}: quantization_config: quant_method {method!r} is not known to jaxft, which reads bitsandbytes; "
+            "give the dense model's folder"
         )
     return raw
 

@@ -25,7 +25,6 @@ from jaxft.formats.adapter_config import (
     targeted,
     unknown_target,
 )
-from jaxft.formats.manifest import check_manifest
 from jaxft.formats.naming import modules_in, names_in
 from jaxft.formats.peft_writing import check_exportable, save_adapter
 from jaxft.formats.safetensors import FLOATS, Stored, open_folder
@@ -107,7 +106,6 @@ def load_adapter(
             option, a tensor too many, missing, or of a shape that does not fit the base.
     """
     folder = Path(folder)
-    check_manifest(folder)
     options = read_adapter_config(folder)
     table = names_in(params, names)
     modules = modules_in(table, params)
@@ -140,7 +138,6 @@ def saved_leaves(
         names: as of `load_adapter`.
     """
     folder = Path(folder)
-    check_manifest(folder)
     options = read_adapter_config(folder)
     table = names_in(params, names)
     modules = modules_in(table, params)

@@ -12,6 +12,7 @@ from jaxft.errors import UserError
 from jaxft.formats.naming import EMBEDDING, HEAD
 from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
+from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths, matches, require_matches
 from jaxft.weights import DoRA, LoRA, Tied, VeRA, Weight, is_weight
 
@@ -46,7 +47,7 @@ def adapter_weights(params: PyTree) -> list[tuple[str, Weight]]:
 
 def _lazy(array: Any) -> Lazy:
     """A slice of the tree, fetched from the device when it is written."""
-    return Lazy(tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
+    return Lazy(tuple(array.shape), np.dtype(array.dtype), lambda: to_host(array))
 
 
 def _lora_parts(weight: Any, rank: int, embedding: bool) -> dict[str, Lazy]:
@@ -210,7 +211,7 @@ def _slice(leaf: Any, layer: int | None, transposed: bool) -> Lazy:
     shape = tuple(leaf.shape if layer is None else leaf.shape[1:])
 
     def make() -> np.ndarray:
-        array = np.asarray(leaf if layer is None else leaf[layer])
+        array = to_host(leaf if layer is None else leaf[layer])
         return array.T if transposed else array
 
     return Lazy(shape[::-1] if transposed else shape, np.dtype(leaf.dtype), make)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 import re
 import shutil
@@ -28,14 +29,16 @@ from jaxft.formats.peft_tensors import (
 )
 from jaxft.formats.safetensors import Lazy, write_file, write_json
 from jaxft.methods import Method
+from jaxft.quantization import quantization_of
 from jaxft.tree import PyTree
 from jaxft.weights import DoRA, VeRA
 
 PREFIX = "base_model.model."
+QUANTIZED_KEY = "jaxft_base_quantization"
 
 CARD = """\
 ---
-{base_line}library_name: peft
+{base_line}{quantized_line}library_name: peft
 pipeline_tag: text-generation
 tags:
 - {tag}
@@ -46,7 +49,7 @@ tags:
 
 - base model: {base}
 - method: {method}, rank {rank}
-- trained with jaxft
+{quantized_item}- trained with jaxft
 
 In PEFT:
 
@@ -107,7 +110,7 @@ def save_adapter(
     try:
         write_file(part / "adapter_model.safetensors", tensors)
         write_json(part / "adapter_config.json", options)
-        (part / "README.md").write_text(_card(options, method), encoding="utf-8")
+        (part / "README.md").write_text(_card(options, method, params), encoding="utf-8")
         write_manifest(part, base=fingerprint(model_folder(base), BASE) if base else {})
         if target.exists():
             shutil.rmtree(target)
@@ -231,7 +234,23 @@ def _alpha(scale: float, divisor: float) -> float:
     return exact
 
 
-def _card(options: Mapping[str, Any], method: Method | None) -> str:
+def read_quantization(folder: Path) -> dict[str, Any] | None:
+    """What the base was quantized to when the adapter in this folder was trained, as its card says."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    found = re.search(rf"^{QUANTIZED_KEY}: (\{{.*\}})$", text, re.MULTILINE)
+    return json.loads(found[1]) if found else None
+
+
+def _card(options: Mapping[str, Any], method: Method | None, params: PyTree) -> str:
+    quantized = quantization_of(params)
+    said = {"line": "", "item": ""}
+    if quantized:
+        scales = ", scales quantized too" if quantized["double_quant"] else ""
+        said["line"] = f"{QUANTIZED_KEY}: {json.dumps(quantized)}\n"
+        said["item"] = (
+            f"- the base was quantized: {quantized['scheme']}, groups of {quantized['group_size']}{scales}\n"
+        )
     kind = (
         "DoRA"
         if options.get("use_dora")
@@ -240,6 +259,8 @@ def _card(options: Mapping[str, Any], method: Method | None) -> str:
     base = options["base_model_name_or_path"]
     return CARD.format(
         base_line=f"base_model: {base}\n" if base else "",
+        quantized_line=said["line"],
+        quantized_item=said["item"],
         tag=options["peft_type"].lower(),
         title=kind,
         base=base or "path/to/the/base",

@@ -27,6 +27,7 @@ from jaxft.files import (
     read_bytes,
     stays_inside,
 )
+from jaxft.processes import first
 
 # In the order in which the library lays them down, from the last to the first.
 DTYPES = {
@@ -240,8 +241,10 @@ def write_file(file: Path, tensors: Mapping[str, Lazy]) -> None:
     with part.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            array = np.ascontiguousarray(tensors[name].make(), tensors[name].dtype)
-            stream.write(array.reshape(-1).view(np.uint8).data)
+            made = tensors[name].make()  # by all processes together, one of which writes
+            if first():
+                array = np.ascontiguousarray(made, tensors[name].dtype)
+                stream.write(array.reshape(-1).view(np.uint8).data)
         stream.flush()
         os.fsync(stream.fileno())
     part.rename(file)

@@ -27,6 +27,7 @@ from jaxft.models.transformer import (
     logits,
     positions_of,
 )
+from jaxft.processes import to_host
 
 LEAST_LENGTH = 32  # shorter prompts and answers share one program
 CHUNK = 256  # tokens of a prompt taken at once: bounds the scores in memory to CHUNK x length
@@ -111,7 +112,7 @@ def generate_tokens(
         room=bucket(max_new_tokens, LEAST_LENGTH),
         greedy=temperature == 0,
     )
-    return np.asarray(ids)[:rows, :max_new_tokens], np.asarray(lengths)[:rows]
+    return to_host(ids)[:rows, :max_new_tokens], to_host(lengths)[:rows]
 
 
 def _rows(rows: int) -> int:

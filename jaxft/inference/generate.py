@@ -198,7 +198,7 @@ def main(
 
     Args:
         model: a Hugging Face folder, or "tiny": the base embedded in jaxft.
-        adapter: a PEFT folder; "" for none.
+        adapter: a PEFT folder; "" for none. A chat template in it takes the place of the model's.
         prompts: texts.
         data: a file, or whatever `read_rows` takes, instead: rows with "prompt" (a text or messages)
             or "messages", whose last is left out if the assistant says it, and with "tools".
@@ -217,7 +217,8 @@ def main(
     folder = model_folder(model)
     asked: dict[str, Prompt] = {f"prompt {i}": text for i, text in enumerate(prompts, start=1)}
     asked, tools = _prompts_of(data) if data else (asked, [])
-    tokenizer = load_tokenizer(folder)
+    own = Path(adapter, "chat_template.jinja") if adapter else folder
+    tokenizer = load_tokenizer(folder, str(own) if own.is_file() else "")
     network, params = load(folder, dtype=dtype)
     if adapter:
         tell_another_base(Path(adapter), folder)

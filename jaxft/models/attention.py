@@ -9,7 +9,7 @@ and keeps the output and the log-sum-exp instead of the probabilities (FlashAtte
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,20 @@ MASKED = -1e30  # the score of a key that is not seen: finite, so that no row gi
 FLOOR = -1e20  # the least maximum of a row: a row that sees nothing then has probabilities 0
 MOST_BLOCKS = 8  # the loop over blocks is unrolled: this bounds the time to compile
 LEAST_BLOCK = 128
+
+
+class Branches(NamedTuple):
+    """Continuations that stand one after the other in a segment behind the beginning that they share.
+
+    Attributes:
+        numbers: (batch, length) int32: 0 is the shared beginning, which all see; a place in another branch
+            is seen by that branch alone.
+        positions: (batch, length) int32 of each token in the sequence that it continues. In a segment with
+            branches a window counts these, because other branches may lie between.
+    """
+
+    numbers: Int[Array, "batch length"]
+    positions: Int[Array, "batch length"]
 
 
 def attention_reference(
@@ -33,11 +47,14 @@ def attention_reference(
     window: int | Int[Array, ""] | None = None,
     softcap: float | None = None,
     scale: float,
+    branches: Branches | None = None,
 ) -> Float[Array, "batch heads length head_dim"]:
     """softmax(scale q k^T, masked) v, the whole score matrix at once.
 
     Query i stands at index `offset + i` among the keys and sees key j if j <= index,
     index - j < `window`, and their segments are equal and not 0. A query that sees nothing gets 0.
+    With `branches` (as many queries as keys) it must also be in the key's branch, or the key in
+    branch 0, and the window counts positions.
     `softcap` bounds the scores before the mask: softcap tanh(score / softcap) (gemma 2).
     The softmax is computed in float32; the result has the dtype of `query`.
     """
@@ -47,7 +64,7 @@ def attention_reference(
     scores = _capped(scores * scale, softcap)[0]
     first = jnp.broadcast_to(jnp.asarray(offset, jnp.int32), query_segments.shape[:1])
     index = first[:, None] + jnp.arange(query.shape[2], dtype=jnp.int32)[None, :]
-    seen = _seen(index, query_segments, key_segments, window)
+    seen = _seen(index, query_segments, key_segments, window, branches, branches)
     scores = jnp.where(seen[:, None, None], scores, MASKED)
     highest = jnp.maximum(scores.max(axis=-1, keepdims=True), FLOOR)
     weights = jnp.exp(scores - jax.lax.stop_gradient(highest))
@@ -66,6 +83,7 @@ def attention(
     window: int | Int[Array, ""] | None = None,
     softcap: float | None = None,
     scale: float,
+    branches: Branches | None = None,
 ) -> Float[Array, "batch heads length head_dim"]:
     """`attention_reference` for as many queries as keys, lean in the backward pass.
 
@@ -75,30 +93,36 @@ def attention(
     """
     if window is not None:
         window = jnp.asarray(window, jnp.int32)
-    return _attention(query, key, value, query_segments, key_segments, window, softcap, scale)
+    masks = _Masks(query_segments, key_segments, window, branches)
+    return _attention(query, key, value, masks, softcap, scale)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+class _Masks(NamedTuple):
+    """What decides which keys are seen."""
+
+    query_segments: Array
+    key_segments: Array
+    window: Array | None
+    branches: Branches | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attention(
     query: Array,
     key: Array,
     value: Array,
-    query_segments: Array,
-    key_segments: Array,
-    window: Array | None,
+    masks: _Masks,
     softcap: float | None,
     scale: float,
 ) -> Array:
-    return _forward(query, key, value, query_segments, key_segments, window, softcap, scale)[0]
+    return _forward(query, key, value, masks, softcap, scale)[0]
 
 
 def _forward(
     query: Array,
     key: Array,
     value: Array,
-    query_segments: Array,
-    key_segments: Array,
-    window: Array | None,
+    masks: _Masks,
     softcap: float | None,
     scale: float,
 ) -> tuple[Array, tuple[Any, ...]]:
@@ -107,7 +131,7 @@ def _forward(
     grouped = _grouped(query, key)
     for start, stop in _blocks(query.shape[2]):
         rows = _rows(grouped, start, stop)
-        seen = _block_mask(query_segments, key_segments, window, start, stop)
+        seen = _block_mask(masks, start, stop)
         scores = _product("BKTH,BKSH->BKTS", rows, key[:, :, :stop]) * scale
         scores = _masked(_capped(scores, softcap)[0], seen)
         highest = jnp.maximum(scores.max(axis=-1, keepdims=True), FLOOR)
@@ -119,13 +143,13 @@ def _forward(
     output = jnp.concatenate(outputs, axis=3).reshape(query.shape)
     output = checkpoint_name(output, "attention_output")
     log_sum_exp = checkpoint_name(jnp.concatenate(sums, axis=3), "attention_log_sum_exp")
-    kept = (query, key, value, query_segments, key_segments, window, output, log_sum_exp)
+    kept = (query, key, value, masks, output, log_sum_exp)
     return output, kept
 
 
 def _backward(softcap: float | None, scale: float, kept: tuple[Any, ...], cotangent: Array) -> Any:
     """The probabilities of each block again, from its scores and the log-sum-exp."""
-    query, key, value, query_segments, key_segments, window, output, log_sum_exp = kept
+    query, key, value, masks, output, log_sum_exp = kept
     delta = jnp.sum(output.astype(jnp.float32) * cotangent.astype(jnp.float32), -1, keepdims=True)
     grouped, cotangent = _grouped(query, key), _grouped(cotangent, key)
     delta = _grouped(delta, key)
@@ -136,7 +160,7 @@ def _backward(softcap: float | None, scale: float, kept: tuple[Any, ...], cotang
     for start, stop in _blocks(query.shape[2]):
         rows, d_rows = _rows(grouped, start, stop), _rows(cotangent, start, stop)
         keys, values = key[:, :, :stop], value[:, :, :stop]
-        seen = _block_mask(query_segments, key_segments, window, start, stop)
+        seen = _block_mask(masks, start, stop)
         scores, tanh = _capped(_product("BKTH,BKSH->BKTS", rows, keys) * scale, softcap)
         weights = jnp.exp(_masked(scores, seen) - _rows(log_sum_exp, start, stop))
         d_weights = _product("BKTH,BKSH->BKTS", d_rows, values)
@@ -149,7 +173,7 @@ def _backward(softcap: float | None, scale: float, kept: tuple[Any, ...], cotang
     d_query = jnp.concatenate(d_queries, axis=3).reshape(query.shape).astype(query.dtype)
     d_key = d_key.swapaxes(2, 3).astype(key.dtype)
     d_value = d_value.swapaxes(2, 3).astype(value.dtype)
-    return d_query, d_key, d_value, None, None, None
+    return d_query, d_key, d_value, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -177,13 +201,14 @@ def _product(letters: str, left: Array, right: Array) -> Array:
     return jnp.einsum(letters, left, right, preferred_element_type=jnp.float32)
 
 
-def _block_mask(
-    query_segments: Array, key_segments: Array, window: Array | None, start: int, stop: int
-) -> Bool[Array, "batch 1 1 block stop"]:
+def _block_mask(masks: _Masks, start: int, stop: int) -> Bool[Array, "batch 1 1 block stop"]:
     index = jnp.arange(start, stop, dtype=jnp.int32)[None, :]
-    segments = query_segments[:, start:stop]
-    seen = _seen(jnp.broadcast_to(index, segments.shape), segments, key_segments[:, :stop], window)
-    return seen[:, None, None]
+    queries, branches = jax.tree.map(
+        lambda ids: ids[:, start:stop], (masks.query_segments, masks.branches)
+    )
+    keys, before = jax.tree.map(lambda ids: ids[:, :stop], (masks.key_segments, masks.branches))
+    index = jnp.broadcast_to(index, queries.shape)
+    return _seen(index, queries, keys, masks.window, branches, before)[:, None, None]
 
 
 def _masked(scores: Array, seen: Array) -> Array:
@@ -212,9 +237,15 @@ def _seen(
     query_segments: Int[Array, "batch length"],
     key_segments: Int[Array, "batch key_length"],
     window: int | Int[Array, ""] | None,
+    query_branches: Branches | None,
+    key_branches: Branches | None,
 ) -> Bool[Array, "batch length key_length"]:
     """Which keys the query at each index sees."""
     distance = index[:, :, None] - jnp.arange(key_segments.shape[1], dtype=jnp.int32)[None, None, :]
     segments = query_segments[:, :, None]
     seen = (distance >= 0) & (segments == key_segments[:, None, :]) & (segments != 0)
+    if query_branches is not None and key_branches is not None:
+        keys = key_branches.numbers[:, None, :]
+        seen = seen & ((keys == 0) | (keys == query_branches.numbers[:, :, None]))
+        distance = query_branches.positions[:, :, None] - key_branches.positions[:, None, :]
     return seen if window is None else seen & (distance < window)

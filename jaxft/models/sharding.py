@@ -1,66 +1,105 @@
 """How leaves and activations are laid over a mesh: two lists of patterns, and nothing else decides.
 
-The mesh has the axes data, fsdp and tensor. The batch is divided over data and fsdp; kernels over fsdp along one
-axis and over tensor along the other. Specs are those of one layer: stacked leaves get an axis in front.
+The mesh has the axes data, fsdp, context and tensor. The batch's rows are divided over data and fsdp, their length
+over context, kernels over fsdp along one axis and over tensor along the other. A part of a weight follows the axes of
+its kernel: the weight says which (`Weight.axes`). Specs are those of one layer: stacked leaves get an axis in front.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxft.tree import PyTree, first_match, map_with_paths
+from jaxft.tree import PyTree, first_match, flatten_with_paths, map_with_paths
+from jaxft.weights import PARTS
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 BATCH = ("data", "fsdp")
 
-LEAVES = (
-    # An adapter's parts follow the contraction that they belong to.
-    ("*/a", PartitionSpec("fsdp", None)),
-    ("*/a0", PartitionSpec("fsdp", None)),
-    ("o_proj/kernel/b", PartitionSpec(None, "fsdp")),
-    ("down_proj/kernel/b", PartitionSpec(None, "fsdp")),
-    ("o_proj/kernel/b0", PartitionSpec(None, "fsdp")),
-    ("down_proj/kernel/b0", PartitionSpec(None, "fsdp")),
-    ("*/b", PartitionSpec(None, "tensor")),
-    ("*/b0", PartitionSpec(None, "tensor")),
-    ("scale", PartitionSpec()),
-    ("bias", PartitionSpec()),
-    ("magnitude", PartitionSpec()),
-    ("d", PartitionSpec()),
-    ("g", PartitionSpec()),
-    ("factor", PartitionSpec()),
-    ("embed/embedding", PartitionSpec("tensor", "fsdp")),
-    ("positions/embedding", PartitionSpec(None, "fsdp")),
-    ("o_proj/kernel", PartitionSpec("tensor", "fsdp")),
-    ("down_proj/kernel", PartitionSpec("tensor", "fsdp")),
-    ("kernel", PartitionSpec("fsdp", "tensor")),
+# (pattern of a kernel's path, the mesh axes of its (in, out)); the first match holds. What matches none is replicated:
+# norms, biases, and VeRA's projections, which kernels of many sizes slice.
+LEAVES: tuple[tuple[str, tuple[str | None, str | None]], ...] = (
+    ("embed/embedding", ("tensor", "fsdp")),
+    ("positions/embedding", (None, "fsdp")),
+    ("o_proj/kernel", ("tensor", "fsdp")),
+    ("down_proj/kernel", ("tensor", "fsdp")),
+    ("kernel", ("fsdp", "tensor")),
 )
 
 ACTIVATIONS = (
-    ("residual", PartitionSpec(BATCH, None, None)),  # (batch, length, hidden)
-    ("heads", PartitionSpec(BATCH, "tensor", None, None)),  # (batch, heads, length, head_dim)
-    ("feed_forward", PartitionSpec(BATCH, None, "tensor")),  # (batch, length, intermediate)
+    ("residual", PartitionSpec(BATCH, "context", None)),  # (batch, length, hidden)
+    ("heads", PartitionSpec(BATCH, "tensor", "context", None)),  # (batch, heads, length, head_dim)
+    ("feed_forward", PartitionSpec(BATCH, "context", "tensor")),  # (batch, length, intermediate)
 )
+
+# Parts of a quantized kernel that may be too short to be divided as the kernel is.
+BESIDE_CODES = ("scales", "zeros")
 
 
 def leaf_spec(path: str, ndim: int) -> PartitionSpec:
-    """The spec of a leaf: the first pattern's, with the layers' axis in front where the leaf has one."""
-    spec = first_match(LEAVES, path, PartitionSpec())
-    return PartitionSpec(*(None,) * (ndim - len(spec)), *spec) if len(spec) else spec
+    """The spec of a leaf: its kernel's axes, those that it has, with the layers' axis in front where there is one.
+
+    >>> leaf_spec("layers/attention/o_proj/kernel/a", 3)
+    PartitionSpec(None, 'tensor', None)
+    """
+    kernel = first_match(LEAVES, path)
+    if kernel is None:
+        return PartitionSpec()
+    owner: dict[str, str | None] = dict(zip(("in", "out"), kernel, strict=True))
+    part = next((name for name in path.split("/") if name in PARTS), None)
+    spec = [owner.get(axis) for axis in PARTS[part]] if part else list(kernel)
+    return PartitionSpec(*(None,) * (ndim - len(spec)), *spec) if spec else PartitionSpec()
+
+
+def fitted(
+    path: str, spec: PartitionSpec, shape: tuple[int, ...], mesh: Mapping[str, int]
+) -> PartitionSpec:
+    """The spec without the axes that do not divide the scales or zeros of a quantized kernel: those stay whole."""
+    if path.split("/")[-1] not in BESIDE_CODES:
+        return spec
+    return PartitionSpec(
+        *(
+            axis if axis is None or size % mesh[axis] == 0 else None
+            for axis, size in zip(spec, shape, strict=False)
+        )
+    )
 
 
 def _without(axis: str, spec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*(None if part == axis else part for part in spec))
 
 
+def parts_of(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
+    """Into how many parts the mesh divides a dimension that lies over these axes."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def context_parts() -> int:
+    """Among how many devices the mesh in force divides a sequence."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return dict(mesh.shape).get("context", 1)
+
+
 def constrain(x: jax.Array, name: str) -> jax.Array:
-    """Holds an activation to its spec on the mesh in force; without one, x itself."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Holds an activation to its spec on the mesh in force; without one, x itself.
+
+    A dimension that does not divide stays whole: that of one token, in decoding. Training's are checked before.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, first_match(ACTIVATIONS, name))
+    spec = first_match(ACTIVATIONS, name)
+    divided = (
+        None if size % parts_of(mesh, axes) else axes
+        for size, axes in zip(x.shape, spec, strict=True)
+    )
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*divided))
 
 
 def gather(kernels: PyTree) -> PyTree:
@@ -69,12 +108,72 @@ def gather(kernels: PyTree) -> PyTree:
     Said inside the loop over the layers, before anything is computed from them, this gathers one layer at a time,
     in the type it is stored in.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return kernels
 
     def hold(path: str, leaf: Any) -> Any:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
-        return jax.lax.with_sharding_constraint(leaf, _without("fsdp", leaf_spec(path, leaf.ndim)))
+        spec = fitted(path, leaf_spec(path, leaf.ndim), leaf.shape, mesh.shape)
+        return jax.lax.with_sharding_constraint(leaf, _without("fsdp", spec))
 
     return map_with_paths(hold, kernels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a leaf lies on a mesh.
+
+    Attributes:
+        path, shape, dtype: the leaf's.
+        spec: the mesh axes of its dimensions.
+        bytes: of the leaf, once.
+        bytes_per_device: of what each device holds.
+        copies: how many devices hold the same part.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    spec: PartitionSpec
+    bytes: int
+    bytes_per_device: int
+    copies: int
+
+    @property
+    def replicated(self) -> bool:
+        """Whether every device holds the whole leaf."""
+        return self.copies > 1 and self.bytes_per_device == self.bytes
+
+    @property
+    def surplus(self) -> int:
+        """The bytes, all devices together, beyond one copy."""
+        return self.bytes * (self.copies - 1)
+
+
+def describe(params: PyTree, mesh: Mesh) -> list[Placement]:
+    """Every leaf's placement on a mesh, the costliest copies first. Works on abstract trees.
+
+    Args:
+        params: a parameter tree, adapted or not, or an optimizer's state over one.
+        mesh: concrete or abstract.
+    """
+    found = []
+    for path, leaf in flatten_with_paths(params):
+        spec = leaf_spec(path, len(leaf.shape)) if leaf.shape else PartitionSpec()
+        spec = fitted(path, spec, leaf.shape, mesh.shape)
+        parts = math.prod(parts_of(mesh, axes) for axes in spec)
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        found.append(
+            Placement(
+                path,
+                tuple(leaf.shape),
+                str(leaf.dtype),
+                spec,
+                bytes=size,
+                bytes_per_device=size // parts,
+                copies=mesh.size // parts,
+            )
+        )
+    return sorted(found, key=lambda placement: (-placement.surplus, placement.path))

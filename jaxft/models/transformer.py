@@ -20,10 +20,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from jaxft.models.attention import attention, attention_reference
+from jaxft.models.attention import Branches, attention, attention_reference
 from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
-from jaxft.models.sharding import constrain, gather
+from jaxft.models.ring import ring_attention
+from jaxft.models.sharding import constrain, context_parts, gather
 from jaxft.weights import KEPT, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
@@ -68,14 +69,20 @@ def hidden_states(
     tokens: Int[Array, "batch length"],
     segments: Int[Array, "batch length"] | None = None,
     positions: Int[Array, "batch length"] | None = None,
+    branches: Int[Array, "batch length"] | None = None,
 ) -> Float[Array, "batch length hidden"]:
-    """The decoder up to its final norm: what the head turns into logits. Arguments as of `Transformer`."""
+    """The decoder up to its final norm: what the head turns into logits. Arguments as of `Transformer`.
+
+    `branches` (batch, length) tells continuations of one beginning apart, which stand in one segment: 0 is the
+    beginning, which all see, and any other number is seen by its own alone. It needs `positions`.
+    """
     segments = jnp.ones_like(tokens) if segments is None else segments
     positions = positions_of(segments) if positions is None else positions
+    numbered = None if branches is None else Branches(branches, positions)
 
     def body(x: jax.Array, scanned: Any) -> tuple[jax.Array, None]:
         layer, window = scanned
-        return _block(config, params, layer, window, x, segments, positions), None
+        return _block(config, params, layer, window, x, segments, positions, numbered), None
 
     x = _embed(config, params, tokens, positions)
     x, _ = jax.lax.scan(
@@ -101,7 +108,7 @@ def cached_hidden_states(
         x, keys, values = carry
         layer, window, number = scanned
         past = (keys, values, number, seen, index)
-        return _block(config, params, layer, window, x, segments, positions, past), None
+        return _block(config, params, layer, window, x, segments, positions, None, past), None
 
     x = _embed(config, params, tokens, positions)
     numbers = jnp.arange(config.layers, dtype=jnp.int32)
@@ -205,13 +212,15 @@ def _block(
     x: jax.Array,
     segments: jax.Array,
     positions: jax.Array,
+    branches: Branches | None = None,
     past: tuple[jax.Array, ...] | None = None,
 ) -> Any:
     """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`; with `past`, keys and values too."""
     layer = bind(layer, params)
     x = constrain(x, "residual")
     norm = functools.partial(_norm, config, layer["attention_norm"])
-    y, *written = _attend(config, layer["attention"], norm, window, x, segments, positions, past)
+    places = (segments, positions, branches, past)
+    y, *written = _attend(config, layer["attention"], norm, window, x, *places)
     x = x + (_norm(config, layer["post_attention_norm"], y) if config.post_norms else y)
     y = _feed_forward(config, layer["mlp"], functools.partial(_norm, config, layer["mlp_norm"]), x)
     x = x + (_norm(config, layer["post_mlp_norm"], y) if config.post_norms else y)
@@ -227,6 +236,7 @@ def _attend(
     x: jax.Array,
     segments: jax.Array,
     positions: jax.Array,
+    branches: Branches | None,
     past: tuple[jax.Array, ...] | None,
 ) -> tuple[jax.Array, ...]:
     query, key, value = _query_key_value(config, layer, norm, x)
@@ -244,7 +254,8 @@ def _attend(
     }
     written: tuple[jax.Array, ...] = ()
     if past is None:
-        y = attention(query, key, value, segments, segments, **settings)
+        attend = attention if context_parts() == 1 else ring_attention
+        y = attend(query, key, value, segments, segments, branches=branches, **settings)
     else:
         keys, values, number, seen, index = past
         keys = _written(keys, key, number, index)

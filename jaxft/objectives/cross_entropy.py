@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxft.models.sharding import context_parts
 from jaxft.weights import contract
 
 CHUNK_ELEMENTS = 12 * 2**20  # of the logits of a chunk: 48 MiB in float32
@@ -29,6 +30,7 @@ class _Setting(NamedTuple):
     softcap: float | None
     label_smoothing: float
     chunk: int
+    parts: int  # among how many devices the length is divided
 
 
 def cross_entropy_reference(
@@ -90,6 +92,31 @@ def token_log_probabilities(
     return -_token_losses(setting, hidden, leaves, targets)
 
 
+def collision_log_probabilities(
+    hidden: Float[Array, "batch length hidden"],
+    head: Any,
+    *,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> Float[Array, "batch length"]:
+    """log sum_v p(v)^2 at every place in float32, in chunks and without a gradient: how sure the model is there.
+
+    That is logsumexp(2 z) - 2 logsumexp(z) for the logits z; arguments are `cross_entropy`'s.
+    """
+    hidden, head = jax.lax.stop_gradient((hidden, head))
+    leaves, setting = _prepare(hidden, head, softcap, 0.0, chunk)
+    whole = jax.tree.unflatten(setting.structure, leaves)
+
+    def step(carry: None, states: Array) -> tuple[None, Array]:
+        logits = contract(states, whole).astype(jnp.float32)
+        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+        twice, once = (jax.nn.logsumexp(factor * logits, axis=-1) for factor in (2.0, 1.0))
+        return carry, twice - 2.0 * once
+
+    _, pieces = jax.lax.scan(step, None, _cut(hidden, setting.chunk, setting.parts))
+    return _join(pieces, hidden.shape[1], setting.parts)
+
+
 def chunk_length(batch: int, length: int, vocabulary: int) -> int:
     """Places per chunk: the logits of a chunk near 48 MiB, and no more than 64 chunks.
 
@@ -112,7 +139,7 @@ def _prepare(
     if chunk is None:
         batch, length, _ = hidden.shape
         chunk = chunk_length(batch, length, head.shape[-1])
-    return leaves, _Setting(structure, softcap, label_smoothing, chunk)
+    return leaves, _Setting(structure, softcap, label_smoothing, chunk, context_parts())
 
 
 def _scan(
@@ -153,13 +180,15 @@ def _scan(
         return sums, (losses, d_states[0] if form_hidden else None)
 
     zeros = [jnp.zeros(leaves[place].shape, jnp.float32) for place in trained]
-    pieces = jax.tree.map(lambda x: _cut(x, setting.chunk), (hidden, targets, weights))
+    pieces = jax.tree.map(
+        lambda x: _cut(x, setting.chunk, setting.parts), (hidden, targets, weights)
+    )
     sums, (losses, d_hidden) = jax.lax.scan(step, zeros, pieces)
     d_leaves: list[Array | None] = [None] * len(leaves)
     for place, total in zip(trained, sums, strict=True):
         d_leaves[place] = total.astype(leaves[place].dtype)
-    length = hidden.shape[1]
-    return _join(losses, length), _join(d_hidden, length) if form_hidden else None, d_leaves
+    whole = functools.partial(_join, length=hidden.shape[1], parts=setting.parts)
+    return whole(losses), whole(d_hidden) if form_hidden else None, d_leaves
 
 
 def _losses(
@@ -192,18 +221,27 @@ def _scaled(gradient: Array | None, cotangent: Array) -> Array | None:
     return (gradient.astype(jnp.float32) * cotangent).astype(gradient.dtype)
 
 
-def _cut(x: Array, chunk: int) -> Array:
-    """(batch, length, ...) -> (chunks, batch, chunk, ...); the last is filled up with zeros."""
-    batch, length = x.shape[:2]
-    chunks = -(-length // chunk)
-    widths = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2)
-    return jnp.pad(x, widths).reshape(batch, chunks, chunk, *x.shape[2:]).swapaxes(0, 1)
+def _cut(x: Array, chunk: int, parts: int) -> Array:
+    """(batch, length, ...) -> (chunks, batch, chunk, ...); the last is filled up with zeros.
+
+    Of each of the `parts` into which devices divide the length, every chunk takes an equal share: so all devices
+    work at every chunk, and none sends its places to another.
+    """
+    batch, here = x.shape[0], x.shape[1] // parts
+    share = -(-chunk // parts)
+    chunks = -(-here // share)
+    x = x.reshape(batch, parts, here, *x.shape[2:])
+    widths = [(0, 0), (0, 0), (0, chunks * share - here)] + [(0, 0)] * (x.ndim - 3)
+    x = jnp.pad(x, widths).reshape(batch, parts, chunks, share, *x.shape[3:])
+    return jnp.moveaxis(x, 2, 0).reshape(chunks, batch, parts * share, *x.shape[4:])
 
 
-def _join(x: Array, length: int) -> Array:
+def _join(x: Array, length: int, parts: int) -> Array:
     """(chunks, batch, chunk, ...) -> (batch, length, ...)."""
     chunks, batch, chunk = x.shape[:3]
-    return x.swapaxes(0, 1).reshape(batch, chunks * chunk, *x.shape[3:])[:, :length]
+    x = jnp.moveaxis(x.reshape(chunks, batch, parts, chunk // parts, *x.shape[3:]), 0, 2)
+    x = x.reshape(batch, parts, -1, *x.shape[4:])[:, :, : length // parts]
+    return x.reshape(batch, length, *x.shape[3:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

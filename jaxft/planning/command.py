@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from jaxft.errors import UserError, nearest
 from jaxft.methods import METHODS
-from jaxft.planning.plan import Plan, find_batch, plan, variants
-from jaxft.planning.report import draw, table
+from jaxft.planning.plan import Plan, find_batch, placements, plan, variants
+from jaxft.planning.report import draw, sharding_table, table
 from jaxft.planning.topology import Devices, local_devices, tpu_devices
 
 REMATS = ("none", "dots", "full")
+QUANTIZED = ("none", "nf4", "int4", "int8")
 
 
 def main(
@@ -28,6 +29,8 @@ def main(
     as_json: bool = False,
     methods: str = "",
     remats: str = "",
+    schemes: str = "",
+    show: bool = False,
     find: bool = False,
     plot: str = "",
     price: float = 0.0,
@@ -41,6 +44,8 @@ def main(
         as_json: print JSON instead of a table.
         methods: names with commas between, or all; "": the configuration's.
         remats: kinds of recomputation with commas between, or all; "": the configuration's.
+        schemes: what the base is quantized to, likewise.
+        show: print how each leaf lies on the mesh, and compile nothing.
         find: look for the largest batch that fits, instead.
         plot: a file for a chart.
         price: of a device for an hour.
@@ -50,16 +55,19 @@ def main(
     if topology:
         jax.config.update("jax_platforms", "cpu")  # the plan is made here, for devices elsewhere
     target = tpu_devices(topology) if topology else local_devices()
+    if show:
+        print("\n".join(sharding_table(placements(config, target))))
+        return []
     if find:
         best, plans = find_batch(config, target)
         if best is None:
             print(f"plan: no batch fits, not even of {plans[0].batch_size} rows", file=sys.stderr)
         plans = [best] if best else plans[:1]
     else:
-        plans = [_said(each, target) for each in _asked(config, methods, remats)]
+        plans = [_said(each, target) for each in _asked(config, methods, schemes, remats)]
     if as_json:
         objects = [dataclasses.asdict(each) | _cost(each, price) for each in plans]
-        print(json.dumps(objects[0] if len(objects) == 1 and not methods else objects, indent=2))
+        print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
     else:
         print("\n".join(table(plans, price)))
     if plot:
@@ -67,13 +75,14 @@ def main(
     return plans
 
 
-def _asked(config: ConfigDict, methods: str, remats: str) -> list[ConfigDict]:
-    if not methods and not remats:
+def _asked(config: ConfigDict, methods: str, schemes: str, remats: str) -> list[ConfigDict]:
+    if not (methods or schemes or remats):
         return [config]
     return list(
         variants(
             config,
             _names("--methods", methods, tuple(METHODS)) or (config.method.name,),
+            _names("--quantize", schemes, QUANTIZED) or (config.base.quantize,),
             _names("--remats", remats, REMATS) or (config.remat,),
         )
     )
@@ -92,7 +101,8 @@ def _names(flag: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _said(config: ConfigDict, target: Devices) -> Plan:
-    print(f"compiling {config.method.name}, remat {config.remat}", file=sys.stderr)
+    said = f"{config.method.name}, base {config.base.quantize}, remat {config.remat}"
+    print(f"compiling {said}, {config.batch_size} rows", file=sys.stderr)
     return plan(config, target)
 
 

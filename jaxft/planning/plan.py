@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -25,10 +27,12 @@ from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
 from jaxft.methods import defaults
 from jaxft.models import Config, module_names
+from jaxft.models.sharding import Placement, describe
 from jaxft.models.transformer import initial_params
 from jaxft.planning.flops import count_flops
 from jaxft.planning.hlo import Program, read_program
 from jaxft.planning.topology import Devices, local_flops, local_memory
+from jaxft.quantization import quantize_params
 from jaxft.training.checkpoint import split_base
 from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.prepare import loss_of, max_length_of, method_of
@@ -50,7 +54,7 @@ class Plan:
     Attributes:
         topology: what was planned for.
         devices: how many of them the mesh takes.
-        method, remat, batch_size, length: of the configuration.
+        method, quantize, remat, batch_size, length: of the configuration.
         peak_bytes: the most memory in use at once: the arguments, the results that are not written over them, and
             the temporaries.
         base_bytes: the frozen leaves that are read from the model.
@@ -73,6 +77,7 @@ class Plan:
     topology: str
     devices: int
     method: str
+    quantize: str
     remat: str
     batch_size: int
     length: int
@@ -143,6 +148,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         topology=target.name,
         devices=mesh.size,
         method=config.method.name,
+        quantize=config.base.quantize,
         remat=config.remat,
         batch_size=config.batch_size,
         length=length,
@@ -163,12 +169,14 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
 
 
 def variants(
-    config: ConfigDict, methods: Iterable[str], remats: Iterable[str]
+    config: ConfigDict, methods: Iterable[str], schemes: Iterable[str], remats: Iterable[str]
 ) -> Iterator[ConfigDict]:
-    """The configuration with each method, at its own defaults, under each kind of recomputation."""
-    remats = tuple(remats)
-    for method in methods:
-        for remat in remats:
+    """The configuration with each method, at its own defaults, over each base, under each recomputation.
+
+    Full tuning has no quantized base.
+    """
+    for method, scheme, remat in itertools.product(methods, schemes, remats):
+        if method != "full" or scheme == "none":
             kept = (
                 ("rank", "alpha", "targets")
                 if method != config.method.name
@@ -180,7 +188,17 @@ def variants(
             with changed.unlocked():
                 changed.method = ConfigDict({**own, **settings, "name": method}, convert_dict=False)
                 changed.remat = remat
+                changed.base.quantize = scheme
             yield changed
+
+
+def placements(config: ConfigDict, target: Devices) -> list[Placement]:
+    """How every leaf of the adapted tree lies on the mesh, the costliest copies first."""
+    mesh = make_mesh(config.mesh, list(target.devices))
+    model = model_config(model_folder(config.model))
+    with jax.set_mesh(mesh):
+        traced = _trace(config, model, mesh)
+    return describe(combine(traced.state.trainable, traced.frozen), mesh)
 
 
 def find_batch(config: ConfigDict, target: Devices) -> tuple[Plan | None, list[Plan]]:
@@ -212,23 +230,30 @@ def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
     """The step of `jaxft train`, from shapes."""
     if config.adapter:
         raise UserError("jaxft plan: config.adapter is not read; set config.method as it was made")
+    if config.objective.name != "sft":
+        raise UserError(f"jaxft plan: plans objective sft, not {config.objective.name}")
     require_rows(config.batch_size // config.grad_accum, mesh, "batch_size")
-    method = method_of(config)
-    dtype = jnp.dtype(config.param_dtype)
+    method, base, dtype = method_of(config), config.base, jnp.dtype(config.param_dtype)
+    if method.weight is None and base.quantize != "none":
+        raise UserError(f"method {method.name} trains the base: config.base.quantize must be none")
 
     def fresh() -> Any:
         params = initial_params(model, jax.random.key(0), dtype)
+        if base.quantize != "none":
+            params = quantize_params(
+                params, base.quantize, group_size=base.group_size, double_quant=base.double_quant
+            )
         return adapt(params, method, jax.random.key(config.seed), names=module_names(model))
 
     params = jax.eval_shape(fresh)
     trainable, frozen = partition(params, method)
     steps = config.steps or FEW_STEPS
     optimizer = make_optimizer(config.optimizer, method, trainable, steps)
-    loss = loss_of(config, model)
+    loss = loss_of(config, model, model)
     rate = schedule(config.optimizer, steps)
     step = make_train_step(loss, optimizer, rate, seed=config.seed, parts=config.grad_accum)
     state = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer), trainable)
-    drawn, base = split_base(params, frozen)
+    drawn, rest = split_base(params, frozen)
     shape = (config.batch_size, max_length_of(config, model))
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("tokens", "segments", "positions")
@@ -242,7 +267,7 @@ def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
         frozen=_laid(frozen, mesh),
         batch={name: _placed(leaf, rows) for name, leaf in batch.items()},
         drawn=_laid(drawn, mesh),
-        base=_laid(base, mesh),
+        base=_laid(rest, mesh),
     )
 
 
@@ -314,9 +339,11 @@ def _activation_bytes(traced: _Traced, mesh: Mesh) -> int:
 
     jaxpr = jax.make_jaxpr(kept)(traced.state.trainable, traced.frozen, traced.batch).jaxpr
     given = {id(variable) for variable in (*jaxpr.invars, *jaxpr.constvars)}
-    made = {id(v): v for v in jaxpr.outvars if id(v) not in given and hasattr(v, "count")}
-    total = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in made.values())
-    return int(total) // (mesh.shape["data"] * mesh.shape["fsdp"])
+    made: dict[int, Any] = {
+        id(v): v.aval for v in jaxpr.outvars if id(v) not in given and isinstance(v, Var)
+    }
+    total = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in made.values())
+    return int(total) // math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "context"))
 
 
 def _seconds(target: Devices, program: Program | None, flops: int, dtype: str) -> float | None:

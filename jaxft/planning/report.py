@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxft.errors import UserError
+from jaxft.models.sharding import Placement
 from jaxft.planning.plan import Plan
 
 PARTS = ("base", "adapter", "optimizer", "temporary")
@@ -28,7 +29,7 @@ def table(plans: Sequence[Plan], price: float = 0.0) -> list[str]:
     lines = [
         f"{first.devices} device{'s' * (first.devices > 1)} of {first.topology}, {memory}; GiB of one device,"
         " times estimated",
-        f"{'':2}{'method':11}{'remat':6}{'batch':>6}{'length':>8}{'base':>8}{'adapter':>9}{'optim.':>8}"
+        f"{'':2}{'method':11}{'base':6}{'remat':6}{'batch':>6}{'length':>8}{'base':>8}{'adapter':>9}{'optim.':>8}"
         f"{'temp.':>8}{'(kept)':>8}{'peak':>8} {'fits':5}{'s/step':>8}{'tokens/s':>10}{'MFU':>6}{'hours':>8}"
         + (f"{'cost':>10}" if price else ""),
     ]
@@ -44,7 +45,8 @@ def _line(plan: Plan, best: bool, price: float) -> str:
     memory = "".join(f"{size / GIB:>{w}.2f}" for size, w in zip(sizes, widths, strict=True))
     cost = plan.hours * plan.devices * price if plan.hours and price else None
     return (
-        f"{'* ' if best else '  '}{plan.method:11}{plan.remat:6}{plan.batch_size:>6}{plan.length:>8}{memory}"
+        f"{'* ' if best else '  '}{plan.method:11}{plan.quantize:6}{plan.remat:6}{plan.batch_size:>6}"
+        f"{plan.length:>8}{memory}"
         f" {'yes' if plan.fits else 'NO':5}{_number(plan.seconds_per_step, '.3g'):>8}"
         f"{_number(plan.tokens_per_second, ',.0f'):>10}{_number(plan.mfu, '.0%'):>6}"
         f"{_number(plan.hours, '.3g'):>8}" + (f"{_number(cost, ',.2f'):>10}" if price else "")
@@ -53,6 +55,20 @@ def _line(plan: Plan, best: bool, price: float) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def sharding_table(placements: Sequence[Placement]) -> list[str]:
+    """A line a leaf, and what the copies cost."""
+    lines = [f"{'leaf':58}{'shape':>24}  {'axes':32}{'a device':>12}{'copies':>8}"]
+    for p in placements:
+        axes = ", ".join(str(axis) for axis in p.spec) or "replicated"
+        lines.append(f"{p.path:58}{p.shape!s:>24}  {axes:32}{p.bytes_per_device:>12,}{p.copies:>8}")
+    whole = sum(p.bytes_per_device for p in placements if p.replicated)
+    surplus = sum(p.surplus for p in placements)
+    return [
+        *lines,
+        f"replicated: {whole:,} bytes on each device; all copies beyond the first: {surplus:,} bytes",
+    ]
 
 
 def draw(plans: Sequence[Plan], file: Path) -> None:
@@ -68,7 +84,10 @@ def draw(plans: Sequence[Plan], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.45 * len(plans)), layout="constrained")
-    names = [f"{plan.method}, remat {plan.remat}, batch {plan.batch_size}" for plan in plans]
+    names = [
+        f"{plan.method}, base {plan.quantize}, remat {plan.remat}, batch {plan.batch_size}"
+        for plan in plans
+    ]
     left = [0.0] * len(plans)
     for part in PARTS:
         sizes = [getattr(plan, f"{part}_bytes") / GIB for plan in plans]

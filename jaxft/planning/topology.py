@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import time
@@ -109,6 +110,7 @@ def local_memory() -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
+@functools.cache
 def local_flops(dtype: str) -> float:
     """Products and sums a second of a matrix product on this machine, measured: the best of five."""
     square = jnp.ones((2048, 2048), jnp.dtype(dtype))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -19,6 +23,8 @@ from jaxft.training.folder import written
 from jaxft.tree import PyTree, flatten_with_paths, partition
 from jaxft.weights import SHARED, weights_of
 
+OVERHEAD = 1.25  # what a checkpoint may take, by the bytes of its arrays
+LATE = ("Event loop is closed", "cannot schedule new futures after shutdown")
 PARTIAL = ".partial"  # the ending of a checkpoint that is being written
 
 
@@ -39,6 +45,21 @@ def drawn_patterns(params: PyTree) -> list[tuple[str, bool]]:
 def split_base(params: PyTree, frozen: PyTree) -> tuple[PyTree, PyTree]:
     """(drawn, base): the frozen tree as what belongs in a checkpoint and what does not."""
     return partition(frozen, drawn_patterns(params))
+
+
+def _quiet() -> None:
+    """Leaves what goes wrong in writing to the one line that tells it.
+
+    Orbax logs it as well, and its writes that were under way then call an event loop that it has closed.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not (kind is RuntimeError and str(error) in LATE):
+            before(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 class Checkpoints:
@@ -104,11 +125,18 @@ class Checkpoints:
             data=ocp.args.JsonSave(dict(data)),
         )
         with written(self.folder / str(step)):
+            self._require_room(tree)
             self._orbax.save(partial, args=items, force=True)
         self._pending = (step, self._thread.submit(self._commit, step, frozenset(protect)))
         self._current = step
         if not self._asynchronous:
             self.wait()
+
+    def _require_room(self, tree: PyTree) -> None:
+        """OSError where the disk cannot hold the tree: said before anything is written."""
+        need = int(OVERHEAD * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+        if self._primary and need > shutil.disk_usage(self.folder).free:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {need:,} bytes are needed")
 
     def _commit(self, step: int, protect: frozenset[int]) -> None:
         """Waits for Orbax, then makes the checkpoint whole and removes those that are no more needed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxft import processes
 from jaxft.adaptation import merge, partition
 from jaxft.assets import model_folder
 from jaxft.configuration import validate
@@ -23,14 +23,16 @@ from jaxft.formats.manifest import Damaged
 from jaxft.inference.evaluate import held_out
 from jaxft.methods import Method
 from jaxft.models import Transformer
+from jaxft.objectives import preparation_of
 from jaxft.training.checkpoint import Checkpoints, split_base
 from jaxft.training.evaluation import answers, best_step, is_exhausted
 from jaxft.training.folder import Samples, check_folder, open_folder, replaced, tidy, written
 from jaxft.training.identity import check_identity, identity
 from jaxft.training.lock import Lock
-from jaxft.training.metrics import Metrics, Progress, reporters, say
+from jaxft.training.metrics import Metrics, Progress, further, reporters, say
 from jaxft.training.optimizer import make_optimizer, schedule
-from jaxft.training.plots import plot_run
+from jaxft.training.plots import plot_averages, plot_run
+from jaxft.training.precompute import computed_beforehand
 from jaxft.training.prepare import (
     Data,
     loss_of,
@@ -38,32 +40,13 @@ from jaxft.training.prepare import (
     prepare_model,
     updates_of,
 )
+from jaxft.training.reference import Reference, make_reference
+from jaxft.training.result import Result
 from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.signals import Interrupted, Stop, stoppable
-from jaxft.training.step import State, initial_state, make_train_step
+from jaxft.training.step import State, initial_state, make_eval_sums, make_train_step
 from jaxft.training.wording import next_commands, shortened
 from jaxft.tree import PyTree, combine, count
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        workdir: the run's folder.
-        steps: updates made in all.
-        metrics: the last training and held-out numbers, as `train_loss`, `eval_loss`, ...
-        output: RUN/adapter, or RUN/model after full tuning.
-        plot: RUN/plots/loss.png.
-        data_wait: seconds that the updates made by this call waited for their batches.
-    """
-
-    workdir: Path
-    steps: int
-    metrics: dict[str, float]
-    output: Path
-    plot: Path
-    data_wait: float
 
 
 def train(config: ConfigDict, workdir: str | Path) -> Result:
@@ -80,14 +63,22 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     validate(config)
     workdir = Path(workdir)
     check_folder(config, workdir)
-    with stoppable() as stop, Lock(workdir) as lock:
+    lock: Any = Lock(workdir) if processes.first() else contextlib.nullcontext()
+    with stoppable() as stop, lock:
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
             model, params, method = prepare_model(config, mesh)
-            data = prepare_data(config, model.config, mesh)
-            run = _Run(config, workdir, mesh, method, model, data, params, stop)
-            run.open(lock)
-            return run.run()
+            trees = partition(params, method)
+            reference = make_reference(config, model.config, trees[0], mesh)
+            complete, reference = computed_beforehand(config, workdir, mesh, reference, trees[1])
+            data = prepare_data(config, model.config, mesh, complete)
+            processes.wait("checked")
+            with processes.logs_of(workdir) as logs:
+                run = _Run(
+                    config, workdir, logs, mesh, method, model, data, params, reference, stop
+                )
+                run.open(lock)
+                return run.run()
 
 
 class _Run:
@@ -97,25 +88,29 @@ class _Run:
         self,
         config: ConfigDict,
         workdir: Path,
+        logs: Path,
         mesh: Mesh,
         method: Method,
         model: Transformer,
         data: Data,
         params: PyTree,
+        reference: Reference,
         stop: Stop,
     ) -> None:
-        self.config, self.workdir, self.method = config, workdir, method
+        self.config, self.workdir, self.logs, self.method = config, workdir, logs, method
+        self.reference, self.held = reference, reference.held
         self.mesh, self.model, self.data, self.stop = mesh, model, data, stop
         self.steps = updates_of(config, data.train.steps_per_epoch)
         trainable, self.frozen = partition(params, method)
         rate = schedule(config.optimizer, self.steps)
         optimizer = make_optimizer(config.optimizer, method, trainable, self.steps)
-        loss = loss_of(config, model.config)
-        step = make_train_step(loss, optimizer, rate, seed=config.seed, parts=config.grad_accum)
+        loss, beside = loss_of(config, model.config, reference.config), reference.beside
+        taken = {"parts": config.grad_accum, "prepare": preparation_of(config.objective)}
+        step = make_train_step(loss, optimizer, rate, seed=config.seed, beside=beside, **taken)
         state = jax.eval_shape(lambda tree: initial_state(tree, optimizer), trainable)
         placed = shardings(state, mesh)
         self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
-        self.eval_sums = jax.jit(lambda tuned, rest, batch: loss(combine(tuned, rest), batch))
+        self.eval_sums = jax.jit(make_eval_sums(loss, beside))
         initial = jax.jit(lambda tree: initial_state(tree, optimizer), out_shardings=placed)
         self.state: State = initial(trainable)
         self.identity = identity(config, mesh)
@@ -128,20 +123,24 @@ class _Run:
     def open(self, lock: Lock) -> None:
         """Makes the folder, or takes up what stands there. Nothing has been written before."""
         config, workdir = self.config, self.workdir
-        open_folder(config, workdir)
-        lock.take()
-        check_folder(config, workdir)  # another process may have made it meanwhile
-        tidy(workdir)
+        if processes.first():
+            open_folder(config, workdir)
+            lock.take()
+            check_folder(config, workdir)  # another process may have made it meanwhile
+            tidy(workdir)
+        processes.wait("opened")
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
         )
         self.step = self._restore()
-        services = reporters(config.report_to, workdir, config.to_dict())
+        services = reporters(
+            config.report_to if processes.first() else (), workdir, config.to_dict()
+        )
         sets = tuple(self.data.held_out) or ("",)
-        self.metrics = Metrics(workdir / "metrics.jsonl", self.step, services, sets)
-        self.samples = Samples(workdir / "samples.jsonl", self.metrics.losses)
+        self.metrics = Metrics(self.logs / "metrics.jsonl", self.step, services, sets)
+        self.samples = Samples(self.logs / "samples.jsonl", self.metrics.losses)
         self.progress = Progress(self.step, self.steps)
 
     def run(self) -> Result:
@@ -151,7 +150,8 @@ class _Run:
             self.stop.deferred = True
             self._train()
             output = self._export()
-            plot = plot_run(self.workdir)
+            plot = plot_run(self.logs)
+            plot_averages(self.logs)
             self.stop.check()
         finally:
             self.progress.close()
@@ -170,6 +170,7 @@ class _Run:
         self._log()
         self._save()
         self.checkpoints.wait()
+        processes.wait("saved")
         if interrupted or self.stop.signal:
             self.progress.say(
                 f"stopped after step {self.step}, whose checkpoint is written; "
@@ -181,6 +182,8 @@ class _Run:
         self._evaluate_if_due()
         while self.step < self.steps and not self._exhausted():
             self.stop.check()
+            if processes.preempted(self.step):
+                raise Interrupted
             self.checkpoints.check()
             self._events()
             asked = time.perf_counter()
@@ -204,8 +207,9 @@ class _Run:
             self.shapes.add(shape)
         saying = f"compiling the step for {shape[0]} rows of {shape[1]} tokens"
         with contextlib.nullcontext() if known else self.progress.apart(saying):
-            self.state, numbers = self.train_step(self.state, self.frozen, placed)
+            self.state, numbers = self.train_step(self.state, self.frozen, placed, *self.held)
         self.step += 1
+        self.held = self.reference.moved(self.step, self.held, self.state.trainable)
         self._log()
         if not known:
             self.clock = time.perf_counter()
@@ -238,6 +242,7 @@ class _Run:
             "tokens_per_second": round(tokens / max(now - self.clock, 1e-9), 1),
         }
         self.clock = now
+        line |= further(read)
         if step % self.config.log_every == 0 or step == self.steps:
             self.metrics.write("train", step, line)
         self.last |= {f"train_{name}": value for name, value in line.items()}
@@ -270,10 +275,9 @@ class _Run:
         if not (self.step == 0 or self._due(self.config.eval_every)):
             return
         with self.progress.apart(f"evaluating at step {self.step}"):
+            trees = (self.state.trainable, self.frozen)
             results = {
-                name: held_out(
-                    self.eval_sums, self.state.trainable, self.frozen, self._held_out(batches)
-                )
+                name: held_out(self.eval_sums, *trees, self._held_out(batches), *self.held)
                 for name, batches in self.data.held_out.items()
             }
             rows = answers(self.config, self.model, self._params(), self.data)
@@ -311,7 +315,10 @@ class _Run:
         beside = {"iterator": self.data.train.state(), "run": self.identity}
         best = self._best()
         self.checkpoints.save(
-            self.step, (self.state, drawn), beside, protect=() if best is None else (best,)
+            self.step,
+            (self.state, drawn, *self.reference.kept(self.held)),
+            beside,
+            protect=() if best is None else (best,),
         )
 
     def _restore(self) -> int:
@@ -327,7 +334,9 @@ class _Run:
 
     def _take_up(self, step: int) -> None:
         drawn, base = split_base(self._params(), self.frozen)
-        self.state, drawn = self.checkpoints.restore(step, (self.state, drawn))
+        like = (self.state, drawn, *self.reference.kept(self.held))
+        self.state, drawn, *kept = self.checkpoints.restore(step, like)
+        self.held = tuple(kept) or self.held
         self.frozen = combine_holes(drawn, base)
 
     def _export(self) -> Path:
@@ -340,12 +349,16 @@ class _Run:
             except Damaged as error:
                 self.progress.say(f"{error}; the last step is exported, not the best")
         params, like = self._params(), model_folder(self.config.model)
-        target = self.workdir / ("adapter" if self.method.weight else "model")
+        target = self.logs / ("adapter" if self.method.weight else "model")
         with written(target), replaced(target) as folder:
             if self.method.weight:
                 save_adapter(params, folder, method=self.method, base=self.config.model)
             else:
                 save(self.model, merge(params), folder, like=like)
+            if self.config.data.chat_template:  # what it was trained on is what it is asked by
+                template = str(self.data.tokenizer.chat_template)
+                (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        processes.wait("exported")
         return target
 
     def _say_start(self) -> None:
@@ -357,6 +370,8 @@ class _Run:
             f"{self.steps} updates of {self.config.batch_size} sequences on {self.mesh.size} "
             f"{jax.devices()[0].platform} device{'s' * (self.mesh.size > 1)}"
         )
+        if line := self.reference.line:
+            self.progress.say(line)
         if self.step:
             self.progress.say(f"going on from the checkpoint of step {self.step}")
 

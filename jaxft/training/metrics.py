@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from jaxft.errors import UserError
+from jaxft.processes import first
 from jaxft.training.folder import write_text, written
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
@@ -181,8 +182,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def say(line: str) -> None:
-    """A line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """A line on stderr, said by one process."""
+    if first():
+        print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -193,7 +195,7 @@ class Progress:
     """
 
     def __init__(self, step: int, steps: int) -> None:
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and first()
         self._bar = tqdm(initial=step, total=steps, unit="step", disable=not self._terminal)
         self._step, self._steps = step, steps
         self._first_step, self._start = step, time.monotonic()
@@ -230,3 +232,9 @@ class Progress:
     def close(self) -> None:
         """Takes the bar away."""
         self._bar.close()
+
+
+def further(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The averages that an objective reports beside its loss; what was never counted (NaN) is left out."""
+    named = {name: value for name, value in numbers.items() if "/" in name or name in ("kl", "nll")}
+    return {name: value for name, value in named.items() if not math.isnan(value)}

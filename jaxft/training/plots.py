@@ -64,3 +64,38 @@ def smoothed(values: list[float], keep: float = 0.9) -> list[float]:
 
 def _curve(axes: Any, lines: list[dict[str, Any]], key: str, **style: Any) -> None:
     axes.plot([line["step"] for line in lines], [line[key] for line in lines], **style)
+
+
+def plot_averages(workdir: Path) -> Path | None:
+    """Draws plots/metrics.png, a panel for each kind of average that the objective reports; None if it has none.
+
+    Averages of one kind (`rewards/chosen`, `rewards/rejected`) share a panel: training in thin lines, held-out ones
+    with dots.
+    """
+    lines = read_metrics(workdir / "metrics.jsonl")
+    names = list(dict.fromkeys(name for line in lines for name in line if "/" in name))
+    names += [name for name in ("kl", "nll") if any(name in line for line in lines)]
+    if not names:
+        return None
+    panels: dict[str, list[str]] = {}
+    for name in names:  # a share between 0 and 1 has its own scale
+        kind = name if name.endswith("accuracies") else name.split("/")[0]
+        panels.setdefault(kind, []).append(name)
+    figure = Figure(figsize=(9, 2.6 * -(-len(panels) // 2)), layout="constrained")
+    axes = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).flat
+    for panel, (kind, shown) in zip(axes, panels.items(), strict=False):
+        for number, name in enumerate(shown):
+            label = name.removeprefix(f"{kind}/")
+            for split, marker, alpha in (("train", None, 0.5), ("eval", "o", 1.0)):
+                found = [line for line in lines if line["split"] == split and name in line]
+                style = {"color": f"C{number}", "marker": marker, "alpha": alpha}
+                if found:
+                    _curve(panel, found, name, linewidth=1, label=f"{label}, {split}", **style)
+        panel.set_title(kind, fontsize=10)
+        panel.set_xlabel("updates")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7)
+    path = workdir / "plots" / "metrics.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path

@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,13 +30,23 @@ from jaxft.data import (
     read_rows,
 )
 from jaxft.data.mixing import check_weights, mix, mix_line
+from jaxft.data.packing import length_buckets
 from jaxft.errors import UserError
 from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
+from jaxft.formats.config_file import model_config
 from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
-from jaxft.training.sharding import host_rows, leaf_sharding, require_rows, shardings
+from jaxft.training.preference_data import compares, preference_batches, preference_examples
+from jaxft.training.sharding import (
+    host_rows,
+    leaf_sharding,
+    lengths_on,
+    require_divisible,
+    require_rows,
+    shardings,
+)
 from jaxft.training.step import Loss
 from jaxft.tree import PyTree
 
@@ -74,11 +84,20 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
     The tree is adapted anew, or by the folder `config.adapter`, whose whole modules then train too.
     """
     method = method_of(config)
+    if method.weight is None and config.base.quantize != "none":
+        raise UserError(
+            f"config.base.quantize {config.base.quantize}: method {method.name} trains the base, and codes cannot be "
+            "trained: take an adapter (configs/sft.py:qlora), or config.base.quantize=none"
+        )
+    require_divisible(model_config(model_folder(config.model)), mesh)
     model, params = load(
         model_folder(config.model),
         dtype=config.dtype,
         param_dtype=config.param_dtype,
         shardings=lambda path, shape: leaf_sharding(mesh, path, shape),
+        quantize=config.base.quantize,
+        group_size=config.base.group_size,
+        double_quant=config.base.double_quant,
     )
     model = Transformer(dataclasses.replace(model.config, remat=config.remat))
     if config.adapter:
@@ -93,27 +112,37 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
     return model, jax.device_put(params, shardings(params, mesh)), method
 
 
-def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
-    """Reads, tokenizes and batches the training and held-out rows."""
+def prepare_data(
+    config: ConfigDict, model: Config, mesh: Mesh, complete: Callable[..., Any] | None = None
+) -> Data:
+    """Reads, tokenizes and batches the training and held-out rows.
+
+    `complete`, if given, takes ("train" or "eval...", examples, max_length, pad_id) and returns the examples with what
+    is to be computed for them beforehand.
+    """
     settings, max_length = config.data, max_length_of(config, model)
     for key in ("batch_size", "eval_batch_size"):
         require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
+    buckets = lengths_on(length_buckets(max_length), mesh)
     tokenizer = tokenizer_of(config)
 
-    def make(examples: Examples, size: int, **options: Any) -> Batches:
-        return Batches(
+    def make(name: str, examples: Examples, size: int, **options: Any) -> Batches:
+        if complete is not None:
+            examples = complete(name, examples, max_length=max_length, pad_id=tokenizer.pad_id)
+        return (preference_batches if compares(config) else Batches)(
             examples,
             batch_size=size,
             max_length=max_length,
             packing=settings.packing,
             seed=config.seed,
             pad_id=tokenizer.pad_id,
+            buckets=buckets,
             host_rows=host_rows(size, mesh),
             **options,
         )
 
     read = functools.partial(
-        read_examples,
+        preference_examples if compares(config) else read_examples,
         config,
         tokenizer=tokenizer,
         max_length=max_length,
@@ -121,14 +150,15 @@ def prepare_data(config: ConfigDict, model: Config, mesh: Mesh) -> Data:
     )
     rows, kept, summary = read(settings.train)
     epoch = epoch_of(config, rows, kept, summary)
-    train = make(epoch, config.batch_size, shuffle=settings.shuffle)
+    train = make("train", epoch, config.batch_size, shuffle=settings.shuffle)
     lines = [f"training data: {summary}; {_rows_line(train, settings.packing)}"]
     lines += source_lines(rows) + mix_lines(config, rows, summary)
     held_out: dict[str, Batches] = {}
     prompts: list[Row] = []
     for name, paths in named_sets(settings.eval).items():
         rows, kept, summary = read(paths, held_out=True)
-        held_out[name] = make(kept, config.eval_batch_size, shuffle=False, epochs=1)
+        split = f"eval_{name}" if name else "eval"
+        held_out[name] = make(split, kept, config.eval_batch_size, shuffle=False, epochs=1)
         of = f" {name!r}" if name else ""
         lines += [f"held-out data{of}: {summary}", *source_lines(rows)]
         prompts = prompts or _rows_at(rows, spread(range(summary.rows), config.samples.count))
@@ -261,6 +291,7 @@ def updates_of(config: ConfigDict, steps_per_epoch: int) -> int:
     return config.steps or math.ceil(config.epochs * steps_per_epoch)
 
 
-def loss_of(config: ConfigDict, model: Config) -> Loss:
-    """The objective on this model: (params, batch) -> (sum, weight)."""
-    return functools.partial(objective_of(config.objective), model)
+def loss_of(config: ConfigDict, model: Config, reference: Config) -> Loss:
+    """The objective on this model: (params, batch, *reference's tree) -> (sum, what is counted beside it)."""
+    loss = functools.partial(objective_of(config.objective), model)
+    return functools.partial(loss, reference_config=reference) if compares(config) else loss

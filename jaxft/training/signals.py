@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from jaxft.processes import several
+
 
 class Interrupted(Exception):
     """The run was asked to stop, and stands at a place where it can."""
@@ -47,10 +49,11 @@ def ending(number: int) -> BaseException:
 def stoppable() -> Iterator[Stop]:
     """Within it SIGTERM and SIGINT are the Stop's; Interrupted becomes what the signal means.
 
-    Only a process's main thread may set handlers: elsewhere nothing changes.
+    Only a process's main thread may set handlers: elsewhere nothing changes. Nor does it in a run of several
+    processes, which must stop at one step: `processes.preempted` tells it of SIGTERM, and Ctrl-C ends all at once.
     """
     stop, before = Stop(), {}
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and not several():
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop

@@ -10,10 +10,18 @@ import jax.numpy as jnp
 import optax
 
 from jaxft.adaptation import bind_dropout
+from jaxft.objectives import averages, counted
 from jaxft.tree import PyTree, combine
 
 Batch = Mapping[str, Any]
-Loss = Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
+Loss = Callable[..., tuple[jax.Array, Any]]
+Beside = Callable[..., tuple[PyTree, ...]]
+
+
+def nothing_more(frozen: PyTree) -> tuple[PyTree, ...]:
+    """What an objective without a reference gets beside parameters and batch."""
+    del frozen
+    return ()
 
 
 class State(NamedTuple):
@@ -52,43 +60,54 @@ def make_train_step(
     *,
     seed: int,
     parts: int = 1,
-) -> Callable[[State, PyTree, Batch], tuple[State, dict[str, jax.Array]]]:
+    prepare: Callable[[Batch], Batch] = dict,
+    beside: Beside = nothing_more,
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """The training step, to be jitted with its state donated.
 
     Args:
-        loss: (params, batch) -> (sum over tokens, number of tokens).
+        loss: (params, batch, *beside) -> (sum over tokens, number of tokens, or a `Counted`).
         optimizer: over the trainable tree; its update gets the frozen tree as `frozen`.
         rate: the learning rate of update n, for the metrics.
         seed: of dropout, whose key of update n depends on the seed and n alone.
         parts: micro-batches, whose gradients are summed before the one update.
+        prepare: what the loss wants to be noted in the whole batch before it is taken in parts.
+        beside: (frozen, *held) -> what the loss gets beside parameters and batch: a reference.
 
     Returns:
-        step(state, frozen, batch) -> (state, metrics): loss (mean over the trained tokens, before the update),
-        grad_norm (before clipping), learning_rate (that this update used), tokens (trained), bad (steps in a row,
-        with this one, whose loss or gradient was not finite). Such a step leaves the state as it was, but for `bad`.
+        step(state, frozen, batch, *held) -> (state, metrics): loss (mean over what it is counted in, before the
+        update), grad_norm (before clipping), learning_rate (that this update used), tokens (trained), bad (steps in
+        a row, with this one, whose loss or gradient was not finite), and the averages that the loss reports. A bad
+        step leaves the state as it was, but for `bad`.
     """
 
-    def summed(trainable: PyTree, frozen: PyTree, batch: Batch, key: jax.Array) -> Any:
-        return loss(bind_dropout(combine(trainable, frozen), key), batch)
+    def summed(trainable: PyTree, others: tuple[PyTree, ...], batch: Batch, key: jax.Array) -> Any:
+        params = bind_dropout(combine(trainable, others[0]), key)
+        total, more = loss(params, batch, *beside(*others))
+        return total, counted(more)
 
     gradient = jax.value_and_grad(summed, has_aux=True)
 
-    def step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def step(
+        state: State, frozen: PyTree, batch: Batch, *held: PyTree
+    ) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        batch, others = prepare(batch), (frozen, *held)
 
         def one(carry: Any, scanned: Any) -> tuple[Any, None]:
             part, part_key = scanned
-            (total, tokens), grads = gradient(state.trainable, frozen, part, part_key)
-            return jax.tree.map(jnp.add, carry, (total, tokens, grads)), None
+            found = gradient(state.trainable, others, part, part_key)
+            return jax.tree.map(jnp.add, carry, found), None
 
         if parts == 1:
-            (total, tokens), grads = gradient(state.trainable, frozen, batch, key)
+            (total, sums), grads = gradient(state.trainable, others, batch, key)
         else:
-            zeros = jax.tree.map(jnp.zeros_like, state.trainable)
-            start = (jnp.zeros(()), jnp.zeros(()), zeros)
             scanned = (parts_of(batch, parts), jax.random.split(key, parts))
-            (total, tokens, grads), _ = jax.lax.scan(one, start, scanned)
-        count = jnp.maximum(tokens, 1.0)
+            first = jax.tree.map(lambda part: part[0], scanned)
+            shapes = jax.eval_shape(gradient, state.trainable, others, *first)
+            start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            ((total, sums), grads), _ = jax.lax.scan(one, start, scanned)
+        count = jnp.maximum(sums.weight, 1.0)
         grads = jax.tree.map(lambda grad: grad / count.astype(grad.dtype), grads)
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer, state.trainable, frozen=frozen
@@ -103,12 +122,24 @@ def make_train_step(
             "loss": total / count,
             "grad_norm": norm,
             "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
-            "tokens": tokens,
+            "tokens": sums.tokens,
             "bad": after.bad,
+            **averages(sums.sums),
         }
         return after, metrics
 
     return step
+
+
+def make_eval_sums(loss: Loss, beside: Beside) -> Callable[..., tuple[jax.Array, Any]]:
+    """(trainable, frozen, batch, *held) -> the loss's sums, without dropout."""
+
+    def sums(
+        trainable: PyTree, frozen: PyTree, batch: Batch, *held: PyTree
+    ) -> tuple[jax.Array, Any]:
+        return loss(combine(trainable, frozen), batch, *beside(frozen, *held))
+
+    return sums
 
 
 def where(condition: jax.Array, tree: PyTree, other: PyTree) -> PyTree:

@@ -10,6 +10,7 @@ from jaxft.weights.base import (
     is_weight,
     map_weights,
     materialize,
+    part_axes,
     replace,
     static,
     take,
@@ -19,16 +20,24 @@ from jaxft.weights.base import (
 from jaxft.weights.delta_lora import DeltaLoRA
 from jaxft.weights.dora import DoRA
 from jaxft.weights.lora import LoRA, precondition_by_a
+from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, quantize, quantized_in
 from jaxft.weights.site import Site, key_of
 from jaxft.weights.tied import Tied, Transposed
 from jaxft.weights.vera import SHARED, VeRA, projections
 
+PARTS = part_axes((LoRA, DoRA, DeltaLoRA, VeRA, Quantized, Flattened))
+"""{part of a weight: its axes}: how it lies on a mesh follows from its kernel."""
+
 __all__ = [
     "KEPT",
+    "PARTS",
+    "SCHEMES",
     "SHARED",
     "DeltaLoRA",
     "DoRA",
+    "Flattened",
     "LoRA",
+    "Quantized",
     "Site",
     "Tied",
     "Transposed",
@@ -44,6 +53,8 @@ __all__ = [
     "materialize",
     "precondition_by_a",
     "projections",
+    "quantize",
+    "quantized_in",
     "replace",
     "static",
     "take",

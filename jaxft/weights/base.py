@@ -9,8 +9,8 @@ contracts and what dense array it equals; the rest follows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, dataclass_transform
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ def weight(cls: C) -> C:
     """Makes a `Weight` subclass a frozen dataclass and registers it as a pytree with named parts.
 
     An optional part (one whose default is None) that is absent is no part of the tree, so that a
-    None inside a tree always means a hole left by `partition`.
+    None inside a tree always means a hole left by `partition`. A weight that a tree's walk made has
+    the parts of the one walked over, holes or not.
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)  # type: ignore[assignment]
     fields = dataclasses.fields(cls)
@@ -41,7 +42,7 @@ def weight(cls: C) -> C:
     statics = [field.name for field in fields if field.metadata.get("static")]
 
     def present(self: Any) -> tuple[str, ...]:
-        return tuple(
+        return getattr(self, "_parts", None) or tuple(
             field.name
             for field in leaves
             if field.default is not None or getattr(self, field.name) is not None
@@ -64,7 +65,7 @@ def weight(cls: C) -> C:
         values = dict.fromkeys((field.name for field in leaves), None)
         values |= dict(zip(structure[0], parts, strict=True))
         values |= dict(zip(statics, structure[1], strict=True))
-        for name, value in values.items():
+        for name, value in (values | {"_parts": structure[0]}).items():
             object.__setattr__(self, name, value)
         return self
 
@@ -82,8 +83,13 @@ class Weight:
 
     Invariant: every array part of a stacked weight (one for all scanned layers) has the leading axis
     of the layers, its scale included, so that slicing the tree slices the weight.
+
+    Attributes:
+        axes: {part: what its axes are, in one layer}: "in" and "out" lie on a mesh as the kernel's do, any other
+            name is not divided. A part that is not named here, and is not the base, lies as the kernel does.
     """
 
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     base: Any
 
     @property
@@ -215,6 +221,19 @@ def bind(tree: PyTree, params: Mapping[str, Any]) -> PyTree:
         tree,
         is_leaf=is_weight,
     )
+
+
+def part_axes(kinds: Iterable[type[Weight]]) -> dict[str, tuple[str, ...]]:
+    """The `axes` of all these kinds of weight in one table, by the part's name.
+
+    Raises ValueError where two kinds mean different axes by one name.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for kind in kinds:
+        for name, axes in kind.axes.items():
+            if found.setdefault(name, axes) != axes:
+                raise ValueError(f"{kind.__name__}: {name} is {axes}, elsewhere {found[name]}")
+    return found
 
 
 def weights_of(params: PyTree) -> list[tuple[str, Weight]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,12 @@ class DeltaLoRA(LoRA):
         factor: lambda, (); with stacked layers (layers,). It is 0 before step K.
     """
 
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **LoRA.axes,
+        "a0": ("in", "rank"),
+        "b0": ("rank", "out"),
+        "factor": (),
+    }
     # Defaults keep the dataclass's order legal after LoRA's optional fields; they are always given.
     a0: Any = ()
     b0: Any = ()

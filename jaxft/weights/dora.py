@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,14 +31,20 @@ class DoRA(LoRA):
         magnitude: m, (out,), the norm of W at first, so that a fresh adapter changes nothing.
     """
 
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {**LoRA.axes, "magnitude": ("out",)}
     # A default keeps the dataclass's order legal after LoRA's optional fields; it is always given.
     magnitude: Any = ()
 
     @classmethod
     def at(cls, site: Site, **parts: Any) -> Any:
         """A fresh adapter; the magnitude begins as the norm of the (dequantized) base."""
-        base = materialize(site.bound).reshape(site.stack(*site.matrix_shape))
-        return super().at(site, magnitude=column_norm(base).astype(site.dtype), **parts)
+
+        def norm(base: Any) -> jax.Array:
+            return column_norm(materialize(base).reshape(site.matrix_shape))
+
+        # Layer by layer: a quantized base must not stand dense as a whole.
+        magnitude = jax.lax.map(norm, site.bound) if site.stacked else norm(site.bound)
+        return super().at(site, magnitude=magnitude.astype(site.dtype), **parts)
 
     def ratio(self) -> Float[Array, "... out"]:
         """m / |W + s a b|, and 1 in a layer that is not adapted."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,12 @@ class LoRA(Weight):
         tie_adapters: on an embedding, whether a head tied to it sees the adapter too.
     """
 
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "a": ("in", "rank"),
+        "b": ("rank", "out"),
+        "scale": (),
+        "key": (),
+    }
     base: Any
     a: Any
     b: Any

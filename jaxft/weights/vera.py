@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,7 @@ class VeRA(Weight):
         ranks: the rank of each layer, or 0.
     """
 
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"d": ("rank",), "g": ("out",), "key": ()}
     base: Any
     d: Any
     g: Any

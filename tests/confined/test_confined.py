@@ -62,7 +62,7 @@ def test_a_hostile_template_is_refused_within_a_second_and_256_mb(source):
 def test_the_kernel_keeps_the_child_within_256_mb():
     render_conversations("", [{}], {})
     with open(f"/proc/{client._child._process.pid}/limits") as file:
-        limits = dict((line[:26].strip(), line[26:].split()[0]) for line in file)
+        limits = {line[:26].strip(): line[26:].split()[0] for line in file}
     assert int(limits["Max address space"]) < 256_000_000
     assert limits["Max file size"] == "0"
 

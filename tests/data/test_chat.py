@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxft.data import encode_chat, encode_chat_with_mask
-from jaxft.data.chat import render
+from jaxft.data.chat import encode_chats_with_masks, render
 from jaxft.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "chat.json").read_text(encoding="utf-8"))
@@ -122,3 +122,16 @@ def test_a_template_that_fails_is_one_clear_line(tokenizer, template, message):
     with pytest.raises(UserError, match=message) as error:
         render(using(tokenizer, template), messages(("user", "a")))
     assert "\n" not in str(error.value)
+
+
+def test_many_conversations_at_once_are_each_as_alone(tokenizer):
+    """With and without marks in the template, with and without tools, of one turn or more."""
+    for template in ("plain", "marked"):
+        tokens = using(tokenizer, GOLDEN["templates"][template])
+        talks = [(c["messages"], None) for c in CASES if c["template"] == template]
+        talks += [(messages(("user", "a")), [{"name": "look"}])]
+        together = encode_chats_with_masks(tokens, talks)
+        for (talk, tools), (ids, mask) in zip(talks, together, strict=True):
+            alone_ids, alone_mask = encode_chat_with_mask(tokens, talk, tools=tools)
+            assert ids == alone_ids
+            assert mask.tolist() == alone_mask.tolist()

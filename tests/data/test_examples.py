@@ -164,3 +164,11 @@ def test_long_texts_are_split_and_no_token_is_lost(tokenizer, words, max_length)
 def test_prompts_with_completions_are_never_split(tokenizer):
     (example,), summary = prepare(rows_of(pair("a", "b " * 30)), tokenizer, 6, split_texts=True)
     assert (len(example.tokens), summary.truncated, summary.split) == (6, 1, 0)
+
+
+def test_of_many_conversations_the_one_that_fails_is_named(tokenizer):
+    template = "{% for m in messages %}{{ m.content or raise_exception('odd') }}{% endfor %}"
+    strict = dataclasses.replace(tokenizer, chat_template=template)
+    talks = [{"messages": [{"role": "assistant", "content": text}]} for text in ("a", "b", "", "c")]
+    with pytest.raises(UserError, match=r"train\.jsonl:3: .*odd"):
+        prepare(rows_of(*talks, format="messages"), strict)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.models.attention import attention, attention_reference
+from jaxft.models.attention import Branches, attention, attention_reference
 
 SCALE = 0.3
 OPTIONS = ("scale", "softcap")
@@ -173,3 +173,39 @@ def test_scores_above_the_diagonal_of_blocks_are_not_computed():
     )
     assert "1x2x128x128x" in text
     assert "512x512" not in text
+
+
+def branched(length):
+    """One segment of a beginning and two branches behind it, one after the other, and padding at the end."""
+    start, middle, end = length // 4, length // 2, length - 3
+    numbers, positions = np.zeros((2, 2, length), np.int32)
+    positions[:] = np.arange(length)
+    numbers[:, start:middle], numbers[:, middle:end] = 1, 2
+    positions[:, middle:end] = start + np.arange(end - middle)
+    segments = np.ones((2, length), np.int32)
+    segments[:, end:] = 0
+    return (
+        jnp.asarray(segments),
+        Branches(jnp.asarray(numbers), jnp.asarray(positions)),
+        start,
+        middle,
+        end,
+    )
+
+
+@pytest.mark.parametrize("length", [24, 300])
+@pytest.mark.parametrize("options", [{}, {"window": 9}, {"window": 70, "softcap": 2.0}], ids=str)
+def test_a_branch_sees_the_beginning_and_itself(length, options):
+    """Both forms equal the sequences one by one, and each other with their gradients."""
+    query, key, value, _ = inputs(length)
+    segments, branches, start, middle, end = branched(length)
+    fast = with_gradients(attention, query, key, value, segments, branches=branches, **options)
+    plain = with_gradients(
+        attention_reference, query, key, value, segments, branches=branches, **options
+    )
+    assert_close(fast, plain, 2e-6)
+    for first, last in ((start, middle), (middle, end)):
+        places = np.r_[:start, first:last]
+        parts = [x[:, :, places] for x in (query, key, value)]
+        alone = attend_plainly(*parts, *[segments[:, places]] * 2, scale=SCALE, **options)
+        assert_close(fast[0][:, :, places], alone, 2e-6)

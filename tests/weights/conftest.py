@@ -15,7 +15,7 @@ import pytest
 import jaxft
 from jaxft.methods import METHODS, defaults
 from jaxft.tree import map_with_paths
-from jaxft.weights import Tied
+from jaxft.weights import Tied, quantized_in
 
 IN, OUT, LAYERS, VOCABULARY = 6, 8, 3, 8  # few shapes: JAX compiles each operation once a shape
 RANDOMISED = ("a", "b", "magnitude", "d", "g", "a0", "b0")
@@ -59,9 +59,39 @@ class Base:
     path: str
     apply: Callable[[Any, jax.Array], jax.Array]
     x: jax.Array
+    cast: Any = None
+
+    def __post_init__(self) -> None:
+        """Without another way, every leaf is cast."""
+        if self.cast is None:
+            plain = lambda dtype: jax.tree.map(lambda leaf: leaf.astype(dtype), self.params)  # noqa: E731
+            object.__setattr__(self, "cast", plain)
+
+
+def quantized(base: Base, scheme: str, **settings: Any) -> Base:
+    """The base with its kernel quantized."""
+    targets = (base.path,)
+    params = jaxft.quantize_params(base.params, scheme, targets=targets, **settings)
+    return dataclasses.replace(
+        base, params=params, cast=lambda dtype: jaxft.quantize_params(
+            base.cast(dtype), scheme, targets=targets, **settings
+        )
+    )  # fmt: skip
 
 
 def bases() -> dict[str, Base]:
+    dense = dense_bases()
+    return dense | {
+        "nf4": quantized(dense["plain"], "nf4", group_size=2),
+        "nf4 stacked": quantized(dense["stacked"], "nf4", group_size=3, double_quant=False),
+        "nf4 flattened": quantized(dense["plain"], "nf4"),
+        "int4 embedding": quantized(dense["embedding"], "int4", group_size=4),
+        "int8 offset": quantized(dense["layers left out"], "int8", group_size=-1, symmetric=False),
+        "fp4 head": quantized(dense["head"], "fp4", group_size=6),
+    }
+
+
+def dense_bases() -> dict[str, Base]:
     embedding = normal(1, VOCABULARY, IN)
     tied = Tied(
         path=("embed", "embedding"), head_shape=(IN, VOCABULARY), head_dtype=jnp.dtype("float32")
@@ -166,18 +196,23 @@ def make_case(name: str, base: Base, **settings: Any) -> Case:
     return Case(base, method, jaxft.adapt(base.params, method, jax.random.key(5)))
 
 
-@pytest.fixture(params=bases().keys())
-def base(request: pytest.FixtureRequest) -> Base:
-    return bases()[request.param]
+BASES = bases()
+# Every row on every kernel, but for full tuning over codes, which is refused.
+CROSSED = [
+    (name, base)
+    for base in BASES
+    for name in METHODS
+    if not (METHODS[name]().weight is None and quantized_in(BASES[base].params))
+]
 
 
-@pytest.fixture(params=METHODS)
-def case(request: pytest.FixtureRequest, base: Base) -> Case:
-    return make_case(request.param, base)
+@pytest.fixture(params=CROSSED, ids="-".join)
+def case(request: pytest.FixtureRequest) -> Case:
+    name, base = request.param
+    return make_case(name, BASES[base])
 
 
 @pytest.fixture
 def make() -> Callable[..., Case]:
     """(method, base's name, **settings) -> Case."""
-    table = bases()
-    return lambda name, base="plain", **settings: make_case(name, table[base], **settings)
+    return lambda name, base="plain", **settings: make_case(name, BASES[base], **settings)

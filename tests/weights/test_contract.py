@@ -89,7 +89,7 @@ def test_gradient_and_optimizer_hold_no_frozen_leaf(case):
 def test_the_output_has_the_dtype_of_the_input(case, dtype):
     x = case.base.x
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), case.base.params)
+        cast = case.base.cast(dtype)
         params = jaxft.adapt(cast, case.method, jax.random.key(5))
         assert jax.eval_shape(case.base.apply, params, x).dtype == dtype
         return
@@ -97,7 +97,7 @@ def test_the_output_has_the_dtype_of_the_input(case, dtype):
 
 
 def test_a_merged_weight_has_the_dtype_of_its_base(case):
-    cast = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), case.base.params)
+    cast = case.base.cast(jnp.bfloat16)
     params = jaxft.adapt(cast, case.method, jax.random.key(5))
     for leaf in jax.tree.leaves(jax.eval_shape(jaxft.merge, params)):
         assert leaf.dtype == jnp.bfloat16

@@ -1,0 +1,77 @@
+"""Batches of preferences for the one loop: what `prepare_data` does otherwise where rows are compared."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxft.data import Batches, Examples, Row, Tokenizer, pack
+from jaxft.data.preference_rows import read_preferences
+from jaxft.data.preferences import collate_comparisons, prepare_preferences
+from jaxft.errors import UserError
+
+
+def compares(config: ConfigDict) -> bool:
+    """Whether the objective compares completions."""
+    return config.objective.name != "sft"
+
+
+class Asked(list[Row]):
+    """Rows to ask for samples: prompt, and the chosen completion."""
+
+    sources = ()
+
+
+def preference_examples(
+    config: ConfigDict,
+    paths: Any,
+    tokenizer: Tokenizer,
+    max_length: int,
+    vocabulary_size: int | None = None,
+    held_out: bool = False,
+) -> tuple[Any, Examples, Any]:
+    """`read_examples` where completions are compared: rows to ask for samples, the pairs, and their counts."""
+    if not paths:
+        raise UserError("config.data.train: give a file to train on")
+    skip, judged = config.data.bad_rows == "skip", config.objective.name == "kto"
+    rows, skipped = read_preferences(paths, judged=judged, skip=skip, held_out=held_out)
+    examples, summary = prepare_preferences(
+        rows,
+        tokenizer,
+        max_length=max_length,
+        share=config.data.share_prompt,
+        skip=skip,
+        skipped=skipped,
+        group=config.batch_size // config.grad_accum,
+        vocabulary_size=vocabulary_size,
+    )
+    answer = "completion" if judged else "chosen"
+    asked = [{"prompt": row.values["prompt"], "completion": row.values[answer]} for row in rows]
+    origins = [row.origin for row in rows]
+    pairs = zip(origins, asked, strict=True)
+    return (
+        Asked(Row(origin, "prompt_completion", values) for origin, values in pairs),
+        examples,
+        summary,
+    )
+
+
+def preference_batches(
+    examples: Examples, *, packing: bool, max_length: int, **settings: Any
+) -> Batches:
+    """`Batches` of pairs: a row has room for two completions and their prompt, or when packed for many.
+
+    Args:
+        examples: the pairs.
+        packing: several pairs in a row.
+        max_length: tokens of a prompt with a completion; a row has twice as many places.
+        settings: the other arguments of `Batches`.
+    """
+    lengths = examples.lengths.tolist()
+    slots = max(map(len, pack(lengths, 2 * max_length))) if packing else 1
+    collate = functools.partial(collate_comparisons, slots=slots)
+    return Batches(
+        examples, packing=packing, max_length=2 * max_length, collate=collate, **settings
+    )

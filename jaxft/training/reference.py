@@ -1,0 +1,157 @@
+"""The reference of a preference loss: made of what stands in memory already, or held beside it.
+
+    fresh adapter            the same parameters with the adapter left out; nothing is held
+    config.adapter           the frozen base under a copy of the adapter that training began from
+    full tuning              a copy of what trains, on the devices or in the host's memory
+    a folder                 that model
+    reference_every > 0      a copy of what trains, which is moved towards the policy
+
+The step makes the reference's tree from the frozen one, so that the base is an argument of it once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxft.assets import model_folder
+from jaxft.errors import UserError
+from jaxft.formats import load
+from jaxft.models import Config
+from jaxft.objectives import LOSSES
+from jaxft.training.sharding import leaf_sharding, shardings
+from jaxft.training.step import Beside, nothing_more
+from jaxft.tree import PyTree, combine, count
+from jaxft.weights import is_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What the step and the evaluation get for the reference.
+
+    Attributes:
+        beside: (frozen, *held) -> () or (the reference's tree,).
+        held: () or (arrays that it needs besides,).
+        config: the reference's shape.
+        line: what the log says of it; "" without.
+        every: updates between two moves of `held`, which then belongs in a checkpoint; 0: it stays.
+        move: (held, trainable) -> held.
+    """
+
+    beside: Beside
+    held: tuple[PyTree, ...]
+    config: Config
+    line: str = ""
+    every: int = 0
+    move: Callable[[PyTree, PyTree], PyTree] | None = None
+
+    def kept(self, held: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        """What of it belongs in a checkpoint: what changes as training goes on."""
+        return held if self.every else ()
+
+    def moved(self, step: int, held: tuple[PyTree, ...], trainable: PyTree) -> tuple[PyTree, ...]:
+        """What is held after so many updates."""
+        if self.move is None or step % self.every:
+            return held
+        return (self.move(held[0], trainable),)
+
+
+def needs_reference(objective: ConfigDict) -> bool:
+    """Whether the loss has a reference at all."""
+    if objective.name == "sft" or LOSSES[objective.name].free:
+        return False
+    return objective.reference != "none"
+
+
+def make_reference(config: ConfigDict, model: Config, trainable: PyTree, mesh: Mesh) -> Reference:
+    """The reference as training begins.
+
+    Args:
+        config: the run's configuration.
+        model: the policy's shape.
+        trainable: what trains, as it stands before the first update.
+        mesh: where a copy is laid out, as what it copies.
+    """
+    objective = config.objective
+    if objective.name == "sft":
+        return Reference(nothing_more, (), model)
+    if not needs_reference(objective):
+        return Reference(nothing_more, (), model, f"{objective.name}: no reference")
+    if objective.reference != "start":
+        made = _of_folder(config, model, mesh)
+    elif config.adapter or objective.reference_every or objective.reference_offload:
+        held, back = _copy(trainable, mesh, offload=objective.reference_offload)
+        made = Reference(lambda rest, held: (combine(back(held), rest),), (held,), model)
+    else:
+        held, _ = _copy(left_out(trainable), mesh)
+        made = Reference(lambda rest, held: (filled(left_out(rest), held),), (held,), model)
+    every = objective.reference_every
+    return dataclasses.replace(
+        made,
+        line=f"{objective.name}: reference {objective.reference}, {count(made.held):,} numbers held for it",
+        every=every,
+        move=mover(objective) if every else None,
+    )
+
+
+def left_out(tree: PyTree) -> PyTree:
+    """The tree with the base in every adapter's place; holes stay holes."""
+    return jax.tree.map(
+        lambda leaf: leaf.base_of() if hasattr(leaf, "base") else leaf, tree, is_leaf=is_weight
+    )
+
+
+def filled(tree: PyTree, other: PyTree) -> PyTree:
+    """The tree with its holes filled from the other."""
+    return jax.tree.map(
+        lambda leaf, instead: instead if leaf is None else leaf,
+        tree,
+        other,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def mover(objective: ConfigDict) -> Callable[[PyTree, PyTree], PyTree]:
+    """held, trainable -> held + mix (trainable - held): TR-DPO's soft update (arXiv 2404.09656, equation 3).
+
+    With an adapter its parts are mixed, and not the products that they stand for: at mix 1 that is the same.
+    """
+    mix = objective.reference_mix
+
+    def one(old: jax.Array, new: jax.Array) -> jax.Array:
+        return (old + mix * (new - old).astype(jnp.float32)).astype(old.dtype)
+
+    return jax.jit(lambda held, trainable: jax.tree.map(one, held, trainable), donate_argnums=0)
+
+
+def _copy(
+    tree: PyTree, mesh: Mesh, *, offload: bool = False
+) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """A copy with arrays of its own, and what brings it to the devices again."""
+    here = shardings(tree, mesh)
+    away = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), here) if offload else here
+    copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=here)(tree)
+    if not offload:
+        return copied, lambda held: held
+    return jax.device_put(copied, away), lambda held: jax.device_put(held, here)
+
+
+def _of_folder(config: ConfigDict, model: Config, mesh: Mesh) -> Reference:
+    folder = config.objective.reference
+    other, params = load(
+        model_folder(folder),
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        shardings=lambda path, shape: leaf_sharding(mesh, path, shape),
+    )
+    if other.config.vocabulary != model.vocabulary:
+        raise UserError(
+            f"config.objective.reference: {folder} has a vocabulary of {other.config.vocabulary}, "
+            f"and the policy one of {model.vocabulary}"
+        )
+    return Reference(lambda rest, held: (held,), (params,), other.config)

@@ -1,0 +1,27 @@
+"""What a run gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        workdir: the run's folder.
+        steps: updates made in all.
+        metrics: the last training and held-out numbers, as `train_loss`, `eval_loss`, ...
+        output: RUN/adapter, or RUN/model after full tuning.
+        plot: RUN/plots/loss.png.
+        data_wait: seconds that the updates made by this call waited for their batches.
+    """
+
+    workdir: Path
+    steps: int
+    metrics: dict[str, float]
+    output: Path
+    plot: Path
+    data_wait: float

@@ -1,0 +1,322 @@
+"""Quantized weights: codes of 4 or 8 bits with a scale for each group, dequantized while they are multiplied."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxft.errors import UserError, nearest
+from jaxft.tree import PyTree, flatten_with_paths
+from jaxft.weights.base import Weight, static, weight
+from jaxft.weights.codebooks import TABLES, decode
+from jaxft.weights.rounding import (
+    nest,
+    pack,
+    spread,
+    to_codebook,
+    to_integers,
+    to_offset_integers,
+    unnest,
+)
+
+SCHEMES = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
+"""The schemes with their bits."""
+
+
+@weight
+class Quantized(Weight):
+    """Codes and scales in a matrix's place: `x W' = x dequantize(codes, scales)`.
+
+    A group is a run of rows, that is along `in`, as the blocks of a flattened (out, in) weight are. A group's scale
+    times the number that a code stands for is the entry, rounded once to the dtype of the product. The product is
+    rematerialised, so that the dequantized copy is made again in the backward pass and never kept.
+
+    Attributes:
+        codes: uint8 (in / 2, out), two codes of 4 bits a byte (row i below row i + in / 2), or int8 (in, out), or
+            uint8 (in, out) where there are zeros.
+        scales: float32 (groups, out), or their uint8 codes under double quantization.
+        zeros: uint8 (groups, out): the code that stands for 0, of the asymmetric schemes.
+        nested: float32 (blocks of 256 scales,); mean: float32 (): what makes scales of their codes.
+        scheme: nf4 | fp4 | int4 | int8.
+        matrix_shape: (in, out).
+        dense_dtype: that of the array it stands for.
+    """
+
+    # What makes scales of their codes is small; codes, scales and zeros lie as the kernel does.
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"nested": (), "mean": ()}
+    codes: Any
+    scales: Any
+    zeros: Any = None
+    nested: Any = None
+    mean: Any = None
+    scheme: str = static(default="nf4")
+    matrix_shape: tuple[int, ...] = static(default=(0, 0))
+    dense_dtype: Any = static(default=jnp.dtype("float32"))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.codes.shape[:-2], *self.matrix_shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self.dense_dtype
+
+    @property
+    def group_size(self) -> int:
+        """Rows in a group."""
+        return self.matrix_shape[0] // self.scales.shape[-2]
+
+    def base_of(self) -> Quantized:
+        return self
+
+    def bind(self, params: Mapping[str, Any]) -> Quantized:
+        return self
+
+    def step_sizes(self) -> Float[Array, "groups out"]:
+        """The groups' scales in float32."""
+        if self.nested is None:
+            return self.scales
+        return unnest(self.scales, self.nested, self.mean)
+
+    def _numbers(self, codes: jax.Array, zeros: jax.Array | None) -> Float[Array, "..."]:
+        """What codes stand for, in float32, before the scale."""
+        if self.scheme in TABLES:
+            return decode(codes, TABLES[self.scheme])
+        numbers = codes.astype(jnp.float32)
+        if zeros is not None:
+            return numbers - zeros.astype(jnp.float32)
+        return numbers - 8.0 if self.scheme == "int4" else numbers
+
+    def pieces(self) -> list[tuple[slice, Float[Array, "rows out"]]]:
+        """The dequantized matrix in runs of rows, each a function of the codes alone that a product can take in."""
+        rows = self.matrix_shape[0]
+        scales = spread(self.step_sizes(), rows)
+        zeros = None if self.zeros is None else spread(self.zeros, rows)
+        if SCHEMES[self.scheme] == 4:
+            half = rows // 2
+            parts = [(slice(0, half), self.codes & 15), (slice(half, rows), self.codes >> 4)]
+        else:
+            parts = [(slice(0, rows), self.codes)]
+        return [
+            (run, self._numbers(codes, None if zeros is None else zeros[run]) * scales[run])
+            for run, codes in parts
+        ]
+
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        return _remade(_product)(x, self)
+
+    def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
+        return _remade(_transposed_product)(x, self)
+
+    def take(self, ids: Int[Array, "..."]) -> Float[Array, "... out"]:
+        rows = self.matrix_shape[0]
+        ids = jnp.clip(ids, 0, rows - 1)
+        group = ids // self.group_size
+        scales = self.step_sizes()[group]
+        zeros = None if self.zeros is None else self.zeros[group]
+        if SCHEMES[self.scheme] == 4:
+            half = rows // 2
+            codes = self.codes[ids % half]
+            codes = jnp.where((ids < half)[..., None], codes & 15, codes >> 4)
+        else:
+            codes = self.codes[ids]
+        return (self._numbers(codes, zeros) * scales).astype(self.dtype)
+
+    def materialize(self) -> Float[Array, "... in out"]:
+        return _over_stack(lambda one: _dense(one).astype(one.dtype), self.codes.ndim - 2)(self)
+
+
+def _dense(weight: Quantized) -> Float[Array, "in out"]:
+    """The plain reference: the dequantized matrix in float32, with which a product could be taken."""
+    return jnp.concatenate([piece for _, piece in weight.pieces()])
+
+
+def _product(x: jax.Array, weight: Quantized) -> jax.Array:
+    products = [x[..., run] @ piece.astype(x.dtype) for run, piece in weight.pieces()]
+    return functools.reduce(jnp.add, products)
+
+
+def _transposed_product(x: jax.Array, weight: Quantized) -> jax.Array:
+    return jnp.concatenate(
+        [jnp.einsum("...o,io->...i", x, piece.astype(x.dtype)) for _, piece in weight.pieces()], -1
+    )
+
+
+def _remade(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The product whose inputs alone are kept for the backward pass."""
+    return jax.checkpoint(product, prevent_cse=False)
+
+
+def _over_stack(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
+    return functools.reduce(lambda inner, _: jax.vmap(inner), range(axes), function)
+
+
+@weight
+class Flattened(Weight):
+    """A quantized matrix whose blocks do not fit its input axis: they run over the flattened (out, in) weight.
+
+    This is what the paper and bitsandbytes do with every weight; the last block is filled up with zeros. Such a
+    weight is dequantized whole before it is multiplied, and is not divided over a mesh.
+
+    Attributes:
+        blocks: the same numbers as a matrix (block, number of blocks), a block a column.
+        matrix_shape: (in, out).
+    """
+
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "blocks": ()
+    }  # its blocks cross rows and columns
+    blocks: Any
+    matrix_shape: tuple[int, ...] = static(default=(0, 0))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.blocks.shape[:-2], *self.matrix_shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self.blocks.dtype
+
+    @property
+    def scheme(self) -> str:
+        """nf4 | fp4."""
+        return self.blocks.scheme
+
+    @property
+    def group_size(self) -> int:
+        """Entries in a block."""
+        return self.blocks.matrix_shape[0]
+
+    @property
+    def nested(self) -> Any:
+        """As of `Quantized`: None without double quantization."""
+        return self.blocks.nested
+
+    def base_of(self) -> Flattened:
+        return self
+
+    def bind(self, params: Mapping[str, Any]) -> Flattened:
+        return self
+
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        return _remade(lambda x, one: x @ _unflattened(one).astype(x.dtype))(x, self)
+
+    def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
+        return _remade(lambda x, one: x @ _unflattened(one).T.astype(x.dtype))(x, self)
+
+    def materialize(self) -> Float[Array, "... in out"]:
+        axes = self.blocks.codes.ndim - 2
+        return _over_stack(lambda one: _unflattened(one).astype(one.dtype), axes)(self)
+
+
+def _unflattened(weight: Flattened) -> Float[Array, "in out"]:
+    size = math.prod(weight.matrix_shape)
+    return _dense(weight.blocks).T.reshape(-1)[:size].reshape(weight.matrix_shape[::-1]).T
+
+
+def quantize(
+    kernel: Float[Array, "... in out"],
+    scheme: str = "nf4",
+    *,
+    group_size: int = 64,
+    double_quant: bool = True,
+    symmetric: bool = True,
+) -> Weight:
+    """The quantized weight that stands for a kernel (in, out), or for a stack of them.
+
+    Args:
+        kernel: (..., in, out), floating.
+        scheme: nf4 (arXiv 2305.14314; codes and scales are bitsandbytes'), fp4, int4 or int8.
+        group_size: rows that share a scale; -1: a whole column. Where it does not divide `in`, nf4 and fp4 take
+            blocks of the flattened (out, in) weight.
+        double_quant: of nf4 and fp4: the scales too are quantized, in blocks of 256. The integer schemes keep theirs.
+        symmetric: of int4 and int8: 0 is the middle code; otherwise each group has a code for 0.
+
+    Raises:
+        UserError: an unknown scheme, a group that does not divide, a kernel that is quantized or adapted already.
+
+    >>> weight = quantize(jnp.ones((128, 4)), "nf4")
+    >>> weight.shape, weight.codes.shape, weight.scales.dtype
+    ((128, 4), (64, 4), dtype('uint8'))
+    """
+    if scheme not in SCHEMES:
+        known = nearest(str(scheme), SCHEMES) or f"; there are: {', '.join(SCHEMES)}"
+        raise UserError(f"unknown quantization scheme {scheme!r}{known}")
+    if isinstance(kernel, Weight):
+        kind = type(kernel).__name__
+        raise UserError(f"quantize takes an array, and this is a {kind} weight already")
+    if kernel.ndim < 2 or not jnp.issubdtype(kernel.dtype, jnp.floating):
+        raise UserError(
+            f"quantize takes a floating kernel (in, out), not {kernel.dtype}{kernel.shape}"
+        )
+    rows = kernel.shape[-2]
+    group = rows if group_size == -1 else group_size
+    if group < 1:
+        raise UserError(
+            f"a group of {group_size} rows: give a number from 1, or -1 for a whole column"
+        )
+    fits = rows % group == 0 and (rows % 2 == 0 or SCHEMES[scheme] == 8)
+    if not fits and scheme not in TABLES:
+        raise UserError(
+            f"{scheme}: groups of {group_size} do not divide the {rows} rows of a kernel {tuple(kernel.shape)}"
+            + (" in pairs" if rows % group == 0 else "")
+        )
+    return _stack_rounded(kernel, fits, scheme, group, double_quant, symmetric)
+
+
+@functools.partial(jax.jit, static_argnums=range(1, 6))
+def _stack_rounded(kernel: jax.Array, fits: bool, *settings: Any) -> Weight:
+    """The kernel rounded, layer by layer and not all at once."""
+
+    def one(kernel: jax.Array) -> Weight:
+        if kernel.ndim > 2:
+            return jax.lax.map(one, kernel)
+        return _rounded(kernel, *settings) if fits else _flat_rounded(kernel, *settings)
+
+    return one(kernel)
+
+
+def _rounded(
+    kernel: jax.Array, scheme: str, group: int, double_quant: bool, symmetric: bool
+) -> Quantized:
+    bits, zeros = SCHEMES[scheme], None
+    x = kernel.astype(jnp.float32)
+    if scheme in TABLES:
+        codes, scales = to_codebook(x, TABLES[scheme], group)
+    elif symmetric:
+        codes, scales = to_integers(x, bits, group)
+        codes = (codes + 8).astype(jnp.uint8) if bits == 4 else codes
+    else:
+        codes, scales, zeros = to_offset_integers(x, bits, group)
+    nested, mean = None, None
+    if double_quant and scheme in TABLES:
+        scales, nested, mean = nest(scales)
+    return Quantized(
+        codes=pack(codes) if bits == 4 else codes,
+        scales=scales,
+        zeros=zeros,
+        nested=nested,
+        mean=mean,
+        scheme=scheme,
+        matrix_shape=kernel.shape,
+        dense_dtype=kernel.dtype,
+    )
+
+
+def _flat_rounded(kernel: jax.Array, scheme: str, group: int, *settings: Any) -> Flattened:
+    flat = kernel.T.reshape(-1)
+    blocks = jnp.pad(flat, (0, -flat.size % group)).reshape(-1, group).T
+    return Flattened(_rounded(blocks, scheme, group, *settings), matrix_shape=kernel.shape)
+
+
+def quantized_in(params: PyTree) -> list[tuple[str, Any]]:
+    """Lists (path, weight) of every quantized weight in the tree, adapted ones too."""
+    kinds = (Quantized, Flattened)
+    leaves = flatten_with_paths(params, is_leaf=lambda leaf: isinstance(leaf, kinds))
+    return [(path, leaf) for path, leaf in leaves if isinstance(leaf, kinds)]

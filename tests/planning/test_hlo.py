@@ -1,0 +1,45 @@
+"""The compiler's estimates are summed over the loops of a program's text."""
+
+from __future__ import annotations
+
+from jaxft.planning.hlo import read_program
+
+TEXT = """\
+HloModule jit_step
+
+%fused.1 (p.0: bf16[8,16]) -> bf16[8,128] {
+  %p.0 = bf16[8,16]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[8,128]{1,0} all-gather(%p.0), dimensions={1}
+}
+
+%body.1 (p.1: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %p.1 = (s32[], bf16[8,16]{1,0}) parameter(0)
+  %fusion.1 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%p.1), calls=%fused.1, backend_config={"estimated_cycles":"100"}
+  ROOT %tuple.1 = (s32[], bf16[8,16]{1,0}) tuple(%p.1)
+}
+
+%condition.1 (p.2: (s32[], bf16[8,16])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(32)
+  ROOT %lt.1 = pred[] compare(%p.2, %constant.1), direction=LT
+}
+
+ENTRY %main.1 (p.3: bf16[8,16]) -> bf16[8,16] {
+  %while.1 = (s32[], bf16[8,16]{1,0}) while(%p.3), condition=%condition.1, body=%body.1
+  %all-reduce.1 = f32[4]{0} all-reduce(%p.3), to_apply=%sum.1
+  ROOT %fusion.2 = bf16[8,16]{1,0} fusion(%p.3), kind=kLoop, calls=%other, backend_config={"estimated_cycles":"7"}
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_its_condition_says():
+    program = read_program(TEXT)
+    assert program.cycles == 32 * 100 + 7
+    assert program.exchanged["all-gather"] == 32 * 8 * 128 * 2
+    assert program.exchanged["all-reduce"] == 16
+
+
+def test_a_known_trip_count_goes_before_the_condition():
+    text = TEXT.replace(
+        "body=%body.1", 'body=%body.1, backend_config={"known_trip_count":{"n":"3"}}'
+    )
+    assert read_program(text).cycles == 3 * 100 + 7

@@ -1,0 +1,189 @@
+"""A plan is the real step, compiled from shapes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from jaxft.adaptation import partition
+from jaxft.configuration import load_config
+from jaxft.errors import UserError
+from jaxft.planning import command, find_batch, plan, variants
+from jaxft.planning.topology import Devices, local_devices, tpu_devices
+from jaxft.training.loop import train
+from jaxft.training.prepare import prepare_model
+from jaxft.training.sharding import make_mesh
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the package libtpu"
+)
+SMALL = [
+    "--config.data.max_length=64", "--config.batch_size=4", "--config.mesh.data=1", "--config.steps=10",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def usual_promotion():
+    """Optax's schedules ask for it, as in training."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def config_of(method="lora", *overrides):
+    return load_config(f"configs/sft.py:{method}", [*SMALL, *overrides])
+
+
+def nbytes(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def test_the_parts_are_those_of_the_loaded_model():
+    config = config_of("dora")
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        _, params, method = prepare_model(config, mesh)
+    trainable, frozen = partition(params, method)
+    made = plan(config, local_devices())
+    assert made.base_bytes + made.adapter_bytes == nbytes(trainable) + nbytes(frozen)
+    assert made.optimizer_bytes == pytest.approx(2 * nbytes(trainable), rel=0.01)  # two moments
+    arguments = made.base_bytes + made.adapter_bytes + made.optimizer_bytes
+    assert made.peak_bytes == pytest.approx(arguments + made.temporary_bytes, rel=0.05)
+    assert 0 < made.activation_bytes <= made.temporary_bytes
+
+
+def test_the_memory_is_that_of_the_step_that_trains(tmp_path, monkeypatch):
+    """Within 5 % of what the compiler says of the step in the loop."""
+    rows = [{"prompt": "a b", "completion": " c"}] * 4
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_of(
+        "lora", f"--config.data.train={data}", "--config.data.packing=True", "--config.steps=1",
+        "--config.checkpoint.every=0",
+    )  # fmt: skip
+    seen = []
+    real = jax.stages.Lowered.compile
+
+    def noted(lowered, *arguments, **options):
+        compiled = real(lowered, *arguments, **options)
+        seen.append(compiled.memory_analysis().temp_size_in_bytes)
+        return compiled
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", noted)
+    made = plan(config, local_devices())
+    assert seen == [made.temporary_bytes]
+    from jaxft.training import loop
+
+    taken = []
+    update = loop._Run._update
+
+    def measured(run, *batch):
+        taken.append(run)
+        return update(run, *batch)
+
+    monkeypatch.setattr(loop._Run, "_update", measured)
+    train(config, tmp_path / "run")
+    run = taken[0]
+    shape = jax.eval_shape(lambda: run.state)
+    batch = {
+        name: jax.ShapeDtypeStruct((4, 64), dtype)
+        for name, dtype in (("tokens", "int32"), ("segments", "int32"), ("positions", "int32"), ("weights", "float32"))
+    }  # fmt: skip
+    with jax.set_mesh(run.mesh):
+        real(run.train_step.lower(shape, run.frozen, batch))
+        compiled = real(run.train_step.lower(shape, run.frozen, batch))
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert made.temporary_bytes == pytest.approx(temporary, rel=0.05)
+
+
+def test_a_quantized_base_is_smaller_and_a_quantized_base_does_not_train():
+    dense, codes = (
+        plan(config_of("lora", f"--config.base.quantize={scheme}"), local_devices())
+        for scheme in ("none", "nf4")
+    )
+    assert codes.base_bytes < dense.base_bytes
+    with pytest.raises(UserError, match="full trains the base"):
+        plan(config_of("full", "--config.base.quantize=nf4"), local_devices())
+
+
+def test_recomputation_costs_products_and_no_more_memory_for_activations():
+    none, full = (
+        plan(config_of("lora", f"--config.remat={remat}"), local_devices())
+        for remat in ("none", "full")
+    )
+    assert none.flops < full.flops < 1.5 * none.flops
+    assert full.activation_bytes < none.activation_bytes
+
+
+def test_the_largest_batch_is_the_last_that_fits(monkeypatch):
+    config = config_of("lora")
+    size = {
+        rows: plan(config_of("lora", f"--config.batch_size={rows}"), local_devices()).peak_bytes
+        for rows in (5, 6)
+    }
+    assert size[5] < size[6]
+    module = importlib.import_module("jaxft.planning.plan")
+    monkeypatch.setattr(module, "local_memory", lambda: size[5])
+    best, made = find_batch(config, local_devices())
+    assert best is not None
+    assert best.batch_size == 5
+    assert {each.batch_size for each in made if not each.fits} >= {6}
+    monkeypatch.setattr(module, "local_memory", lambda: 1)
+    assert find_batch(config, local_devices())[0] is None
+
+
+def test_variants_keep_what_is_the_users():
+    config = config_of("lora", "--config.method.rank=3")
+    made = list(variants(config, ("lora", "dora", "full"), ("none", "nf4"), ("full",)))
+    names = [(each.method.name, each.base.quantize, each.remat) for each in made]
+    assert names == [
+        ("lora", "none", "full"), ("lora", "nf4", "full"), ("dora", "none", "full"), ("dora", "nf4", "full"),
+        ("full", "none", "full"),
+    ]  # fmt: skip
+    assert made[0].method.rank == made[2].method.rank == 3
+    assert config.remat == "none"
+
+
+@pytest.mark.parametrize(
+    ("topology", "says"),
+    [("v9:2x2", "v4 | v5e | v5p | v6e"), ("v5e", "a shape, as v5e:4x4"), ("", "--device local")],
+)
+def test_what_is_no_topology_is_one_line(topology, says):
+    with pytest.raises(UserError, match=says.replace("|", r"\|")):
+        command.main(config_of(), topology=topology) if not topology else tpu_devices(topology)
+
+
+def test_the_command_prints_json_a_table_the_sharding_and_draws(tmp_path, capsys):
+    config = config_of("lora")
+    command.main(config, device="local", as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert {
+        "topology", "devices", "peak_bytes", "base_bytes", "adapter_bytes", "optimizer_bytes", "temporary_bytes",
+        "fits", "flops", "seconds_per_step",
+    } <= set(found)  # fmt: skip
+    chart = tmp_path / "plan.png"
+    command.main(config, device="local", methods="lora,vera", plot=str(chart), price=2.0)
+    table = capsys.readouterr().out
+    assert [line[2:6] for line in table.splitlines()[2:]] == ["lora", "vera"]
+    assert table.count("*") == 1
+    assert chart.stat().st_size > 10_000
+    with pytest.raises(UserError, match="exists and is not written over"):
+        command.main(config, device="local", plot=str(chart))
+    command.main(config, device="local", show=True)
+    assert "layers/attention/q_proj/kernel/base" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nearest: 'dora'"):
+        command.main(config, device="local", methods="doora")
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore")
+def test_a_slice_is_planned_without_one():
+    config = config_of("lora", "--config.mesh.fsdp=4", "--config.remat=full")
+    made = plan(config, tpu_devices("v5e:2x2"))
+    assert made.devices == 4
+    assert made.fits
+    assert made.seconds_per_step > 0
+    assert made.exchanged_bytes > 0
+    assert isinstance(tpu_devices("v5e:2x2"), Devices)

@@ -1,0 +1,115 @@
+"""What the compiled step sends between devices, read from the program: for TPUs if `libtpu` is there, and CPUs."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import jax
+import pytest
+
+from jaxft.models.config import Config
+
+from .compiled import LLAMA_8B, Collective, collectives_in, compile_step, devices_of, mesh_of
+
+# A program for absent TPUs is kept by JAX's cache and cannot be read back: it is then compiled again.
+pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
+TPU = importlib.util.find_spec("libtpu") is not None
+needs_tpu_compiler = pytest.mark.skipif(not TPU, reason="needs libtpu")
+PLATFORMS = ["cpu", pytest.param("tpu", marks=needs_tpu_compiler)]
+RANK = 16
+MODEL = Config(
+    family="llama", vocabulary=1024, hidden=256, intermediate=640, layers=4, heads=4, key_heads=2,
+    head_dim=128, max_length=512, dtype="bfloat16", remat="dots",
+)  # fmt: skip
+KERNELS = {(256, 512), (256, 256), (512, 256), (256, 640), (640, 256)}
+PROJECTIONS = 7
+
+
+@functools.cache
+def fsdp_collectives(platform: str, method: str) -> list[Collective]:
+    """Those of the step over fsdp = 8."""
+    devices: Any = jax.devices() if platform == "cpu" else devices_of("v5e:2x4", "v5litepod-8")
+    settings = {"method.rank": RANK}
+    compiled = compile_step(MODEL, mesh_of(devices, fsdp=8), method, rows=8, length=256, **settings)
+    return collectives_in(compiled.as_text())
+
+
+def shapes_of(
+    found: list[Collective], *kinds: str, in_loop: bool | None = None
+) -> list[tuple[int, ...]]:
+    """The shapes that collectives of these kinds give, without axes of size 1."""
+    return [
+        tuple(size for size in shape if size != 1)
+        for one in found
+        if one.kind in kinds and in_loop in (None, one.in_loop)
+        for _, shape in one.shapes
+    ]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera"])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_no_gradient_of_a_frozen_weight_is_reduced(platform: str, method: str) -> None:
+    """What is reduced is scalars, vectors and a's and b's; each a and b once, in the loop over the layers."""
+    found = fsdp_collectives(platform, method)
+    reduced = shapes_of(found, "all-reduce", "reduce-scatter")
+    assert reduced
+    matrices = [shape for shape in reduced if len(shape) > 1]
+    assert all(RANK in shape and len(shape) == 2 for shape in matrices), matrices
+    assert len(matrices) == (0 if method == "vera" else 2 * PROJECTIONS)
+    assert sorted(matrices) == sorted(
+        shape
+        for shape in shapes_of(found, "all-reduce", "reduce-scatter", in_loop=True)
+        if len(shape) > 1
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera"])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_kernels_are_gathered_inside_the_loop(platform: str, method: str) -> None:
+    """One layer at a time, as they are stored; never the stack."""
+    found = fsdp_collectives(platform, method)
+    inside = shapes_of(found, "all-gather", in_loop=True)
+    assert set(inside) >= KERNELS
+    outside = shapes_of(found, "all-gather", in_loop=False)
+    assert not KERNELS & set(outside)
+    assert not any(MODEL.layers in shape for shape in inside + outside)
+    if platform == "tpu":  # the CPU's compiler computes, and gathers, in float32
+        types = {
+            kind
+            for one in found
+            if one.kind == "all-gather" and one.in_loop
+            for kind, shape in one.shapes
+            if tuple(size for size in shape if size != 1) in KERNELS
+        }
+        assert types == {"bf16"}
+
+
+def test_the_reader_finds_loops_and_shapes() -> None:
+    """A gather in a computation that a loop's body calls is in the loop; one in the entry is not."""
+    text = """
+%fused (p: f32[2]) -> f32[16] {
+  ROOT %all-gather.1 = bf16[16,4]{1,0} all-gather(%p), op_name="inner"
+}
+%body (p: f32[2]) -> f32[2] {
+  %x = f32[16]{0} fusion(%p), kind=kCustom, calls=%fused
+}
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %w = f32[2]{0} while(%p), condition=%c, body=%body
+  %r = (f32[3]{0}, f32[]) all-reduce-start(%w, %w), op_name="outer"
+}
+"""
+    inner, outer = collectives_in(text)
+    assert (inner.kind, inner.in_loop, inner.shapes) == ("all-gather", True, (("bf16", (16, 4)),))
+    assert (outer.kind, outer.in_loop) == ("all-reduce", False)
+    assert outer.shapes == (("f32", (3,)), ("f32", ()))
+
+
+@pytest.mark.slow
+@needs_tpu_compiler
+def test_128k_tokens_of_an_8b_shape_fit_v5p() -> None:
+    """LoRA on 64 chips, 8 rows of 131,072 tokens, each over 8 chips: below a chip's 95 GiB."""
+    mesh = mesh_of(devices_of("v5p:4x4x4", "v5p-128"), fsdp=8, context=8)
+    memory = compile_step(LLAMA_8B, mesh, "lora", rows=8, length=131072).memory_analysis()
+    assert memory.peak_memory_in_bytes < 95 * 2**30

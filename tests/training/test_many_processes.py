@@ -1,0 +1,198 @@
+"""Two and four processes are one run: its numbers, its files, and its end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxft.errors import UserError
+from jaxft.formats.safetensors import open_folder
+from jaxft.processes import join
+from jaxft.training.loop import train
+
+from .conftest import GOLDEN, RECIPE, lines
+
+SETTINGS = {
+    "model": str(GOLDEN / "model"),
+    "data.train": str(GOLDEN / "data.jsonl"),
+    "data.eval": str(GOLDEN / "data.jsonl"),
+    "data.max_length": 256,
+    "batch_size": 8,
+    "steps": 4,
+    "method.rank": 4,
+    "method.dropout": 0.1,
+    "samples.count": 1,
+    "samples.max_new_tokens": 4,
+    "eval_every": 2,
+    "checkpoint.every": 2,
+    "mesh.data": -1,
+    "mesh.fsdp": 2,
+}
+
+
+def free_port() -> int:
+    """A port that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(
+    count: int, workdir: Path, *, die_after: tuple[int, ...] = ()
+) -> list[subprocess.Popen[str]]:
+    """The processes of a run, each with one device; `die_after` says for each when it kills itself."""
+    script = str(Path(__file__).with_name("process.py"))
+    words = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+    port, started = free_port(), []
+    for number in range(count):
+        environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("JAX")},
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "1",
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(number),
+        }
+        life = str(die_after[number] if die_after else 0)
+        command = [sys.executable, script, life, "train", "--config", f"{RECIPE}:lora"]
+        command += ["--workdir", str(workdir), *words]
+        started.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    return started
+
+
+def outcomes(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """(exit status, output) of each."""
+    found = []
+    for process in started:
+        output, _ = process.communicate(timeout=240)
+        found.append((process.returncode, output))
+    return found
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Metrics, samples and the adapter, to rounding."""
+    for split in ("train", "eval"):
+        for row, other in zip(lines(ours, split), lines(theirs, split), strict=True):
+            assert row.keys() == other.keys()
+            for key, value in other.items():
+                assert row[key] == (value if key == "split" else pytest.approx(value, rel=1e-6))
+    assert (ours / "samples.jsonl").read_text() == (theirs / "samples.jsonl").read_text()
+    mine, yours = (
+        load_file(run / "adapter" / "adapter_model.safetensors") for run in (ours, theirs)
+    )
+    assert mine.keys() == yours.keys()
+    for name, tensor in yours.items():
+        np.testing.assert_allclose(mine[name], tensor, atol=1e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a single process with two devices."""
+    from jaxft.configuration import load_config
+
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    with jax.numpy_dtype_promotion("standard"):
+        train(load_config(f"{RECIPE}:lora", {**SETTINGS, "mesh.data": 1}), workdir)
+    return workdir
+
+
+def test_two_processes_give_one_processs_run(alone: Path, tmp_path: Path) -> None:
+    """The same metrics, samples and adapter; one speaks; both write the checkpoint; each reads half the weights."""
+    done = outcomes(start(2, tmp_path / "run"))
+    assert [status for status, _ in done] == [0, 0], done
+    assert_same_run(tmp_path / "run", alone)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        path.name for path in alone.iterdir()
+    }
+    assert "held-out loss" in done[0][1]
+    assert "held-out loss" not in done[1][1]
+    parts = {path.name for path in (tmp_path / "run" / "checkpoints" / "4" / "tree").iterdir()}
+    assert {"ocdbt.process_0", "ocdbt.process_1"} <= parts
+    stored = open_folder(GOLDEN / "model").values()
+    whole = sum(tensor.nbytes for tensor in stored)
+    norms = sum(tensor.nbytes for tensor in stored if len(tensor.shape) == 1)
+    copied = [int(output.split("copied ")[1].split()[0]) for _, output in done]
+    assert copied == [(whole - norms) // 2 + norms] * 2
+
+
+def test_four_processes_give_one_processs_run(alone: Path, tmp_path: Path) -> None:
+    """Two rows of the mesh, of two processes each."""
+    done = outcomes(start(4, tmp_path / "run"))
+    assert [status for status, _ in done] == [0] * 4, done
+    assert_same_run(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_and_a_restart_goes_on(
+    victim: int, alone: Path, tmp_path: Path
+) -> None:
+    """In under a minute, in one clear line, and the whole is as if nothing had happened."""
+    life = tuple(3 if number == victim else 0 for number in range(2))
+    began = start(2, tmp_path / "run", die_after=life)
+    began[victim].wait(timeout=240)
+    killed = time.monotonic()
+    began[1 - victim].wait(timeout=60)
+    assert time.monotonic() - killed < 60
+    done = outcomes(began)
+    assert done[victim][0] == -9
+    assert done[1 - victim][0] == 1
+    said = [line for line in done[1 - victim][1].splitlines() if line.startswith("jaxft:")]
+    assert len(said) == 1
+    assert "a process of this run ended" in said[0]
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert [status for status, _ in outcomes(start(2, tmp_path / "run"))] == [0, 0]
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_a_variable_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that names it."""
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES takes a number, not 'two'"):
+        join()
+
+
+def test_a_run_goes_on_on_other_meshes(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """Saved on 8 devices, gone on with on 8, 1, 2, 4: bit for bit on the same mesh, else to 1e-6."""
+    import shutil
+
+    shared = {"steps": 4, "batch_size": 8, "checkpoint.every": 2, "samples.count": 0}
+    first = {"mesh.data": 1, "mesh.fsdp": 8}
+    train(configure("dora", **shared, **first), tmp_path / "eight")
+    whole = lines(tmp_path / "eight")
+    for name, mesh in {
+        "again": first,
+        "one": {"mesh.data": 1},
+        "two": {"mesh.data": 2},
+        "four": {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2},
+        "other": {"mesh.data": 2, "mesh.context": 4},
+    }.items():
+        shutil.copytree(tmp_path / "eight", tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "4")
+        train(configure("dora", **shared, **mesh), tmp_path / name)
+        row = lines(tmp_path / name)
+        assert row[:2] == whole[:2]
+        if name == "again":
+            assert row == whole
+        for ours, theirs in zip(row, whole, strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)

@@ -1,0 +1,97 @@
+"""The same numbers on every mesh: loss curves of one device, dropout and the data's order included."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxft
+from jaxft.adaptation import partition
+from jaxft.models import Config, Transformer
+from jaxft.models.transformer import initial_params
+from jaxft.training.optimizer import make_optimizer, schedule
+from jaxft.training.prepare import loss_of, prepare_data, prepare_model
+from jaxft.training.sharding import make_mesh, place_batch, shardings
+from jaxft.training.step import initial_state, make_train_step
+
+from .conftest import GOLDEN
+
+STEPS = 3
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"optimizer.learning_rate": 1e-3},
+    "lora": {"method.dropout": 0.1},
+    "dora": {"remat": "dots"},
+    "vera": {"remat": "full"},
+}
+MESHES = {
+    "data=8": {"data": 8},
+    "fsdp=8": {"fsdp": 8},
+    "tensor=8": {"tensor": 8},
+    "fsdp=4 x tensor=2": {"fsdp": 4, "tensor": 2},
+    "context=4 x data=2": {"context": 4, "data": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose every dimension eight devices divide, its layers seeing far and near in turn."""
+    config = Config(
+        family="gemma2", vocabulary=384, hidden=32, intermediate=48, layers=2, heads=8, key_heads=8,
+        head_dim=8, max_length=256, post_norms=True, norm_offset=1.0, activation="gelu_tanh",
+        query_scale=0.3, attention_softcap=20.0, logit_softcap=20.0, windows=(40, 0), tied=True,
+        embedding_scale=32**0.5,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model") / "base"
+    jaxft.save(Transformer(config), initial_params(config, jax.random.key(1)), folder)
+    return folder
+
+
+@functools.cache
+def curve(configure: Any, folder: Path, method: str, mesh: str = "one") -> list[float]:
+    """The losses of a few updates."""
+    sizes = {"data": 1} | (MESHES[mesh] if mesh != "one" else {})
+    config = configure(
+        method,
+        **{f"mesh.{axis}": size for axis, size in sizes.items()},
+        **{"model": str(folder), "tokenizer": str(GOLDEN / "model"), "batch_size": 8},
+        **{"data.max_length": 128, "data.packing": True, "steps": STEPS},
+        **METHODS[method],
+    )
+    placed = make_mesh(config.mesh)
+    with jax.set_mesh(placed):
+        decoder, params, row = prepare_model(config, placed)
+        batches = prepare_data(config, decoder.config, placed).train
+        trainable, frozen = partition(params, row)
+        optimizer = make_optimizer(config.optimizer, row, trainable, STEPS)
+        rate, loss = (
+            schedule(config.optimizer, STEPS),
+            loss_of(config, decoder.config, decoder.config),
+        )
+        state = initial_state(trainable, optimizer)
+        step = jax.jit(
+            make_train_step(loss, optimizer, rate, seed=config.seed),
+            out_shardings=(shardings(state, placed), None),
+        )
+        losses = []
+        for _ in range(STEPS):
+            batch = place_batch(next(batches), config.batch_size, placed)
+            state, numbers = step(state, frozen, batch)
+            losses.append(float(numbers["loss"]))
+    return losses
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_mesh_gives_one_devices_curve(
+    method: str, mesh: str, model: Path, configure: Callable[..., Any]
+) -> None:
+    """Losses of 8 simulated devices equal those of one, to 1e-5, and they move."""
+    one = curve(configure, model, method)
+    assert len(set(one)) == STEPS
+    np.testing.assert_allclose(curve(configure, model, method, mesh), one, rtol=1e-5)

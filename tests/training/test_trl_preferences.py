@@ -1,0 +1,123 @@
+"""The curves of preference losses are those of TRL's trainers from the same adapter, order and schedule."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jaxft.configuration import load_config
+from jaxft.training.loop import train
+
+from .conftest import GOLDEN, lines
+
+FOLDER = GOLDEN.parent / "preferences"
+CURVES = json.loads((FOLDER / "curves.json").read_text())
+RECIPE = str(Path(__file__).parents[2] / "configs" / "dpo.py")
+# TRL's setting -> ours, where the values are the same.
+SAME = {
+    "learning_rate": "optimizer.learning_rate",
+    "lr_scheduler_type": "optimizer.schedule",
+    "warmup_steps": "optimizer.warmup_steps",
+    "weight_decay": "optimizer.weight_decay",
+    "max_grad_norm": "optimizer.clip_norm",
+    "max_steps": "steps",
+    "max_length": "data.max_length",
+    "gradient_accumulation_steps": "grad_accum",
+    "beta": "objective.beta",
+    "label_smoothing": "objective.label_smoothing",
+    "simpo_gamma": "objective.gamma",
+    "use_weighting": "objective.wpo",
+    "f_alpha_divergence_coef": "objective.alpha",
+    "desirable_weight": "objective.desirable_weight",
+    "undesirable_weight": "objective.undesirable_weight",
+    "ref_model_sync_steps": "objective.reference_every",
+    "cpo_alpha": "objective.sft_weight",
+}
+DIVERGENCES = {"js_divergence": "js", "alpha_divergence": "alpha"}
+
+
+def objective_of(curve: dict[str, Any]) -> str:
+    """Our name of the loss."""
+    if curve["trainer"] != "dpo":
+        return curve["settings"].get("loss_type", curve["trainer"])
+    name = curve["settings"].get("loss_type", ["sigmoid"])[0]
+    return "dpo" if name == "sigmoid" else name
+
+
+def overrides_of(curve: dict[str, Any]) -> dict[str, Any]:
+    """TRL's settings in jaxft's words."""
+    settings = curve["settings"]
+    parts = settings["gradient_accumulation_steps"]
+    divergence = settings.get("f_divergence_type", "reverse_kl")
+    name = objective_of(curve)
+    return {
+        "model": str(GOLDEN / "model"),
+        "adapter": str(GOLDEN / "adapters" / curve["start"]) if curve["start"] else "",
+        "data.train": str(FOLDER / f"{curve['data']}.jsonl"),
+        "data.shuffle": False,
+        "mesh.data": 1,
+        "batch_size": settings["per_device_train_batch_size"] * parts,
+        "objective.name": name,
+        "objective.length_normalize": name == "ipo",
+        "objective.f_divergence": DIVERGENCES.get(divergence, divergence),
+        "objective.sft_weight": settings.get("loss_weights", [1.0, 0.0])[1],
+    } | {ours: settings[key] for key, ours in SAME.items() if key in settings}
+
+
+def run(curve: dict[str, Any], folder: Path, **changes: Any) -> list[dict[str, Any]]:
+    """The lines of our run of a curve."""
+    method = "full" if curve["start"] is None else {"dora": "dora"}.get(curve["start"], "lora")
+    config: ConfigDict = load_config(f"{RECIPE}:{method}", overrides_of(curve) | changes)
+    train(config, folder)
+    return lines(folder)
+
+
+def assert_is_trls(ours: list[dict[str, Any]], curve: dict[str, Any]) -> None:
+    names = {
+        "losses": "loss",
+        "chosen": "rewards/chosen",
+        "rejected": "rewards/rejected",
+        "margins": "rewards/margins",
+        "accuracies": "rewards/accuracies",
+        "kl": "kl",
+    }
+    if curve["trainer"] != "kto":
+        del names["kl"]
+    for key, name in names.items():
+        wanted = [np.nan if value is None else value for value in curve.get(key, [])]
+        if wanted:
+            found = [row.get(name, np.nan) for row in ours]
+            if key == "accuracies":  # before anything moves, rewards are 0 up to rounding
+                found, wanted = found[2:], wanted[2:]
+            np.testing.assert_allclose(found, wanted, atol=3e-4, rtol=1e-4, err_msg=key)
+    np.testing.assert_allclose(
+        [row["learning_rate"] for row in ours], curve["learning_rates"], atol=1e-7
+    )
+    np.testing.assert_allclose(
+        [row["grad_norm"] for row in ours], curve["grad_norms"], rtol=2e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", sorted(CURVES))
+def test_curve_is_trls(name: str, tmp_path: Path) -> None:
+    """Losses, rewards, margins, accuracies, rates and gradient norms of 20 updates."""
+    assert_is_trls(run(CURVES[name], tmp_path / "run"), CURVES[name])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.share_prompt": False},
+        {"objective.precompute": True},
+        {"objective.reference": str(GOLDEN / "model"), "objective.precompute": True},
+    ],
+    ids=["separate", "precomputed", "folder"],
+)
+def test_other_ways_to_the_same_curve(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Prompts written twice, the reference beforehand, and the reference as a folder change no number."""
+    assert_is_trls(run(CURVES["sigmoid"], tmp_path / "run", **changes), CURVES["sigmoid"])
