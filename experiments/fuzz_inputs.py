@@ -247,6 +247,9 @@ def config(inputs: Inputs, draw: random.Random) -> Try:
 def adapter(inputs: Inputs, draw: random.Random) -> Try:
     """adapter_config.json, and at times the header of its tensors."""
     folder = inputs.copy(draw.choice(["lora", "dora", "vera"]))
+    (
+        folder / "manifest.json"
+    ).unlink()  # which would refuse every change: a foreign folder has none
     file = folder / "adapter_config.json"
     sound = json.loads(file.read_text())
     if draw.random() < 0.3:

@@ -45,7 +45,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 def schema_of(flat: Mapping[str, Any]) -> ConfigDict:
     """The recipe that holds the keys and defaults for an objective and a method."""
-    file = SCHEMAS.get(flat.get("objective.name", "sft"), PREFERENCES)
+    file = SCHEMAS.get(str(flat.get("objective.name", "sft")), PREFERENCES)
     return recipes.run(recipes.find(file), str(flat["method.name"]))
 
 

@@ -44,8 +44,8 @@ BESIDE_CODES = ("scales", "zeros")
 def leaf_spec(path: str, ndim: int) -> PartitionSpec:
     """The spec of a leaf: its kernel's axes, those that it has, with the layers' axis in front where there is one.
 
-    >>> leaf_spec("layers/attention/o_proj/kernel/a", 3)
-    PartitionSpec(None, 'tensor', None)
+    >>> tuple(leaf_spec("layers/attention/o_proj/kernel/a", 3))
+    (None, 'tensor', None)
     """
     kernel = first_match(LEAVES, path)
     if kernel is None:

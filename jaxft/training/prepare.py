@@ -123,7 +123,8 @@ def prepare_data(
     settings, max_length = config.data, max_length_of(config, model)
     for key in ("batch_size", "eval_batch_size"):
         require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
-    buckets = lengths_on(length_buckets(max_length), mesh)
+    places = 2 * max_length if compares(config) else max_length  # a pair stands in one row
+    buckets = lengths_on(length_buckets(places), mesh)
     tokenizer = tokenizer_of(config)
 
     def make(name: str, examples: Examples, size: int, **options: Any) -> Batches:

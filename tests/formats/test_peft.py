@@ -247,6 +247,7 @@ def test_what_is_written_is_small_and_says_what_it_is(model_of, tmp_path):
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "manifest.json",
     ]
 
 

@@ -191,7 +191,8 @@ def test_another_mesh_is_honoured(
             train(two, tmp_path / "run")
     train(configure(**both, **{"mesh.fsdp": 2}), tmp_path / "run")
     assert (
-        "the mesh was data 2 x fsdp 1 x tensor 1 and is data 2 x fsdp 2" in capsys.readouterr().err
+        "the mesh was data 2 x fsdp 1 x context 1 x tensor 1 and is data 2 x fsdp 2"
+        in capsys.readouterr().err
     )
     ours, theirs = ([row["loss"] for row in lines(tmp_path / name)] for name in ("run", "whole"))
     assert len(ours) == 6

@@ -25,7 +25,7 @@ jax.distributed.initialize(f"localhost:{port}", hosts, host)
 from jax.sharding import NamedSharding, PartitionSpec
 from tests_hosts import batches_of, steps
 from jaxft.training.sharding import host_rows, make_mesh, place_batch
-mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 1}))
+mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "context": 1, "tensor": 1}))
 rows = host_rows(8, mesh)
 assert rows == (8 // hosts * host, 8 // hosts * (host + 1)), rows
 whole = jax.jit(lambda batch: batch, out_shardings=NamedSharding(mesh, PartitionSpec()))

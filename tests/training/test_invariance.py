@@ -94,7 +94,9 @@ def update(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """(metrics, gradients by path) of one update."""
     trainable, frozen = prepared(name)
-    mesh = make_mesh(ConfigDict({"data": devices, "fsdp": 1, "tensor": 1}), jax.devices()[:devices])
+    mesh = make_mesh(
+        ConfigDict({"data": devices, "fsdp": 1, "context": 1, "tensor": 1}), jax.devices()[:devices]
+    )
     step = make_train_step(
         functools.partial(sft, CONFIG), keep_gradients(), lambda n: 0.0, seed=0, parts=parts
     )

@@ -144,7 +144,7 @@ def test_another_configuration_is_shown(configure: Callable[..., Any], tmp_path:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"data.train": ""}, "config.data.train: give a JSONL file"),
+        ({"data.train": ""}, "config.data.train: give a file"),
         ({"data.max_length": 100000}, "exceeds the model's"),
         ({"data.train": "nowhere.jsonl"}, "no such file"),
         ({"model": "nowhere"}, "nowhere"),

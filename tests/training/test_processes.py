@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -51,17 +50,14 @@ def run(
     words: list[str], environment: dict[str, str], largest: int = 0
 ) -> subprocess.CompletedProcess:
     """The process, once it has ended. `largest`: bytes that a file of its may have."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
+    if largest:  # in blocks of 512 bytes
+        words = ["sh", "-c", f'ulimit -f {largest // 512}; exec "$@"', "sh", *words]
     return subprocess.run(
         words,
         capture_output=True,
         text=True,
         env=environment,
         check=False,
-        preexec_fn=limit if largest else None,
     )
 
 

@@ -189,7 +189,9 @@ def test_no_gradient_of_a_frozen_kernel_in_memory() -> None:
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_gathered_kernels_are_not_kept(remat: str) -> None:
     """With weights in 8 shards, 4 layers more need nothing like 4 layers of whole kernels more."""
-    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 8, "tensor": 1}), jax.devices()[:8])
+    mesh = make_mesh(
+        ConfigDict({"data": 1, "fsdp": 8, "context": 1, "tensor": 1}), jax.devices()[:8]
+    )
 
     def temporary(layers: int) -> int:
         config = dataclasses.replace(DEEP, layers=layers, vocabulary=16, remat=remat)
