@@ -80,8 +80,9 @@ def compiled(kind: str, config: Any, mesh: Any) -> Any:
     from jaxft.models.transformer import initial_params
     from jaxft.objectives import objective_of
     from jaxft.training.optimizer import make_optimizer, schedule
-    from jaxft.training.reference import filled, left_out
+    from jaxft.training.reference import left_out
     from jaxft.training.step import initial_state, make_train_step
+    from jaxft.tree import filled
 
     recipe = jaxft.load_config(f"configs/{kind.split(',')[0]}.py:lora")
     method = jaxft.methods.lora(rank=RANK)

@@ -70,8 +70,9 @@ def jaxft_worker(name: str, folder: Path, pairs: int) -> Update:
     from jaxft.data.preferences import collate_comparisons, prepare_preferences
     from jaxft.objectives import completion_log_probabilities, cross_entropy, objective_of
     from jaxft.training.optimizer import make_optimizer, schedule
-    from jaxft.training.reference import filled, left_out
+    from jaxft.training.reference import left_out
     from jaxft.training.step import initial_state, make_train_step
+    from jaxft.tree import filled
 
     if name == "one chunk":
         sys.modules["jaxft.objectives.cross_entropy"].CHUNK_ELEMENTS = 2**40

@@ -138,6 +138,17 @@ def combine(*trees: PyTree) -> PyTree:
     return map_with_paths(fill, *trees, is_leaf=_is_hole)
 
 
+def filled(tree: PyTree, other: PyTree) -> PyTree:
+    """The tree with its holes filled from the other; unlike under `combine`, holes in common stay and the tree wins.
+
+    >>> filled({"a": 1, "b": None, "c": None}, {"a": 2, "b": 3, "c": None})
+    {'a': 1, 'b': 3, 'c': None}
+    """
+    return jax.tree.map(
+        lambda leaf, instead: instead if leaf is None else leaf, tree, other, is_leaf=_is_hole
+    )
+
+
 def count(tree: PyTree) -> int:
     """How many numbers the leaves hold. Works on abstract trees."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -20,6 +20,7 @@ MASKED = -1e30  # the score of a key that is not seen: finite, so that no row gi
 FLOOR = -1e20  # the least maximum of a row: a row that sees nothing then has probabilities 0
 MOST_BLOCKS = 8  # the loop over blocks is unrolled: this bounds the time to compile
 LEAST_BLOCK = 128
+FOREVER = 2**30  # a window that no sequence fills
 
 
 class Branches(NamedTuple):

@@ -19,13 +19,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.models.attention import FLOOR, MASKED, Branches, _capped, _grouped, _product
+from jaxft.models.attention import FLOOR, FOREVER, MASKED, Branches, _capped, _grouped, _product
 from jaxft.models.sharding import ACTIVATIONS, BATCH
 from jaxft.tree import first_match
 
 AXIS = "context"
 BLOCK_ELEMENTS = 2**26  # of the scores that are computed at once on a device: 256 MiB in float32
-FOREVER = 2**30  # a window that no sequence fills
 
 Marks = Mapping[str, Int[Array, "batch length"]]
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from jaxft.models.attention import Branches, attention, attention_reference
+from jaxft.models.attention import FOREVER, Branches, attention, attention_reference
 from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
 from jaxft.models.ring import ring_attention
@@ -28,7 +28,6 @@ from jaxft.models.sharding import constrain, context_parts, gather
 from jaxft.weights import KEPT, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
-FOREVER = 2**30  # a window that no sequence fills
 
 
 class Transformer(nn.Module):

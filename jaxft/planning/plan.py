@@ -121,11 +121,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
     Raises:
         UserError: the configuration does not fit the model or the mesh.
     """
-    devices = list(target.devices)
-    sizes = [size for size in config.mesh.values() if size != -1]
-    mesh = make_mesh(
-        config.mesh, devices if -1 in config.mesh.values() else devices[: math.prod(sizes)]
-    )
+    mesh = _mesh_of(config, target)
     model = dataclasses.replace(
         model_config(model_folder(config.model)), dtype=config.dtype, remat=config.remat
     )
@@ -142,7 +138,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
             flops if config.remat == "none" else _flops(_trace(config, _plain(model), mesh), mesh)
         )
         kept = _activation_bytes(traced, mesh)
-    length, tokens = max_length_of(config, model), config.batch_size * max_length_of(config, model)
+    length = max_length_of(config, model)
     duration = _seconds(target, program, flops, config.dtype)
     return Plan(
         topology=target.name,
@@ -161,7 +157,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         flops=flops,
         exchanged_bytes=sum(program.exchanged.values()) if program else 0,
         seconds_per_step=duration,
-        tokens_per_second=tokens / duration if duration else None,
+        tokens_per_second=config.batch_size * length / duration if duration else None,
         mfu=least / (duration * target.chip.flops) if duration and target.chip else None,
         hours=config.steps * duration / 3600 if duration and config.steps else None,
         compile_seconds=round(seconds, 1),
@@ -194,7 +190,7 @@ def variants(
 
 def placements(config: ConfigDict, target: Devices) -> list[Placement]:
     """How every leaf of the adapted tree lies on the mesh, the costliest copies first."""
-    mesh = make_mesh(config.mesh, list(target.devices))
+    mesh = _mesh_of(config, target)
     model = model_config(model_folder(config.model))
     with jax.set_mesh(mesh):
         traced = _trace(config, model, mesh)
@@ -206,7 +202,7 @@ def find_batch(config: ConfigDict, target: Devices) -> tuple[Plan | None, list[P
 
     Sizes are multiples of what the mesh and `grad_accum` divide.
     """
-    mesh = make_mesh(config.mesh, list(target.devices))
+    mesh = _mesh_of(config, target)
     unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.grad_accum
     made: dict[int, Plan] = {}
 
@@ -224,6 +220,12 @@ def find_batch(config: ConfigDict, target: Devices) -> tuple[Plan | None, list[P
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return made.get(low), list(made.values())
+
+
+def _mesh_of(config: ConfigDict, target: Devices) -> Mesh:
+    """The configuration's mesh over as many of the devices as it takes: sizes of 1 take one."""
+    sizes, devices = config.mesh.values(), list(target.devices)
+    return make_mesh(config.mesh, devices if -1 in sizes else devices[: math.prod(sizes)])
 
 
 def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:

@@ -46,7 +46,7 @@ from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.signals import Interrupted, Stop, stoppable
 from jaxft.training.step import State, initial_state, make_eval_sums, make_train_step
 from jaxft.training.wording import next_commands, shortened
-from jaxft.tree import PyTree, combine, count
+from jaxft.tree import PyTree, combine, count, filled
 
 
 def train(config: ConfigDict, workdir: str | Path) -> Result:
@@ -337,7 +337,7 @@ class _Run:
         like = (self.state, drawn, *self.reference.kept(self.held))
         self.state, drawn, *kept = self.checkpoints.restore(step, like)
         self.held = tuple(kept) or self.held
-        self.frozen = combine_holes(drawn, base)
+        self.frozen = filled(drawn, base)
 
     def _export(self) -> Path:
         """RUN/adapter in PEFT's format, or RUN/model where the method has no adapter."""
@@ -384,12 +384,3 @@ class _Run:
         )
         for line in next_commands(self.config.model, output, bool(self.method.weight)):
             self.progress.say(line)
-
-
-def combine_holes(*trees: PyTree) -> PyTree:
-    """Like `combine`, for trees that have holes in common."""
-    return jax.tree.map(
-        lambda *leaves: next((leaf for leaf in leaves if leaf is not None), None),
-        *trees,
-        is_leaf=lambda leaf: leaf is None,
-    )

@@ -26,7 +26,7 @@ from jaxft.models import Config
 from jaxft.objectives import LOSSES
 from jaxft.training.sharding import leaf_sharding, shardings
 from jaxft.training.step import Beside, nothing_more
-from jaxft.tree import PyTree, combine, count
+from jaxft.tree import PyTree, combine, count, filled
 from jaxft.weights import is_weight
 
 
@@ -103,16 +103,6 @@ def left_out(tree: PyTree) -> PyTree:
     """The tree with the base in every adapter's place; holes stay holes."""
     return jax.tree.map(
         lambda leaf: leaf.base_of() if hasattr(leaf, "base") else leaf, tree, is_leaf=is_weight
-    )
-
-
-def filled(tree: PyTree, other: PyTree) -> PyTree:
-    """The tree with its holes filled from the other."""
-    return jax.tree.map(
-        lambda leaf, instead: instead if leaf is None else leaf,
-        tree,
-        other,
-        is_leaf=lambda leaf: leaf is None,
     )
 
 

@@ -105,7 +105,9 @@ def test_rows_of_a_batch_stand_on_the_devices_in_order() -> None:
     """Of one process all rows are its own; tensor-parallel devices hold the same ones."""
     from ml_collections import ConfigDict
 
-    mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "context": 1, "tensor": 2}), jax.devices()[:8])
+    mesh = make_mesh(
+        ConfigDict({"data": 2, "fsdp": 2, "context": 1, "tensor": 2}), jax.devices()[:8]
+    )
     assert host_rows(8, mesh) == (0, 8)
     example = Example(np.arange(5, dtype=np.int32), np.arange(5) > 0, "t:1")
     batches = Batches(

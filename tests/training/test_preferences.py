@@ -18,7 +18,8 @@ from jaxft.cli import main
 from jaxft.configuration import load_config
 from jaxft.errors import UserError
 from jaxft.training.loop import train
-from jaxft.training.reference import filled, left_out
+from jaxft.training.reference import left_out
+from jaxft.tree import filled
 
 from .conftest import GOLDEN, lines
 from .test_loop import Cut, cut_at
