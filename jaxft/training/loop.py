@@ -184,7 +184,6 @@ class _Run:
             self.stop.check()
             if processes.preempted(self.step):
                 raise Interrupted
-            self.checkpoints.check()
             self._events()
             asked = time.perf_counter()
             batch = next(self.data.train)
@@ -227,9 +226,15 @@ class _Run:
                 self.state = self.state._replace(trainable=trainable)
 
     def _log(self) -> None:
-        """Writes the numbers of the last update, if that has not been done."""
+        """Writes the numbers of the last update, if that has not been done.
+
+        A checkpoint that was begun before that update is whole first: what a killed run has told is then
+        never further than one interval from where the next start goes on. The device is two updates
+        ahead meanwhile.
+        """
         if self.pending is None:
             return
+        self.checkpoints.wait()
         (step, numbers, tokens), self.pending = self.pending, None
         read = {name: float(value) for name, value in jax.device_get(numbers).items()}
         now = time.perf_counter()
