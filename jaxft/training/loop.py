@@ -19,7 +19,7 @@ from jaxft.configuration import validate
 from jaxft.data import Batches
 from jaxft.errors import UserError
 from jaxft.formats import save, save_adapter
-from jaxft.formats.manifest import Damaged
+from jaxft.formats.manifest import Damaged, put
 from jaxft.inference.evaluate import held_out
 from jaxft.methods import Method
 from jaxft.models import Transformer
@@ -362,7 +362,7 @@ class _Run:
                 save(self.model, merge(params), folder, like=like)
             if self.config.data.chat_template:  # what it was trained on is what it is asked by
                 template = str(self.data.tokenizer.chat_template)
-                (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+                put(folder, "chat_template.jinja", template)
         processes.wait("exported")
         return target
 
