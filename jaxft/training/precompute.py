@@ -152,16 +152,22 @@ def computed_beforehand(
     frozen: PyTree,
 ) -> tuple[Precomputed | None, Reference]:
     """What completes the examples, and the reference that the step then needs: as asked, or nothing and itself."""
-    if config.objective.name == "sft" or not config.objective.precompute:
+    if not beforehand(config):
         return None, reference
     open_folder(config, workdir)
-    known = Reference(
-        nothing_more,
-        (),
-        reference.config,
-        f"{config.objective.name}: the reference's log-probabilities stand in {workdir / 'reference'}",
-    )
-    return Precomputed(config, workdir / "reference", mesh, reference, frozen), known
+    folder = workdir / "reference"
+    line = f"{config.objective.name}: the reference's log-probabilities stand in {folder}"
+    return Precomputed(config, folder, mesh, reference, frozen), without(reference, line)
+
+
+def beforehand(config: ConfigDict) -> bool:
+    """Whether the reference's log-probabilities are computed before training."""
+    return config.objective.name != "sft" and bool(config.objective.precompute)
+
+
+def without(reference: Reference, line: str = "") -> Reference:
+    """The reference of a step whose batches bring its log-probabilities."""
+    return Reference(nothing_more, (), reference.config, line)
 
 
 def fingerprint(examples: Sequence[Comparison]) -> str:
