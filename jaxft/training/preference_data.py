@@ -75,7 +75,8 @@ def preference_batches(
     """
     lengths = examples.lengths.tolist()
     slots = max(map(len, pack(lengths, 2 * max_length))) if packing else 1
-    collate = functools.partial(collate_comparisons, slots=slots)
+    known = all(example.reference is not None for example in examples)
+    collate = functools.partial(collate_comparisons, slots=slots, known=known)
     return Batches(
         examples, packing=packing, max_length=2 * max_length, collate=collate, **settings
     )
