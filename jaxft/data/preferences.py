@@ -265,12 +265,18 @@ def _both(rows: Sequence[Row], tokenizer: Tokenizer, key: str) -> tuple[list[Ids
 
 
 def collate_comparisons(
-    rows: Sequence[Sequence[Comparison]], *, batch_size: int, length: int, pad_id: int, slots: int
+    rows: Sequence[Sequence[Comparison]],
+    *,
+    batch_size: int,
+    length: int,
+    pad_id: int,
+    slots: int,
+    known: bool = False,
 ) -> Batch:
     """`collate` with what a preference loss needs; `slots` is how many pairs a row has room for.
 
     Beside the arrays of `collate` there are branches and pairs (the pair's number in its row, from 1), int32 (batch,
-    length), and of (batch, slots): present and labels float32, index int32, and, if they are known, the
+    length), and of (batch, slots): present and labels float32, index int32, and, if they are `known`, the
     reference's log-probabilities float32 (batch, slots, 2).
     """
     batch = collate(rows, batch_size=batch_size, length=length, pad_id=pad_id)
@@ -292,5 +298,4 @@ def collate_comparisons(
             reference[number, slot] = example.reference or 0.0
             start, before = start + len(example.tokens), before + int(example.segments[-1])
     batch |= {"branches": branches, "pairs": pairs, "present": present, "labels": labels}
-    known = any(example.reference is not None for row in rows for example in row)
     return batch | {"index": index} | ({"reference": reference} if known else {})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -38,7 +39,12 @@ from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
-from jaxft.training.preference_data import compares, preference_batches, preference_examples
+from jaxft.training.preference_data import (
+    compares,
+    preference_batches,
+    preference_examples,
+    preference_shapes,
+)
 from jaxft.training.sharding import (
     host_rows,
     leaf_sharding,
@@ -168,6 +174,18 @@ def prepare_data(
     if len(short) < len(prompts):
         lines.append(f"{len(prompts) - len(short)} sample prompts leave no room for an answer")
     return Data(tokenizer, train, held_out, short, lines)
+
+
+def batch_shapes(config: ConfigDict, max_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A training batch of the longest rows, as shapes; the data are not read."""
+    rows = config.batch_size
+    if compares(config):
+        packing, known = config.data.packing, config.objective.precompute
+        return preference_shapes(rows, max_length, packing=packing, known=known)
+    dtypes = dict.fromkeys(("tokens", "segments", "positions"), jnp.int32)
+    dtypes["weights"] = jnp.float32
+    shape = (rows, max_length)
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in dtypes.items()}
 
 
 def named_sets(paths: Any) -> dict[str, Any]:
