@@ -65,13 +65,18 @@ class Comparisons(Examples):
         """All of them."""
         return list(self._pairs)
 
+    @property
+    def known(self) -> bool:
+        """Whether they have the reference's log-probabilities."""
+        return all(pair.reference is not None for pair in self._pairs)
+
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceSummary:
     """What became of the rows; `str` is the line that the log shows.
 
     Attributes:
-        kind: "pairs" or "judged completions".
+        judged: whether they are completions with a label, and not pairs.
         rows: usable ones that were read.
         examples: kept.
         skipped: rows left out because they cannot be used, on request.
@@ -83,7 +88,7 @@ class PreferenceSummary:
         unused_keys: keys of the rows that are not used.
     """
 
-    kind: str
+    judged: bool
     rows: int
     examples: int
     skipped: int
@@ -100,7 +105,8 @@ class PreferenceSummary:
     def __str__(self) -> str:
         """One line; what did not occur is left out."""
         saved = 100 * (1 - self.tokens / max(self.separate_tokens, 1))
-        parts = [f"{self.examples} {self.kind}", f"{self.tokens} tokens"]
+        kind = "judged completions" if self.judged else "pairs"
+        parts = [f"{self.examples} {kind}", f"{self.tokens} tokens"]
         if self.tokens < self.separate_tokens:
             parts.append(f"shared prompts save {saved:.1f} % of {self.separate_tokens}")
         parts.append(f"longest {self.longest}")
@@ -186,7 +192,7 @@ def prepare_preferences(
             f"{rows[0].origin}: none of {len(rows)} rows fits max_length={max_length}: the completions alone exceed it"
         )
     return Comparisons(examples), PreferenceSummary(
-        kind="judged completions" if judged else "pairs",
+        judged=judged,
         rows=len(rows),
         examples=len(examples),
         **{key: counts[key] for key in ("skipped", "truncated", "dropped", "tokens", "separate_tokens")},

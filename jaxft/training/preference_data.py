@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxft.data import Batches, Examples, Row, Tokenizer, pack
 from jaxft.data.preference_rows import read_preferences
-from jaxft.data.preferences import collate_comparisons, prepare_preferences
-from jaxft.errors import UserError
+from jaxft.data.preferences import Comparisons, collate_comparisons, prepare_preferences
 
 PACKED = 8  # pairs in a row of a plan: what a slot holds is a few numbers
 
@@ -37,8 +36,6 @@ def preference_examples(
     held_out: bool = False,
 ) -> tuple[Any, Examples, Any]:
     """`read_examples` where completions are compared: rows to ask for samples, the pairs, and their counts."""
-    if not paths:
-        raise UserError("config.data.train: give a file to train on")
     skip, judged = config.data.bad_rows == "skip", config.objective.name == "kto"
     rows, skipped = read_preferences(paths, judged=judged, skip=skip, held_out=held_out)
     examples, summary = prepare_preferences(
@@ -75,7 +72,7 @@ def preference_batches(
     """
     lengths = examples.lengths.tolist()
     slots = max(map(len, pack(lengths, 2 * max_length))) if packing else 1
-    known = all(example.reference is not None for example in examples)
+    known = isinstance(examples, Comparisons) and examples.known
     collate = functools.partial(collate_comparisons, slots=slots, known=known)
     return Batches(
         examples, packing=packing, max_length=2 * max_length, collate=collate, **settings
