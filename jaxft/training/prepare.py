@@ -106,16 +106,26 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
         double_quant=config.base.double_quant,
     )
     model = Transformer(dataclasses.replace(model.config, remat=config.remat))
-    if config.adapter:
-        tell_another_base(Path(config.adapter), model_folder(config.model))
-        saved = saved_leaves(params, config.adapter)
-        method = dataclasses.replace(method, train_also=(*method.train_also, *saved))
-        params = adopt(load_adapter(params, config.adapter), method, config.adapter)
-    else:
-        names = module_names(model.config)
-        params = adapt(params, method, jax.random.key(config.seed), names=names)
+    method = trained_by(config, params, method)
+    params = adapted(config, model.config, params, method)
     check_exportable(params, method)
     return model, jax.device_put(params, shardings(params, mesh)), method
+
+
+def trained_by(config: ConfigDict, params: PyTree, method: Method) -> Method:
+    """The method, under which what the folder `config.adapter` saved whole trains too."""
+    if not config.adapter:
+        return method
+    tell_another_base(Path(config.adapter), model_folder(config.model))
+    saved = saved_leaves(params, config.adapter)
+    return dataclasses.replace(method, train_also=(*method.train_also, *saved))
+
+
+def adapted(config: ConfigDict, model: Config, params: PyTree, method: Method) -> PyTree:
+    """The tree adapted anew, or by the folder `config.adapter`. Works on abstract trees, under `jax.eval_shape`."""
+    if config.adapter:
+        return adopt(load_adapter(params, config.adapter), method, config.adapter)
+    return adapt(params, method, jax.random.key(config.seed), names=module_names(model))
 
 
 def prepare_data(
