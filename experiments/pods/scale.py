@@ -31,7 +31,12 @@ SHAPES = {
     "405b": (16384, 53248, 126, 128),
 }
 METHODS = ("lora", "qlora", "dora", "full")
-SLICES = {"v5e-16": "v5e:4x4", "v5e-256": "v5e:16x16", "v5p-128": "v5p:4x4x4", "v6e-256": "v6e:16x16"}
+SLICES = {
+    "v5e-16": "v5e:4x4",
+    "v5e-256": "v5e:16x16",
+    "v5p-128": "v5p:4x4x4",
+    "v6e-256": "v6e:16x16",
+}
 # Rows of 2,048 tokens on a device and what is recomputed: the first whose parts and kept activations leave room is taken.
 CHOICES = ((2, "dots"), (4, "full"), (2, "full"), (1, "full"))
 ROOM = 0.85  # of a device's memory, for the arguments and what is kept for the backward pass
@@ -82,7 +87,9 @@ def measure(name: str) -> dict[str, Any]:
         }  # fmt: skip
         config = load_config(str(HERE.parents[1] / "configs" / f"sft.py:{method}"), settings)
         with jax.numpy_dtype_promotion("standard"):
-            if (rows, remat) != CHOICES[-1] and kept_bytes(config, target) > ROOM * target.chip.memory:
+            if (rows, remat) != CHOICES[-1] and kept_bytes(
+                config, target
+            ) > ROOM * target.chip.memory:
                 continue
             start, made = time.perf_counter(), plan(config, target)
         cell = dataclasses.asdict(made)
