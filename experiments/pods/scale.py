@@ -3,7 +3,7 @@
     python experiments/pods/scale.py [--cells 8b/lora/v5e-256,...] [--table]
 
 Each cell of the table is compiled in a process of its own and stands in scale.json as soon as it is made; a second
-start goes on with the cells that are missing. `--table` writes scale.md from what is there. No TPU is needed, but libtpu.
+start goes on with the cells that are missing. `--table` writes scale.md from what is there. Needs libtpu, and no TPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SLICES = {
     "v5p-128": "v5p:4x4x4",
     "v6e-256": "v6e:16x16",
 }
-# Rows of 2,048 tokens on a device and what is recomputed: the first whose parts and kept activations leave room is taken.
+# Rows of 2,048 tokens on a device and what is recomputed: the first whose arguments and kept activations leave room.
 CHOICES = ((2, "dots"), (4, "full"), (2, "full"), (1, "full"))
 ROOM = 0.85  # of a device's memory, for the arguments and what is kept for the backward pass
 FIRST = (
@@ -120,8 +120,8 @@ def record(cells: list[str]) -> None:
 def table() -> list[str]:
     """Markdown: a row a cell."""
     lines = [
-        "| model | method | slice | devices | rows a device | remat | base GiB | peak GiB | fits | s/step | tokens/s a device | MFU |"
-        " moved GiB | compiled in s |",
+        "| model | method | slice | devices | rows a device | remat | base GiB | peak GiB | fits | s/step |"
+        " tokens/s a device | MFU | moved GiB | compiled in s |",
         "|---" * 14 + "|",
     ]
     known = json.loads(RECORD.read_text())

@@ -8,7 +8,9 @@ import json
 import jax
 import pytest
 
+import jaxft
 from jaxft.adaptation import partition
+from jaxft.assets import tiny_folder
 from jaxft.configuration import load_config
 from jaxft.errors import UserError
 from jaxft.planning import command, find_batch, plan, variants
@@ -106,6 +108,17 @@ def test_a_quantized_base_is_smaller_and_a_quantized_base_does_not_train():
     assert codes.base_bytes < dense.base_bytes
     with pytest.raises(UserError, match="full trains the base"):
         plan(config_of("full", "--config.base.quantize=nf4"), local_devices())
+
+
+def test_an_adapter_to_go_on_from_is_planned_as_it_is(tmp_path):
+    """Its own rank and targets, whatever the configuration says of a fresh one."""
+    method = jaxft.methods.lora(rank=3, targets=("q_proj", "o_proj"))
+    _, params = jaxft.load(tiny_folder())
+    adapted = jaxft.adapt(params, method, jax.random.key(0))
+    jaxft.save_adapter(adapted, tmp_path / "adapter", method=method, base=str(tiny_folder()))
+    made = plan(config_of("lora", f"--config.adapter={tmp_path / 'adapter'}"), local_devices())
+    trained = nbytes(partition(adapted, method)[0])
+    assert made.adapter_bytes == pytest.approx(trained, rel=0.001)  # the scales stand beside
 
 
 def test_recomputation_costs_products_and_no_more_memory_for_activations():
