@@ -54,12 +54,12 @@ def write_random(folder: Path, shape: dict[str, int], shard_bytes: int = 2_000_0
 
     config = Config(family="llama", tied=False, query_scale=shape["head_dim"] ** -0.5, **shape)
     abstract = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
-    generator = np.random.default_rng(0)
     kind = np.dtype(ml_dtypes.bfloat16)
+    # Drawn once and repeated: what loading takes does not hang on the values.
+    drawn = (0.02 * np.random.default_rng(0).standard_normal(2**22 + 1)).astype(kind)
 
     def lazy(size: tuple[int, ...]) -> Lazy:
-        draw = lambda: (0.02 * generator.standard_normal(size, np.float32)).astype(kind)  # noqa: E731
-        return Lazy(size, kind, draw)
+        return Lazy(size, kind, lambda: np.resize(drawn, size))
 
     tensors = {}
     for path, leaf in flatten_with_paths(abstract):
