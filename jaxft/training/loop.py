@@ -40,6 +40,7 @@ from jaxft.training.signals import Interrupted, Stop, stoppable
 from jaxft.training.step import State
 from jaxft.training.wording import next_commands, shortened
 from jaxft.tree import PyTree, combine, count, filled
+from jaxft.waiting import fetch
 
 
 def train(config: ConfigDict, workdir: str | Path) -> Result:
@@ -223,7 +224,7 @@ class _Run:
             return
         self.checkpoints.wait()
         (step, numbers, tokens), self.pending = self.pending, None
-        read = {name: float(value) for name, value in jax.device_get(numbers).items()}
+        read = {name: float(value) for name, value in fetch(numbers).items()}
         now = time.perf_counter()
         line = {
             "loss": read["loss"],
