@@ -19,7 +19,7 @@ from jaxft.configuration import validate
 from jaxft.data import Batches
 from jaxft.errors import UserError
 from jaxft.formats import save, save_adapter
-from jaxft.formats.manifest import Damaged
+from jaxft.formats.manifest import Damaged, put
 from jaxft.inference.evaluate import held_out
 from jaxft.methods import Method
 from jaxft.models import Transformer
@@ -171,7 +171,6 @@ class _Run:
             self.stop.check()
             if processes.preempted(self.step):
                 raise Interrupted
-            self.checkpoints.check()
             self._events()
             asked = time.perf_counter()
             batch = next(self.data.train)
@@ -214,9 +213,15 @@ class _Run:
                 self.state = self.state._replace(trainable=trainable)
 
     def _log(self) -> None:
-        """Writes the numbers of the last update, if that has not been done."""
+        """Writes the numbers of the last update, if that has not been done.
+
+        A checkpoint that was begun before that update is whole first: what a killed run has told is then
+        never further than one interval from where the next start goes on. The device is two updates
+        ahead meanwhile.
+        """
         if self.pending is None:
             return
+        self.checkpoints.wait()
         (step, numbers, tokens), self.pending = self.pending, None
         read = {name: float(value) for name, value in jax.device_get(numbers).items()}
         now = time.perf_counter()
@@ -344,7 +349,7 @@ class _Run:
                 save(self.model, merge(params), folder, like=like)
             if self.config.data.chat_template:  # what it was trained on is what it is asked by
                 template = str(self.data.tokenizer.chat_template)
-                (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+                put(folder, "chat_template.jinja", template)
         processes.wait("exported")
         return target
 
