@@ -33,6 +33,7 @@ WEIGHTS = {
     "Transposed",
     "Quantized",
     "Flattened",
+    "Permuted",
     "is_weight",
 }
 

@@ -12,11 +12,12 @@ import numpy as np
 from jaxft.adaptation import merge
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
-from jaxft.formats.huggingface import load, save, write_model
+from jaxft.formats.huggingface import load
 from jaxft.formats.manifest import tell_another_base
 from jaxft.formats.peft import load_adapter
 from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.safetensors import open_folder
+from jaxft.formats.writing import save, write_model
 from jaxft.models.transformer import Transformer
 from jaxft.quantization import quantization_of, quantize_params
 from jaxft.tree import PyTree

@@ -87,9 +87,7 @@ def hidden_states(
 
     x = _embed(config, params, tokens, positions)
     layers, taps = narrowed(params["layers"], config.dtype)
-    x, _ = jax.lax.scan(
-        _rematerialized(body, config.remat), x, (layers, taps, _windows(config))
-    )
+    x, _ = jax.lax.scan(_rematerialized(body, config.remat), x, (layers, taps, _windows(config)))
     return _norm(config, params["final_norm"], x)
 
 

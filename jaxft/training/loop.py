@@ -41,6 +41,7 @@ from jaxft.training.step import State
 from jaxft.training.wording import next_commands, shortened
 from jaxft.tree import PyTree, combine, count, filled
 from jaxft.waiting import fetch
+from jaxft.weights import count_parameters
 
 
 def train(config: ConfigDict, workdir: str | Path) -> Result:
@@ -357,7 +358,7 @@ class _Run:
     def _say_start(self) -> None:
         for line in self.data.lines:
             self.progress.say(line)
-        trained, whole = count(self.state.trainable), count(self._params())
+        trained, whole = count(self.state.trainable), count_parameters(self._params())
         self.progress.say(
             f"{self.method.name}: {trained:,} of {whole:,} parameters train ({100 * trained / whole:.3g} %); "
             f"{self.steps} updates of {self.config.batch_size} sequences on {self.mesh.size} "
@@ -371,7 +372,7 @@ class _Run:
     def _say_end(self, output: Path) -> None:
         """What was done, and what to do with it."""
         seconds = time.perf_counter() - self.began
-        trained, whole = count(self.state.trainable), count(self._params())
+        trained, whole = count(self.state.trainable), count_parameters(self._params())
         self.progress.say(
             f"done: {self.step} updates of {trained:,} of {whole:,} parameters in {seconds:.1f} s"
         )

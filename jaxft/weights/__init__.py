@@ -7,6 +7,7 @@ from jaxft.weights.base import (
     bind,
     contract,
     contract_transposed,
+    count_parameters,
     is_weight,
     map_weights,
     materialize,
@@ -20,12 +21,13 @@ from jaxft.weights.base import (
 from jaxft.weights.delta_lora import DeltaLoRA
 from jaxft.weights.dora import DoRA
 from jaxft.weights.lora import LoRA, precondition_by_a
+from jaxft.weights.permuted import Permuted
 from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, quantize, quantized_in
 from jaxft.weights.site import Site, key_of
 from jaxft.weights.tied import Tied, Transposed
 from jaxft.weights.vera import SHARED, VeRA, projections
 
-PARTS = part_axes((LoRA, DoRA, DeltaLoRA, VeRA, Quantized, Flattened))
+PARTS = part_axes((LoRA, DoRA, DeltaLoRA, VeRA, Quantized, Flattened, Permuted))
 """{part of a weight: its axes}: how it lies on a mesh follows from its kernel."""
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "DoRA",
     "Flattened",
     "LoRA",
+    "Permuted",
     "Quantized",
     "Site",
     "Tied",
@@ -47,6 +50,7 @@ __all__ = [
     "bind",
     "contract",
     "contract_transposed",
+    "count_parameters",
     "is_weight",
     "key_of",
     "map_weights",
