@@ -34,6 +34,7 @@ WEIGHTS = {
     "Quantized",
     "Flattened",
     "Permuted",
+    "Started",
     "is_weight",
 }
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.errors import UserError
+from jaxft.errors import UserError, shown
+from jaxft.files import parse_object
 from jaxft.formats.integers import pack_halves
 from jaxft.formats.safetensors import Lazy, Stored
 from jaxft.weights import Flattened, Quantized, Weight
@@ -69,8 +70,13 @@ def read_weight(
     states = [other for other in parts_of(stored, name) if other.startswith(name + STATE)]
     if len(states) != 1:
         raise UserError(f"{stored[name].file}: {name}: no single {STATE[1:]}nf4 or fp4 beside it")
-    state = json.loads(stored[states[0]].read().tobytes())
-    scheme, block = state["quant_type"], state["blocksize"]
+    state = parse_object(stored[states[0]].read().tobytes(), f"{stored[name].file}: {states[0]}")
+    scheme, block = state.get("quant_type"), state.get("blocksize")
+    if scheme not in TABLES or block not in BLOCKS or not isinstance(state.get("shape"), list):
+        raise UserError(
+            f"{stored[name].file}: {states[0]}: {shown(scheme)} in blocks of {shown(block)}: jaxft reads "
+            f"{' and '.join(TABLES)} in blocks of {BLOCKS[0]} to {BLOCKS[-1]}"
+        )
     if tuple(state["shape"]) != shape[::-1]:
         raise UserError(
             f"{stored[name].file}: {name} has shape {state['shape']}, the model needs {list(shape[::-1])}"

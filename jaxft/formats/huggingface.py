@@ -66,7 +66,7 @@ def load(
         quantize: none | nf4 | fp4 | int4 | int8, of all projections.
         group_size: as of `jaxft.quantize`.
         double_quant: as of `jaxft.quantize`.
-        rounder: (path, layer, kernel (in, out)) -> the weight in its place, where another than `jaxft.quantize` makes it.
+        rounder: (path, layer, kernel (in, out)) -> the weight in its place, made by another than `jaxft.quantize`.
 
     Returns:
         (model, params).

@@ -53,7 +53,7 @@ def merge_folder(
     dtypes = {NAMES[t.dtype] for t in open_folder(model).values() if t.dtype in NAMES}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     if quantize == "none":
-        write_model(module.config, adapted, output, like=model, dtype=dtype)
+        write_model(module.config, adapted, output, like=model, dtype=dtype, dense=True)
         print(f"wrote {output} in {dtype}")
     else:
         merged = merge(adapted)

@@ -85,18 +85,19 @@ def write_model(
     like: str | Path | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    dense: bool = False,
 ) -> None:
-    """`save`, for a tree whose weights are merged one by one while they are written."""
+    """`save`, for a tree whose weights are merged one by one while they are written; quantized ones too if `dense`."""
     target = new_folder(folder)
     config = dataclasses.replace(config, tied=_is_tied(params))
     source = open_folder(Path(like)) if like else {}
-    tensors = _to_write(config, params, source, dtype)
+    tensors = _to_write(config, params, source, dtype, dense)
     counts = {str(tensor.dtype) for tensor in tensors.values()}
     stored_dtype = str(tensors[next(iter(tensors))].dtype) if len(counts) == 1 else "float32"
     raw = dict(read_config(like) if like else config_json(config))
     raw.pop("quantization_config", None)
     quantized = [leaf for _, leaf in weights_of(params) if hasattr(leaf, "scheme")]
-    if quantized:
+    if quantized and not dense:
         stored_dtype = str(np.dtype(quantized[0].dtype))
         raw["quantization_config"] = config_of(quantized[0], stored_dtype)
     dtype_key = "torch_dtype" if "torch_dtype" in raw else "dtype"
@@ -119,7 +120,7 @@ def _is_tied(params: PyTree) -> bool:
 
 
 def _to_write(
-    config: Config, params: PyTree, source: Mapping[str, Stored], dtype: str | None
+    config: Config, params: PyTree, source: Mapping[str, Stored], dtype: str | None, dense: bool
 ) -> dict[str, Lazy]:
     """{name on disk: tensor}, each made when it is written."""
     leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
@@ -132,7 +133,7 @@ def _to_write(
         wanted = np.dtype(jnp.dtype(dtype or leaf.dtype))
         for layer, name in enumerate(names_of(tensor, config, path)):
             stacked = path.startswith("layers/")
-            if hasattr(leaf, "scheme"):
+            if hasattr(leaf, "scheme") and not dense:
                 one = jax.tree.map(lambda part, layer=layer: part[layer], leaf) if stacked else leaf
                 tensors |= written(spelled(name), one)
                 continue

@@ -63,13 +63,6 @@ def test_what_the_format_has_no_place_for_is_refused(golden, tmp_path):
         save(model, params, tmp_path / "out")
 
 
-def test_other_quantizers_folders_are_named_and_refused(copy_of, edit):
-    folder = copy_of("models/llama")
-    edit(folder / "config.json", quantization_config={"quant_method": "gptq"})
-    with pytest.raises(UserError, match="'gptq' is not known to jaxft, which reads bitsandbytes"):
-        load(folder)
-
-
 @pytest.fixture
 def adapter(golden, tmp_path):
     """A LoRA trained over llama in nf4, off its start."""
