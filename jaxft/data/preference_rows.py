@@ -90,7 +90,7 @@ def preference_row(origin: str, values: Mapping[str, Any], *, judged: bool) -> R
     if not judged and row.values["chosen"] == row.values["rejected"]:
         raise Bad(f"{origin}: chosen and rejected are equal{_HINT}")
     for key in keys[1:2] if judged else keys[1:]:
-        if not _text(row.values[key]):
+        if not _text(row.values[key]).strip():
             raise Bad(f"{origin}: {key} is empty{_HINT}")
     return row
 

@@ -52,6 +52,17 @@ def test_tokens_are_trls(kind, write):
         assert parts(example) == (case["prompt_ids"], case["chosen_ids"], case["rejected_ids"])
 
 
+def test_strings_and_messages_may_stand_in_one_file(write):
+    """Each row has the tokens that it has in a file of its own kind."""
+    known = json.loads((GOLDEN / "preferences" / "tokens.json").read_text())
+    tokenizer = load_tokenizer(GOLDEN / "trl" / "model")
+    cases = [known[kind][0] for kind in ("pairs", "messages", "boundary")]
+    rows, _ = read(write(*(case["row"] for case in cases)))
+    examples, _ = prepare(rows, tokenizer, max_length=256)
+    for example, case in zip(examples, cases, strict=True):
+        assert parts(example) == (case["prompt_ids"], case["chosen_ids"], case["rejected_ids"])
+
+
 def test_an_implicit_prompt_is_the_common_turns():
     """Of HH's texts and of messages: turns, not letters; what follows in one of them alone is completion."""
     start = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: a joke\n\nAssistant:"
@@ -133,6 +144,7 @@ def test_completions_are_exchanged_in_groups(write, tokenizer):
 BAD = [
     ({**PAIR, "rejected": PAIR["chosen"]}, "chosen and rejected are equal", True),
     ({**PAIR, "chosen": ""}, "chosen is empty", True),
+    ({**PAIR, "rejected": " \n"}, "rejected is empty", True),
     ({"chosen": [say("assistant", "a")], "rejected": [say("assistant", "b")]}, "no prompt in common", True),
     ({"prompt": "a", "completion": "b"}, "a row for SFT", False),
     ({"messages": [say("user", "a")]}, "a row for SFT", False),
