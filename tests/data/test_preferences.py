@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxft.data import load_tokenizer
+from jaxft.data.conversions import ALPACA
 from jaxft.data.preference_rows import read_preferences, split_messages, split_texts
 from jaxft.data.preferences import prepare_preferences
 from jaxft.errors import UserError
@@ -97,7 +98,11 @@ def test_layouts(write):
         "completions": [{"response": text, "overall_score": score} for text, score in answers],
     }
     (found,), _ = read(write(rated))
-    assert found.values == {"prompt": "a baker", "chosen": "bread", "rejected": "wool"}
+    assert found.values["prompt"] == ALPACA.format("", "a baker", "")
+    assert (found.values["chosen"], found.values["rejected"]) == ("bread", "wool")
+    (found,), _ = read_preferences(write(rated), judged=False, skip=False, as_messages=True)
+    answers = {"chosen": [say("assistant", "bread")], "rejected": [say("assistant", "wool")]}
+    assert found.values == {"prompt": [say("user", "a baker")], **answers}
     path = write(PAIR, name="pairs.jsonl")
     packed = path.with_suffix(".jsonl.gz")
     packed.write_bytes(gzip.compress(path.read_bytes()))
