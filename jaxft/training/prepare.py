@@ -318,8 +318,13 @@ def _rows_line(batches: Batches, packing: bool) -> str:
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` of the items, spread over all."""
-    return [items[index * len(items) // count] for index in range(min(count, len(items)))]
+    """`count` of the items, or all if they are fewer, spread over all.
+
+    >>> spread("abcdef", 2), spread("ab", 3)
+    (['a', 'd'], ['a', 'b'])
+    """
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def updates_of(config: ConfigDict, steps_per_epoch: int) -> int:
