@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxft.errors import UserError, nearest, shown
 from jaxft.tree import PyTree
 from jaxft.weights import (
+    STARTS,
     DeltaLoRA,
     DoRA,
     LoRA,
@@ -62,6 +63,9 @@ class Method:
         layers_to_transform: indices of the layers to adapt; () for all.
         train_also: patterns of further leaves that train (norms, biases, the head, the embedding).
         tie_adapters: an adapter on a tied embedding also acts in the head.
+        init: how an adapter begins: default (it changes nothing), loftq (arXiv 2310.08659: it makes up for what
+            quantizing the base lost) or pissa (arXiv 2404.02948: at the kernel's principal parts).
+        init_iterations: how often loftq, or pissa over a quantized base, alternates between rounding and SVD.
         learning_rates: (part, factor) of the optimizer's groups.
         precondition: (gradient weight, frozen weight) -> gradient weight, applied before the optimizer.
         adopt: makes the method's weight from a LoRA read from a folder, where it is another kind.
@@ -85,6 +89,8 @@ class Method:
     layers_to_transform: tuple[int, ...] = ()
     train_also: tuple[str, ...] = ()
     tie_adapters: bool = False
+    init: str = "default"
+    init_iterations: int = 1
     learning_rates: tuple[tuple[str, float], ...] = ()
     precondition: Callable[[Any, Any], Any] | None = None
     adopt: Callable[[Any], Weight] | None = None
@@ -106,6 +112,8 @@ SETTINGS = (
     "trainable",
     "train_also",
     "tie_adapters",
+    "init",
+    "init_iterations",
 )
 
 
@@ -114,6 +122,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 TAKES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (("rank",), "a whole number from 1", lambda value: _whole(value) and value >= 1),
     (("alpha",), "a number above 0", lambda value: _number(value) and value > 0),
+    (("init",), " | ".join(STARTS), lambda value: value in STARTS),
+    (("init_iterations",), "a whole number from 1", lambda value: _whole(value) and value >= 1),
     (("dropout",), "a rate from 0 up to, but not, 1", lambda x: _number(x) and 0 <= x < 1),
     (
         ("rank_pattern",),
@@ -132,6 +142,10 @@ TAKES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         lambda value: _list(value, lambda pattern: isinstance(pattern, str)),
     ),
 )
+
+
+# Why a row whose weight is no plain LoRA begins in no other way.
+OWN_START = dict.fromkeys(("init", "init_iterations"), "it is a way to begin LoRA")
 
 
 def _whole(value: Any) -> bool:
@@ -250,13 +264,14 @@ def vera(d_initial: float = 0.1, projection_seed: int = 0, **settings: Any) -> M
             "rank_stabilized": "the paper has no scale",
             "rank_pattern": "all layers share two projections of one rank",
             "tie_adapters": "PEFT's format holds no VeRA on an embedding",
+            **OWN_START,
         },
     )
 
 
 def dora(**settings: Any) -> Method:
     """DoRA (arXiv 2402.09353): `m (W + s a b) / |W + s a b|`, with a, b and m trained."""
-    return _row("dora", DoRA, ("a", "b", "magnitude"), settings)
+    return _row("dora", DoRA, ("a", "b", "magnitude"), settings, without=OWN_START)
 
 
 def delta_lora(factor: float = 2.0, start_step: int = 0, **settings: Any) -> Method:
@@ -270,7 +285,7 @@ def delta_lora(factor: float = 2.0, start_step: int = 0, **settings: Any) -> Met
         transform=functools.partial(DeltaLoRA.at, factor=factor, start_step=start_step),
         events=((start_step, begin),) if start_step else (),
         adopt=functools.partial(DeltaLoRA.from_lora, factor=0.0 if start_step else factor),
-        without={"dropout": "the paper leaves it out (section 4)"},
+        without={"dropout": "the paper leaves it out (section 4)", **OWN_START},
     )
 
 

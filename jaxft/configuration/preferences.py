@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.configuration import recipes
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, nearest, shown
 
 # Settings that only some losses take; what a loss does not take must stand at its default.
 OWN = ("label_smoothing", "gamma", "tau", "desirable_weight", "undesirable_weight")
@@ -24,7 +24,9 @@ def check_preferences(flat: Mapping[str, Any]) -> None:
     name = flat["objective.name"]
     if name not in LOSSES:
         close = nearest(str(name), LOSSES)
-        raise UserError(f"config.objective.name takes {' | '.join(LOSSES)}, not {name!r}{close}")
+        raise UserError(
+            f"config.objective.name takes {' | '.join(LOSSES)}, not {shown(name)}{close}"
+        )
     loss = LOSSES[name]
     schema = recipes.run(recipes.find("configs/dpo.py"), str(flat["method.name"]))
     changed = {key for key, value in schema.objective.items() if flat[f"objective.{key}"] != value}
@@ -69,7 +71,7 @@ def _check_reference(name: str, flat: Mapping[str, Any]) -> None:
         raise UserError("config.objective.reference: kto measures the KL to a reference")
     if every and reference != "start":
         raise UserError(
-            f"config.objective.reference_every: only the reference 'start' can move, not {reference!r}"
+            f"config.objective.reference_every: only the reference 'start' can move, not {shown(reference)}"
         )
     if flat["objective.precompute"] and (every or reference == "none"):
         raise UserError(

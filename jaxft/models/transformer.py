@@ -25,7 +25,7 @@ from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
 from jaxft.models.narrow import joined, narrowed
 from jaxft.models.ring import ring_attention
-from jaxft.models.sharding import constrain, context_parts, gather
+from jaxft.models.sharding import constrain, gather, sizes_in_force
 from jaxft.weights import KEPT, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
@@ -87,9 +87,7 @@ def hidden_states(
 
     x = _embed(config, params, tokens, positions)
     layers, taps = narrowed(params["layers"], config.dtype)
-    x, _ = jax.lax.scan(
-        _rematerialized(body, config.remat), x, (layers, taps, _windows(config))
-    )
+    x, _ = jax.lax.scan(_rematerialized(body, config.remat), x, (layers, taps, _windows(config)))
     return _norm(config, params["final_norm"], x)
 
 
@@ -131,7 +129,11 @@ def empty_cache(config: Config, batch: int, length: int) -> dict[str, jax.Array]
 
 
 def head_of(params: Params) -> Any:
-    """The head (hidden, vocabulary) as a weight, whether it is an array, adapted, or the tied embedding."""
+    """The head (hidden, vocabulary) as a weight, whether it is an array, adapted, or the tied embedding.
+
+    On a mesh it is gathered here, once for all that is computed from it.
+    """
+    params = {**params, **gather({name: params[name] for name in ("embed", "head")})}
     return bind(params["head"]["kernel"], params)
 
 
@@ -256,7 +258,7 @@ def _attend(
     }
     written: tuple[jax.Array, ...] = ()
     if past is None:
-        attend = attention if context_parts() == 1 else ring_attention
+        attend = attention if sizes_in_force()["context"] == 1 else ring_attention
         y = attend(query, key, value, segments, segments, branches=branches, **settings)
     else:
         keys, values, number, seen, index = past

@@ -50,6 +50,7 @@ class Quantized(Weight):
 
     # What makes scales of their codes is small; codes, scales and zeros lie as the kernel does.
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"nested": (), "mean": ()}
+    encodes = True
     codes: Any
     scales: Any
     zeros: Any = None
@@ -201,6 +202,7 @@ class Flattened(Weight):
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "blocks": ()
     }  # its blocks cross rows and columns
+    encodes = True
     blocks: Any
     matrix_shape: tuple[int, ...] = static(default=(0, 0))
 

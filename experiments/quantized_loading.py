@@ -1,0 +1,160 @@
+"""Host memory at the peak of a quantized load, over a folder of random weights that this script writes.
+
+    python experiments/quantized_loading.py [--shape 1B] [--schemes nf4,int4,int8] [--folder DIR] [--record]
+
+The folder has shards in bfloat16, as models are published. Each load is a process of its own, whose peak resident
+memory is the kernel's (VmHWM): the interpreter, JAX and the file's pages that are mapped at that moment are in it.
+It must stay below the size of the quantized tree plus 2 GB. GB are 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+GB = 1e9
+ALLOWED = 2 * GB
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "vocabulary": 256, "hidden": 64, "intermediate": 128, "layers": 2,
+        "heads": 4, "key_heads": 2, "head_dim": 16, "max_length": 64,
+    },
+    "1B": {
+        "vocabulary": 128256, "hidden": 2048, "intermediate": 8192, "layers": 16,
+        "heads": 32, "key_heads": 8, "head_dim": 64, "max_length": 8192,
+    },
+    "8B": {
+        "vocabulary": 128256, "hidden": 4096, "intermediate": 14336, "layers": 32,
+        "heads": 32, "key_heads": 8, "head_dim": 128, "max_length": 8192,
+    },
+}  # fmt: skip
+
+
+def write_random(folder: Path, shape: dict[str, int], shard_bytes: int = 2_000_000_000) -> int:
+    """A Hugging Face folder of random weights, written tensor by tensor: how many parameters it has."""
+    import math
+
+    import jax
+    import ml_dtypes
+    import numpy as np
+
+    from jaxft.formats.config_file import config_json
+    from jaxft.formats.huggingface import names_of
+    from jaxft.formats.safetensors import Lazy, write_folder, write_json
+    from jaxft.models import Config
+    from jaxft.models.families import tensors_of
+    from jaxft.models.transformer import initial_params
+    from jaxft.tree import flatten_with_paths
+
+    config = Config(family="llama", tied=False, query_scale=shape["head_dim"] ** -0.5, **shape)
+    abstract = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
+    generator = np.random.default_rng(0)
+    kind = np.dtype(ml_dtypes.bfloat16)
+
+    def lazy(size: tuple[int, ...]) -> Lazy:
+        draw = lambda: (0.02 * generator.standard_normal(size, np.float32)).astype(kind)  # noqa: E731
+        return Lazy(size, kind, draw)
+
+    tensors = {}
+    for path, leaf in flatten_with_paths(abstract):
+        tensor = tensors_of(config)[path]
+        size = tuple(leaf.shape[1:] if path.startswith("layers/") else leaf.shape)
+        for name in names_of(tensor, config, path):
+            tensors[name] = lazy(size[::-1] if tensor.transposed else size)
+    write_folder(folder, tensors, {}, shard_bytes)
+    write_json(folder / "config.json", config_json(config, "bfloat16"))
+    return sum(math.prod(tensor.shape) for tensor in tensors.values())
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had resident."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("the kernel does not tell VmHWM")
+
+
+def load_once(folder: str, scheme: str) -> dict[str, Any]:
+    """Loads the folder and tells what it took."""
+    import jax
+
+    import jaxft
+    from jaxft.tree import size_bytes
+
+    before, began = peak_bytes(), time.perf_counter()
+    _, params = jaxft.load(folder, dtype="bfloat16", quantize=scheme)
+    jax.block_until_ready(params)
+    seconds = time.perf_counter() - began
+    return {
+        "scheme": scheme,
+        "tree": size_bytes(params),
+        "before": before,
+        "peak": peak_bytes(),
+        "seconds": round(seconds, 1),
+    }
+
+
+def table(rows: list[dict[str, Any]], name: str, parameters: int) -> str:
+    """The figures as Markdown."""
+    lines = [
+        "# Host memory of a quantized load",
+        "",
+        f"Made by `experiments/quantized_loading.py --shape {name}`: a Llama shape of {parameters / 1e9:.2f} B random "
+        "parameters, bfloat16 on disk in shards; embedding, head and norms stay bfloat16. Peak resident memory of the "
+        "whole process, on the CPU.",
+        "",
+        "| quantize | tree | peak | peak - tree | of that, before the load | must be below | seconds | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        above = row["peak"] - row["tree"]
+        said = "holds" if above < ALLOWED else "MISSED"
+        lines.append(
+            f"| {row['scheme']} | {row['tree'] / GB:.2f} GB | {row['peak'] / GB:.2f} GB | {above / GB:.2f} GB "
+            f"| {row['before'] / GB:.2f} GB | {ALLOWED / GB:.2f} GB | {row['seconds']} | {said} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def measure(folder: Path, name: str, schemes: list[str]) -> str:
+    """Writes the folder, loads it once a scheme in a process each, and gives the table."""
+    parameters = write_random(folder, SHAPES[name])
+    rows = []
+    for scheme in schemes:
+        words = [sys.executable, __file__, "--load", str(folder), "--schemes", scheme]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(json.dumps(rows[-1]), flush=True)
+    return table(rows, name, parameters)
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="1B", choices=SHAPES)
+    parser.add_argument("--schemes", default="none,nf4,int4,int8", help="what to quantize to")
+    parser.add_argument("--folder", default=None, help="where to write; a temporary folder")
+    parser.add_argument("--load", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--record", action="store_true", help="write the table beside this script")
+    arguments = parser.parse_args()
+    schemes = arguments.schemes.split(",")
+    if arguments.load:
+        print(json.dumps(load_once(arguments.load, schemes[0])))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        text = measure(Path(folder), arguments.shape, schemes)
+    print(text)
+    if arguments.record:
+        Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
