@@ -100,38 +100,50 @@ def load_once(folder: str, scheme: str) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]], name: str, parameters: int) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """The figures as Markdown."""
     lines = [
         "# Host memory of a quantized load",
         "",
-        f"Made by `experiments/quantized_loading.py --shape {name}`: a Llama shape of {parameters / 1e9:.2f} B random "
-        "parameters, bfloat16 on disk in shards; embedding, head and norms stay bfloat16. Peak resident memory of the "
-        "whole process, on the CPU.",
+        "Made by `experiments/quantized_loading.py` from random parameters in Llama shapes, bfloat16 on disk in "
+        "shards; embedding, head and norms stay bfloat16. Peak resident memory of the whole process, on the CPU. "
+        "Seconds are those of a busy machine of two cores.",
         "",
-        "| quantize | tree | peak | peak - tree | of that, before the load | must be below | seconds | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| shape | quantize | tree | peak | peak - tree | of that, before the load | must be below | seconds | |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in rows:
         above = row["peak"] - row["tree"]
         said = "holds" if above < ALLOWED else "MISSED"
         lines.append(
-            f"| {row['scheme']} | {row['tree'] / GB:.2f} GB | {row['peak'] / GB:.2f} GB | {above / GB:.2f} GB "
-            f"| {row['before'] / GB:.2f} GB | {ALLOWED / GB:.2f} GB | {row['seconds']} | {said} |"
+            f"| {row['shape']}, {row['parameters'] / 1e9:.2f} B | {row['scheme']} | {row['tree'] / GB:.2f} GB "
+            f"| {row['peak'] / GB:.2f} GB | {above / GB:.2f} GB | {row['before'] / GB:.2f} GB "
+            f"| {ALLOWED / GB:.2f} GB | {row['seconds']} | {said} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def measure(folder: Path, name: str, schemes: list[str]) -> str:
-    """Writes the folder, loads it once a scheme in a process each, and gives the table."""
+def measure(folder: Path, name: str, schemes: list[str]) -> list[dict[str, Any]]:
+    """Writes the folder and loads it once a scheme, in a process each."""
     parameters = write_random(folder, SHAPES[name])
     rows = []
     for scheme in schemes:
         words = [sys.executable, __file__, "--load", str(folder), "--schemes", scheme]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        found = json.loads(done.stdout.splitlines()[-1])
+        rows.append({"shape": name, "parameters": parameters, **found})
         print(json.dumps(rows[-1]), flush=True)
-    return table(rows, name, parameters)
+    return rows
+
+
+def record(rows: list[dict[str, Any]]) -> None:
+    """Puts the rows among those that stand beside this script, and writes all as a table."""
+    file = Path(__file__).with_suffix(".json")
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    every = {(row["shape"], row["scheme"]): row for row in [*before, *rows]}
+    kept = list(every.values())
+    file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    Path(__file__).with_suffix(".md").write_text(table(kept), encoding="utf-8")
 
 
 def main() -> None:
@@ -143,17 +155,19 @@ def main() -> None:
     parser.add_argument("--schemes", default="none,nf4,int4,int8", help="what to quantize to")
     parser.add_argument("--folder", default=None, help="where to write; a temporary folder")
     parser.add_argument("--load", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--record", action="store_true", help="write the table beside this script")
+    parser.add_argument(
+        "--record", action="store_true", help="put it into the table beside this script"
+    )
     arguments = parser.parse_args()
     schemes = arguments.schemes.split(",")
     if arguments.load:
         print(json.dumps(load_once(arguments.load, schemes[0])))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        text = measure(Path(folder), arguments.shape, schemes)
-    print(text)
+        rows = measure(Path(folder), arguments.shape, schemes)
+    print(table(rows))
     if arguments.record:
-        Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+        record(rows)
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ def adapt(
         stacked: patterns of the top-level names below which kernels have a leading axis of layers.
         contracted: (pattern, how many leading axes of the kernel are contracted) for kernels of more
             than two axes; 1 where nothing matches.
-        starts: what `jaxft.load_adapted` found for a `method.init` over a quantized base: {path: (a, b, whether the base
-            lacks s a b)}.
+        starts: what `jaxft.load_adapted` found for a `method.init` over a quantized base: {path: (a, b,
+            whether the base lacks s a b)}.
 
     Raises:
         UserError: a target or pattern that matches nothing, with the nearest names; a `method.init` that needs the
@@ -201,6 +201,24 @@ def merge(params: PyTree) -> PyTree:
         is_leaf=is_weight,
     )
     return {name: child for name, child in merged.items() if name not in SHARED}
+
+
+def base_tree(params: PyTree) -> PyTree:
+    """The tree with each adapter's base in its place, as it is: with `jaxft.save`, the folder that an adapter is of.
+
+    That is another than the folder the base was read from where a `method.init` moved it (`moved_base`).
+    """
+
+    def one(leaf: Any) -> Any:
+        return leaf.base if hasattr(leaf, "base") else leaf
+
+    tree = jax.tree.map(one, params, is_leaf=is_weight)
+    return {name: child for name, child in tree.items() if name not in SHARED}
+
+
+def moved_base(params: PyTree) -> bool:
+    """Whether the start of an adapter was taken off its base."""
+    return any(getattr(weight, "moved", False) for _, weight in weights_of(params))
 
 
 def bind_dropout(params: PyTree, key: jax.Array) -> PyTree:

@@ -144,7 +144,7 @@ def _bits(stored: Table, module: str, shape: tuple[int, ...]) -> int:
     packed = f"{module}.weight_packed"
     if packed not in stored:
         return 8
-    possible = {(columns, _words(rows, bits)): bits for bits in BITS}
+    possible: dict[tuple[int, ...], int] = {(columns, _words(rows, bits)): bits for bits in BITS}
     bits = possible[expected(stored, packed, ("I32",), *possible).shape]
     if bits == 4 and rows % 2:
         raise UserError(

@@ -95,8 +95,10 @@ def load(
     kernels = [name for name in plan if name.endswith("/kernel")]
     rounded = targeted((), kernels, "load") if quantize != "none" else []
     kind, sizes = jnp.dtype(chosen), _sizes(config)
-    settings = {"scheme": quantize, "group_size": group_size, "double_quant": double_quant}
-    rounding = rounder or (lambda path, layer, kernel: round_kernel(kernel, **settings))
+    plain = functools.partial(
+        round_kernel, scheme=quantize, group_size=group_size, double_quant=double_quant
+    )
+    rounding = rounder or (lambda path, layer, kernel: plain(kernel))
     params: dict[str, Any] = {}
     for leaf_path, tensor in tensors_of(config).items():
         leaf: Any

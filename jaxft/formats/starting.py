@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from jaxft.models import Transformer, module_names
 from jaxft.models.transformer import initial_params
 from jaxft.tree import PyTree
 from jaxft.weights import Site, Weight, alternate, require_rank, stacked_start
+
+Rounding = Callable[[np.ndarray], Weight]
 
 
 def load_adapted(
@@ -60,7 +62,7 @@ def load_adapted(
     sites = {site.path: site for site in sites_of(abstract, method, key, names, ("layers",), ())}
     found: dict[str, dict[int, Any]] = {}
     settings = {name: options[name] for name in ("group_size", "double_quant") if name in options}
-    rounding = functools.partial(round_kernel, scheme=quantize, **settings)
+    rounding: Rounding = functools.partial(round_kernel, scheme=quantize, **settings)
 
     def rounder(leaf: str, layer: int, kernel: np.ndarray) -> Weight:
         rank = sites[leaf].ranks[layer] if leaf in sites else 0
@@ -69,7 +71,7 @@ def load_adapted(
         require_rank(sites[leaf], method.init)
         base, factors = alternate(kernel, rank, method.init, method.init_iterations, rounding)
         if _moves(method):
-            check_writable(base)
+            _require_writable(base, method)
         found.setdefault(leaf, {})[layer] = factors
         return base
 
@@ -80,6 +82,15 @@ def load_adapted(
 def _moves(method: Method) -> bool:
     """Whether the base that the start leaves is another than the quantized folder."""
     return method.init == "pissa" or method.init_iterations > 1
+
+
+def _require_writable(base: Weight, method: Method) -> None:
+    try:
+        check_writable(base)
+    except UserError as error:
+        raise UserError(
+            f"method.init {method.init}: the base that it leaves has to be written beside the adapter, and {error}"
+        ) from error
 
 
 def _starts(

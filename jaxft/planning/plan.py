@@ -244,7 +244,9 @@ def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
             params = quantize_params(
                 params, base.quantize, group_size=base.group_size, double_quant=base.double_quant
             )
-        return adapt(params, method, jax.random.key(config.seed), names=module_names(model))
+        # Where a and b begin changes no shape of theirs; pissa's frozen copy of them is left out.
+        begun = dataclasses.replace(method, init="default")
+        return adapt(params, begun, jax.random.key(config.seed), names=module_names(model))
 
     params = jax.eval_shape(fresh)
     trainable, frozen = partition(params, method)

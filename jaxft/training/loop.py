@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxft import processes
-from jaxft.adaptation import merge, partition
+from jaxft.adaptation import base_tree, merge, moved_base, partition
 from jaxft.assets import model_folder
 from jaxft.configuration import validate
 from jaxft.data import Batches
@@ -344,9 +344,14 @@ class _Run:
                 self.progress.say(f"{error}; the last step is exported, not the best")
         params, like = self._params(), model_folder(self.config.model)
         target = self.logs / ("adapter" if self.method.weight else "model")
+        moved = moved_base(params)
+        if moved:
+            with written(self.logs / "base"), replaced(self.logs / "base") as folder:
+                save(self.model, base_tree(params), folder, like=like)
+        self.base = str(self.logs / "base") if moved else self.config.model
         with written(target), replaced(target) as folder:
             if self.method.weight:
-                save_adapter(params, folder, method=self.method, base=self.config.model)
+                save_adapter(params, folder, method=self.method, base=self.base)
             else:
                 save(self.model, merge(params), folder, like=like)
             if self.config.data.chat_template:  # what it was trained on is what it is asked by
@@ -376,5 +381,5 @@ class _Run:
         self.progress.say(
             f"done: {self.step} updates of {trained:,} of {whole:,} parameters in {seconds:.1f} s"
         )
-        for line in next_commands(self.config.model, output, bool(self.method.weight)):
+        for line in next_commands(self.base, output, bool(self.method.weight)):
             self.progress.say(line)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxft.adaptation import adapt, adopt
+from jaxft.adaptation import adopt
 from jaxft.assets import model_folder
 from jaxft.data import (
     Batches,
@@ -33,11 +33,11 @@ from jaxft.data import (
 from jaxft.data.mixing import check_weights, mix, mix_line
 from jaxft.data.packing import length_buckets
 from jaxft.errors import UserError
-from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
+from jaxft.formats import check_exportable, load, load_adapted, load_adapter, saved_leaves
 from jaxft.formats.config_file import model_config
 from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
-from jaxft.models import Config, Transformer, module_names
+from jaxft.models import Config, Transformer
 from jaxft.objectives import objective_of
 from jaxft.training.preference_data import (
     compares,
@@ -96,25 +96,29 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
             "trained: take an adapter (configs/sft.py:qlora), or config.base.quantize=none"
         )
     require_divisible(model_config(model_folder(config.model)), mesh)
-    model, params = load(
-        model_folder(config.model),
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        shardings=lambda path, shape: leaf_sharding(mesh, path, shape),
-        quantize=config.base.quantize,
-        group_size=config.base.group_size,
-        double_quant=config.base.double_quant,
-    )
-    model = Transformer(dataclasses.replace(model.config, remat=config.remat))
+    options: dict[str, Any] = {
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+        "shardings": lambda path, shape: leaf_sharding(mesh, path, shape),
+        "quantize": config.base.quantize,
+        "group_size": config.base.group_size,
+        "double_quant": config.base.double_quant,
+    }
+    folder = model_folder(config.model)
     if config.adapter:
+        if method.init != "default":
+            raise UserError(
+                f"config.adapter goes on from {config.adapter}: config.method.init {method.init} begins anew; take one"
+            )
+        model, params = load(folder, **options)
         tell_another_base(Path(config.adapter), model_folder(config.model))
         saved = saved_leaves(params, config.adapter)
         method = dataclasses.replace(method, train_also=(*method.train_also, *saved))
         params = adopt(load_adapter(params, config.adapter), method, config.adapter)
     else:
-        names = module_names(model.config)
-        params = adapt(params, method, jax.random.key(config.seed), names=names)
+        model, params = load_adapted(folder, method, jax.random.key(config.seed), **options)
     check_exportable(params, method)
+    model = Transformer(dataclasses.replace(model.config, remat=config.remat))
     return model, jax.device_put(params, shardings(params, mesh)), method
 
 

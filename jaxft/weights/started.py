@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -94,13 +95,10 @@ class Started(LoRA):
     def at(cls, site: Site, moved: bool = False, **parts: Any) -> Any:
         """The adapter for a site, at the site's `start`."""
         fresh = LoRA.at(site)
-        copies = {"a0": jnp.copy(fresh.a), "b0": jnp.copy(fresh.b)}
         # Copies: the trained leaves are donated to the step, the frozen ones are not.
-        settings = {
-            name: getattr(fresh, name)
-            for name in ("base", "a", "b", "scale", "dropout", "ranks", "tie_adapters")
-        }
-        return cls(**settings, **copies, moved=moved, **parts)
+        a0, b0 = jnp.copy(fresh.a), jnp.copy(fresh.b)
+        own = {field.name: getattr(fresh, field.name) for field in dataclasses.fields(LoRA)}
+        return cls(**own, a0=a0, b0=b0, moved=moved, **parts)
 
     def _start(self) -> LoRA:
         return LoRA(self.base, self.a0, self.b0, self.scale, ranks=self.ranks)

@@ -191,23 +191,23 @@ def variants() -> dict[str, Variant]:
         "gptq": Variant(4, 16, False, gptq(1), common),
         "gptq_act_order": Variant(
             4, 16, True, gptq(0), common | v2 | {"desc_act": True, "sym": True}, True
-        ),  # fmt: skip
+        ),
         "gptq_8bit": Variant(
             8, -1, True, gptq_biased, common | {"bits": 8, "group_size": -1, "sym": True}
-        ),  # fmt: skip
+        ),
         "gptq_8bit_act_order": Variant(
             8, 16, False, gptq(0), common | v2 | {"bits": 8, "desc_act": True}, True
-        ),  # fmt: skip
+        ),
         "awq": Variant(4, 16, False, awq, told | {"version": "gemm"}),
         "packed_4bit": Variant(
             4, 16, False, packed(True), compressed("pack-quantized", 4, 16, False)
-        ),  # fmt: skip
+        ),
         "packed_4bit_channel": Variant(
             4, -1, True, packed(False), compressed("pack-quantized", 4, -1, True)
-        ),  # fmt: skip
+        ),
         "packed_8bit": Variant(
             8, 16, False, packed(True), compressed("pack-quantized", 8, 16, False)
-        ),  # fmt: skip
+        ),
         "packed_indexed": Variant(
             4,
             16,
@@ -216,10 +216,10 @@ def variants() -> dict[str, Variant]:
             compressed("pack-quantized", 4, 16, True, weights={"actorder": "group"}),
             True,
             loads=False,
-        ),  # fmt: skip
+        ),
         "int_quantized": Variant(
             8, -1, True, plain, compressed("int-quantized", 8, -1, True, **dynamic)
-        ),  # fmt: skip
+        ),
     }
 
 
