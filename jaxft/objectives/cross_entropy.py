@@ -21,7 +21,9 @@ from jaxft.models.sharding import sizes_in_force
 from jaxft.weights import contract
 
 CHUNK_ELEMENTS = 12 * 2**20  # of the logits of a chunk on a device: 48 MiB in float32
-LEAST_TOKENS = 512  # of a chunk on a mesh's device: with fewer, reading the head takes longer than its product
+LEAST_TOKENS = (
+    512  # of a chunk on a mesh's device: with fewer, reading the head takes longer than its product
+)
 MOST_CHUNKS = 64
 
 

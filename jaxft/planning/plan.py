@@ -20,12 +20,12 @@ from jax.extend.core import Var
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxft.adaptation import adapt, partition
+from jaxft.adaptation import partition
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
 from jaxft.methods import defaults
-from jaxft.models import Config, module_names
+from jaxft.models import Config
 from jaxft.models.sharding import Placement, describe
 from jaxft.models.transformer import initial_params
 from jaxft.planning.flops import count_flops
@@ -34,7 +34,13 @@ from jaxft.planning.topology import Devices, local_flops, local_memory
 from jaxft.quantization import quantize_params
 from jaxft.training.checkpoint import split_base
 from jaxft.training.precompute import beforehand, without
-from jaxft.training.prepare import batch_shapes, max_length_of, method_of
+from jaxft.training.prepare import (
+    adapted,
+    batch_shapes,
+    max_length_of,
+    method_of,
+    trained_by,
+)
 from jaxft.training.program import make_program
 from jaxft.training.reference import make_reference
 from jaxft.training.sharding import batch_sharding, laid_out, make_mesh, require_rows, shardings
@@ -231,24 +237,23 @@ def _mesh_of(config: ConfigDict, target: Devices) -> Mesh:
 
 def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
     """The step of `jaxft train`, from shapes."""
-    if config.adapter:
-        raise UserError("jaxft plan: config.adapter is not read; set config.method as it was made")
     require_rows(config.batch_size // config.grad_accum, mesh, "batch_size")
     method, base, dtype = method_of(config), config.base, jnp.dtype(config.param_dtype)
     if method.weight is None and base.quantize != "none":
         raise UserError(f"method {method.name} trains the base: config.base.quantize must be none")
 
-    def fresh() -> Any:
+    def fresh() -> PyTree:
         params = initial_params(model, jax.random.key(0), dtype)
-        if base.quantize != "none":
-            params = quantize_params(
-                params, base.quantize, group_size=base.group_size, double_quant=base.double_quant
-            )
-        # Where a and b begin changes no shape of theirs; pissa's frozen copy of them is left out.
-        begun = dataclasses.replace(method, init="default")
-        return adapt(params, begun, jax.random.key(config.seed), names=module_names(model))
+        if base.quantize == "none":
+            return params
+        return quantize_params(
+            params, base.quantize, group_size=base.group_size, double_quant=base.double_quant
+        )
 
     params = jax.eval_shape(fresh)
+    # Where a and b begin changes no shape of theirs; pissa's frozen copy of them is left out.
+    method = dataclasses.replace(trained_by(config, params, method), init="default")
+    params = jax.eval_shape(lambda tree: adapted(config, model, tree, method), params)
     trainable, frozen = partition(params, method)
     reference = make_reference(config, model, trainable, mesh)
     if beforehand(config):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxft.adaptation import adopt
+from jaxft.adaptation import adapt, adopt
 from jaxft.assets import model_folder
 from jaxft.data import (
     Batches,
@@ -37,7 +37,7 @@ from jaxft.formats import check_exportable, load, load_adapted, load_adapter, sa
 from jaxft.formats.config_file import model_config
 from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
-from jaxft.models import Config, Transformer
+from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
 from jaxft.training.preference_data import (
     compares,
@@ -111,15 +111,29 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
                 f"config.adapter goes on from {config.adapter}: config.method.init {method.init} begins anew; take one"
             )
         model, params = load(folder, **options)
-        tell_another_base(Path(config.adapter), model_folder(config.model))
-        saved = saved_leaves(params, config.adapter)
-        method = dataclasses.replace(method, train_also=(*method.train_also, *saved))
-        params = adopt(load_adapter(params, config.adapter), method, config.adapter)
+        method = trained_by(config, params, method)
+        params = adapted(config, model.config, params, method)
     else:
         model, params = load_adapted(folder, method, jax.random.key(config.seed), **options)
     check_exportable(params, method)
     model = Transformer(dataclasses.replace(model.config, remat=config.remat))
     return model, jax.device_put(params, shardings(params, mesh)), method
+
+
+def trained_by(config: ConfigDict, params: PyTree, method: Method) -> Method:
+    """The method, under which what the folder `config.adapter` saved whole trains too."""
+    if not config.adapter:
+        return method
+    tell_another_base(Path(config.adapter), model_folder(config.model))
+    saved = saved_leaves(params, config.adapter)
+    return dataclasses.replace(method, train_also=(*method.train_also, *saved))
+
+
+def adapted(config: ConfigDict, model: Config, params: PyTree, method: Method) -> PyTree:
+    """The tree adapted anew, or by the folder `config.adapter`. Works on abstract trees, under `jax.eval_shape`."""
+    if config.adapter:
+        return adopt(load_adapter(params, config.adapter), method, config.adapter)
+    return adapt(params, method, jax.random.key(config.seed), names=module_names(model))
 
 
 def prepare_data(
