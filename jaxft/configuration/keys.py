@@ -66,8 +66,9 @@ def conform(config: ConfigDict, where: str) -> ConfigDict:
     missing = [f"config.{key}" for key in defaults if key not in given]
     if missing:
         raise UserError(f"{where}: {', '.join(missing)}: missing")
-    for key, default in defaults.items():
-        assign(schema, key, from_value(key, given[key], default))
+    with schema.unlocked(), schema.ignore_type():  # walks over every value: once, not for each key
+        for key, default in defaults.items():
+            _put(schema, key, from_value(key, given[key], default))
     return schema.lock()
 
 
@@ -100,12 +101,16 @@ def override(config: ConfigDict, key: str, value: Any, is_text: bool) -> None:
 
 def assign(config: ConfigDict, key: str, value: Any) -> None:
     """Writes the value at the key's place, in a locked configuration as well."""
-    if key in WHOLE_INSIDE:
-        value = whole_inside(value)
-    section, _, name = key.rpartition(".")
+    section = key.rpartition(".")[0]
     holder = config[section] if section else config
     with holder.unlocked(), holder.ignore_type():
-        holder[name] = value
+        _put(config, key, value)
+
+
+def _put(config: ConfigDict, key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    holder = config[section] if section else config
+    holder[name] = whole_inside(value) if key in WHOLE_INSIDE else value
 
 
 def unknown(key: str, keys: Iterable[str]) -> str:

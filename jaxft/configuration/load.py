@@ -99,7 +99,7 @@ def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, 
     rest = iter(overrides)
     for word in rest:
         if not word.startswith("--config."):
-            raise UserError(f"{word!r} is no override: those are --config.KEY=VALUE")
+            raise UserError(f"{shown(word)} is no override: those are --config.KEY=VALUE")
         key, equals, value = word.removeprefix("--config.").partition("=")
         if not equals:
             value = next(rest, "--")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.configuration import recipes
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, nearest, shown
 
 # Settings that only some losses take; what a loss does not take must stand at its default.
 OWN = ("label_smoothing", "gamma", "tau", "desirable_weight", "undesirable_weight")
@@ -24,7 +24,9 @@ def check_preferences(flat: Mapping[str, Any]) -> None:
     name = flat["objective.name"]
     if name not in LOSSES:
         close = nearest(str(name), LOSSES)
-        raise UserError(f"config.objective.name takes {' | '.join(LOSSES)}, not {name!r}{close}")
+        raise UserError(
+            f"config.objective.name takes {' | '.join(LOSSES)}, not {shown(name)}{close}"
+        )
     loss = LOSSES[name]
     schema = recipes.run(recipes.find("configs/dpo.py"), str(flat["method.name"]))
     changed = {key for key, value in schema.objective.items() if flat[f"objective.{key}"] != value}
@@ -59,6 +61,11 @@ def _check_values(name: str, flat: Mapping[str, Any]) -> None:
         raise UserError("config.objective.sft_weight: orpo has a likelihood term of its own")
     if name == "kto" and flat["objective.sft_weight"]:
         raise UserError("config.objective.sft_weight: kto has no chosen completions")
+    if name == "kto" and flat["batch_size"] // flat["grad_accum"] < 2:
+        raise UserError(
+            "config.batch_size: kto measures the KL between the examples of a batch, of which "
+            f"batch_size={flat['batch_size']} and grad_accum={flat['grad_accum']} leave one"
+        )
     if flat["objective.wpo"] and name in ("kto", "aot", "aot_unpaired"):
         raise UserError(f"config.objective.wpo: {name} has no loss of a pair that could be weighed")
 
@@ -69,7 +76,7 @@ def _check_reference(name: str, flat: Mapping[str, Any]) -> None:
         raise UserError("config.objective.reference: kto measures the KL to a reference")
     if every and reference != "start":
         raise UserError(
-            f"config.objective.reference_every: only the reference 'start' can move, not {reference!r}"
+            f"config.objective.reference_every: only the reference 'start' can move, not {shown(reference)}"
         )
     if flat["objective.precompute"] and (every or reference == "none"):
         raise UserError(

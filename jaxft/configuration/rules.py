@@ -142,7 +142,7 @@ def check_objective(flat: dict[str, Any]) -> None:
     elif flat["objective.name"] != "sft":
         close = nearest(str(flat["objective.name"]), ("sft",))
         raise UserError(
-            f"config.objective.name takes sft here, not {flat['objective.name']!r}{close}; a loss of"
+            f"config.objective.name takes sft here, not {shown(flat['objective.name'])}{close}; a loss of"
             " preferences begins with another recipe, as configs/dpo.py:lora"
         )
 
@@ -171,7 +171,9 @@ def _choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
 def _mix(weights: tuple[Any, ...]) -> None:
     for weight in weights:
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < 1e9:
-            raise UserError(f"config.data.mix takes weights above 0, such as 3,1, not {weight!r}")
+            raise UserError(
+                f"config.data.mix takes weights above 0, such as 3,1, not {shown(weight)}"
+            )
 
 
 def _length(flat: dict[str, Any]) -> None:
@@ -191,7 +193,9 @@ def _held_out(flat: dict[str, Any]) -> None:
             raise UserError(f"config.{key} needs held-out data: set config.data.eval")
     for name, path in sets.items() if isinstance(sets, dict) else ():
         if not isinstance(name, str) or not name or not isinstance(path, str) or not path:
-            raise UserError(f"config.data.eval takes names and files, not {name!r}: {path!r}")
+            raise UserError(
+                f"config.data.eval takes names and files, not {shown(name)}: {shown(path)}"
+            )
 
 
 def _mesh(flat: dict[str, Any]) -> None:
@@ -226,4 +230,4 @@ def _optimizer(name: str, options: dict[str, Any]) -> None:
     for key in options:
         if key not in parameters:
             close = nearest(key, parameters) or f"; there are: {', '.join(parameters)}"
-            raise UserError(f"config.optimizer.options: {name} has no argument {key!r}{close}")
+            raise UserError(f"config.optimizer.options: {name} has no argument {shown(key)}{close}")

@@ -65,13 +65,18 @@ class Comparisons(Examples):
         """All of them."""
         return list(self._pairs)
 
+    @property
+    def known(self) -> bool:
+        """Whether they have the reference's log-probabilities."""
+        return all(pair.reference is not None for pair in self._pairs)
+
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceSummary:
     """What became of the rows; `str` is the line that the log shows.
 
     Attributes:
-        kind: "pairs" or "judged completions".
+        judged: whether they are completions with a label, and not pairs.
         rows: usable ones that were read.
         examples: kept.
         skipped: rows left out because they cannot be used, on request.
@@ -83,7 +88,7 @@ class PreferenceSummary:
         unused_keys: keys of the rows that are not used.
     """
 
-    kind: str
+    judged: bool
     rows: int
     examples: int
     skipped: int
@@ -100,7 +105,8 @@ class PreferenceSummary:
     def __str__(self) -> str:
         """One line; what did not occur is left out."""
         saved = 100 * (1 - self.tokens / max(self.separate_tokens, 1))
-        parts = [f"{self.examples} {self.kind}", f"{self.tokens} tokens"]
+        kind = "judged completions" if self.judged else "pairs"
+        parts = [f"{self.examples} {kind}", f"{self.tokens} tokens"]
         if self.tokens < self.separate_tokens:
             parts.append(f"shared prompts save {saved:.1f} % of {self.separate_tokens}")
         parts.append(f"longest {self.longest}")
@@ -186,7 +192,7 @@ def prepare_preferences(
             f"{rows[0].origin}: none of {len(rows)} rows fits max_length={max_length}: the completions alone exceed it"
         )
     return Comparisons(examples), PreferenceSummary(
-        kind="judged completions" if judged else "pairs",
+        judged=judged,
         rows=len(rows),
         examples=len(examples),
         **{key: counts[key] for key in ("skipped", "truncated", "dropped", "tokens", "separate_tokens")},
@@ -252,12 +258,18 @@ def _judged(rows: Sequence[Row], tokenizer: Tokenizer, group: int) -> Tokenized:
 
 def _both(rows: Sequence[Row], tokenizer: Tokenizer, key: str) -> tuple[list[Ids], list[Ids]]:
     """Ids of the prompts alone, and of prompt and completion."""
-    pairs = [(row.values["prompt"], row.values[key]) for row in rows]
-    if not isinstance(pairs[0][0], list):
-        prompts = _encode(tokenizer, [prompt for prompt, _ in pairs])
-        return prompts, _encode(tokenizer, [p + _with_eos(tokenizer, c) for p, c in pairs])
+    texts = [row.values for row in rows if isinstance(row.values["prompt"], str)]
+    encoded = iter(_encode(tokenizer, [text["prompt"] for text in texts]))
+    whole = iter(
+        _encode(tokenizer, [text["prompt"] + _with_eos(tokenizer, text[key]) for text in texts])
+    )
     prompts, wholes = [], []
-    for row, (prompt, completion) in zip(rows, pairs, strict=True):
+    for row in rows:
+        prompt, completion = row.values["prompt"], row.values[key]
+        if isinstance(prompt, str):
+            prompts.append(next(encoded))
+            wholes.append(next(whole))
+            continue
         with _told_of(row):
             prompts.append(encode_chat(tokenizer, prompt, add_generation_prompt=True))
             wholes.append(encode_chat(tokenizer, [*prompt, *completion]))
@@ -265,12 +277,18 @@ def _both(rows: Sequence[Row], tokenizer: Tokenizer, key: str) -> tuple[list[Ids
 
 
 def collate_comparisons(
-    rows: Sequence[Sequence[Comparison]], *, batch_size: int, length: int, pad_id: int, slots: int
+    rows: Sequence[Sequence[Comparison]],
+    *,
+    batch_size: int,
+    length: int,
+    pad_id: int,
+    slots: int,
+    known: bool = False,
 ) -> Batch:
     """`collate` with what a preference loss needs; `slots` is how many pairs a row has room for.
 
     Beside the arrays of `collate` there are branches and pairs (the pair's number in its row, from 1), int32 (batch,
-    length), and of (batch, slots): present and labels float32, index int32, and, if they are known, the
+    length), and of (batch, slots): present and labels float32, index int32, and, if they are `known`, the
     reference's log-probabilities float32 (batch, slots, 2).
     """
     batch = collate(rows, batch_size=batch_size, length=length, pad_id=pad_id)
@@ -292,5 +310,4 @@ def collate_comparisons(
             reference[number, slot] = example.reference or 0.0
             start, before = start + len(example.tokens), before + int(example.segments[-1])
     batch |= {"branches": branches, "pairs": pairs, "present": present, "labels": labels}
-    known = any(example.reference is not None for row in rows for example in row)
     return batch | {"index": index} | ({"reference": reference} if known else {})

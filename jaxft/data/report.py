@@ -53,7 +53,7 @@ def findings(part: Part, tokenizer: Tokenizer, vocabulary: int) -> list[str]:
     lines = []
     if summary.truncated:
         lines.append(
-            f"{_share(summary.truncated, summary.rows)} rows are longer than max_length "
+            f"{share_of(summary.truncated, summary.rows)} rows are longer than max_length "
             f"{summary.max_length} and lose their end (the longest has {summary.longest} tokens)"
         )
     if summary.dropped:
@@ -63,8 +63,8 @@ def findings(part: Part, tokenizer: Tokenizer, vocabulary: int) -> list[str]:
         ("begin with two BOS", _doubled_bos(tokenizer)),
     )
     for what, holds in checks:
-        lines += _told(what, [i for i, example in enumerate(examples) if holds(example)], examples)
-    lines += _told(
+        lines += told(what, [i for i, example in enumerate(examples) if holds(example)], examples)
+    lines += told(
         f"have token ids at or above the model's vocabulary of {vocabulary} (the largest is "
         f"{int(examples.tokens.max())}); train refuses them",
         np.flatnonzero(_any_in_each(examples, examples.tokens >= vocabulary)).tolist(),
@@ -73,9 +73,9 @@ def findings(part: Part, tokenizer: Tokenizer, vocabulary: int) -> list[str]:
     empty = [row.origin for row in part.rows if has_empty_completion(row)]
     if empty:
         lines.append(
-            f"{_share(len(empty), summary.rows)} rows have an empty completion{_first(empty)}"
+            f"{share_of(len(empty), summary.rows)} rows have an empty completion{_first(empty)}"
         )
-    lines += _duplicates(examples)
+    lines += duplicates(examples)
     if summary.diverged:
         lines.append(
             f"{summary.diverged} prompts have other tokens alone than before their completion: "
@@ -91,7 +91,7 @@ def overlap(train: Examples, held_out: Examples) -> list[str]:
     lines = []
     seen = {_digest(example) for example in train}
     same = [i for i, example in enumerate(held_out) if _digest(example) in seen]
-    lines += _told("stand in the training data as well", same, held_out)
+    lines += told("stand in the training data as well", same, held_out)
     prompts = {_digest(example, prompt=True) for example in train if has_prompt(example)}
     known = [
         i
@@ -100,7 +100,7 @@ def overlap(train: Examples, held_out: Examples) -> list[str]:
     ]
     further = sorted(set(known) - set(same))
     what = "have a prompt that the training data has with another completion"
-    return lines + _told(what, further, held_out)
+    return lines + told(what, further, held_out)
 
 
 def has_prompt(example: Example) -> bool:
@@ -157,7 +157,8 @@ def _digest(example: Example, prompt: bool = False) -> bytes:
     return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
 
 
-def _duplicates(examples: Examples) -> list[str]:
+def duplicates(examples: Examples) -> list[str]:
+    """A line about examples that stand there more than once."""
     first: dict[bytes, int] = {}
     pairs = []
     for index, example in enumerate(examples):
@@ -168,22 +169,22 @@ def _duplicates(examples: Examples) -> list[str]:
         return []
     one, other = (examples.origin(index) for index in pairs[0])
     return [
-        f"{_share(len(pairs), len(examples))} examples are duplicates (first: {one} of {other})"
+        f"{share_of(len(pairs), len(examples))} examples are duplicates (first: {one} of {other})"
     ]
 
 
-def _told(what: str, indices: Sequence[int], examples: Examples) -> list[str]:
+def told(what: str, indices: Sequence[int], examples: Examples) -> list[str]:
     """A line about the examples with these indices; none if there are none."""
     if not indices:
         return []
     origins = [examples.origin(index) for index in indices[:1]]
-    return [f"{_share(len(indices), len(examples))} examples {what}{_first(origins)}"]
+    return [f"{share_of(len(indices), len(examples))} examples {what}{_first(origins)}"]
 
 
-def _share(count: int, whole: int) -> str:
+def share_of(count: int, whole: int) -> str:
     """How many of how many, and the share.
 
-    >>> _share(3, 400)
+    >>> share_of(3, 400)
     '3 of 400 (0.75 %)'
     """
     return f"{count} of {whole} ({100 * count / max(whole, 1):.3g} %)"

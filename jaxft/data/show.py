@@ -33,10 +33,15 @@ def marked(example: Example, tokenizer: Tokenizer, marks: tuple[str, str] = BRAC
     places = [0, *(_place(tokenizer, ids[:edge], whole) for edge in edges), len(whole)]
     pieces, inside = [], bool(example.trained[0])
     for start, end in itertools.pairwise(places):
-        text = CONTROL.sub(lambda found: repr(found[0])[1:-1], whole[start:end])
+        text = harmless(whole[start:end])
         pieces.append(f"{marks[0]}{text}{marks[1]}" if inside else text)
         inside = not inside
     return "".join(pieces)
+
+
+def harmless(text: str) -> str:
+    """The text with whatever could steer a terminal written out."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _place(tokenizer: Tokenizer, ids: list[int], whole: str) -> int:

@@ -35,9 +35,20 @@ def write_manifest(folder: Path, **about: Any) -> None:
     """Writes the manifest of a folder that is whole: {"files": {name: sha256}}, and what `about` adds."""
     inside = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     files = {name: p for name, p in inside.items() if p.is_file() and name not in (NAME, CARD)}
-    text = json.dumps({"files": digests(files.values(), files.keys()), **about}, indent=2)
+    _write(folder, {"files": digests(files.values(), files.keys()), **about})
+
+
+def put(folder: Path, name: str, text: str) -> None:
+    """Writes a file into a folder that has a manifest, or over the one there, and has the manifest know it."""
+    manifest = read_manifest(folder)
+    (folder / name).write_text(text, encoding="utf-8")
+    manifest["files"] |= digests([folder / name], [name])
+    _write(folder, manifest)
+
+
+def _write(folder: Path, manifest: Mapping[str, Any]) -> None:
     part = folder / f".{NAME}.part"
-    part.write_text(text + "\n", encoding="utf-8")
+    part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     part.rename(folder / NAME)
 
 

@@ -8,11 +8,13 @@ its kernel: the weight says which (`Weight.axes`). Specs are those of one layer:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxft.tree import PyTree, first_match, flatten_with_paths, map_with_paths
@@ -80,10 +82,10 @@ def parts_of(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def context_parts() -> int:
-    """Among how many devices the mesh in force divides a sequence."""
+def sizes_in_force() -> Mapping[str, int]:
+    """The sizes of the axes of the mesh in force; of 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
-    return dict(mesh.shape).get("context", 1)
+    return dict.fromkeys(AXES, 1) | dict(mesh.shape)
 
 
 def constrain(x: jax.Array, name: str) -> jax.Array:
@@ -103,10 +105,10 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
 
 
 def gather(kernels: PyTree) -> PyTree:
-    """Holds one layer's kernels, by the names of their projections, to their specs without fsdp.
+    """Holds kernels, by their paths or the names of their projections, to their specs without fsdp.
 
     Said inside the loop over the layers, before anything is computed from them, this gathers one layer at a time,
-    in the type it is stored in.
+    in the type it is stored in. Their gradients go back to the specs with fsdp: each device gets its own part.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -116,9 +118,27 @@ def gather(kernels: PyTree) -> PyTree:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
         spec = fitted(path, leaf_spec(path, leaf.ndim), leaf.shape, mesh.shape)
-        return jax.lax.with_sharding_constraint(leaf, _without("fsdp", spec))
+        if not jax.dtypes.issubdtype(leaf.dtype, np.inexact):  # no gradient comes back
+            return jax.lax.with_sharding_constraint(leaf, _without("fsdp", spec))
+        return _gathered(leaf, spec)
 
     return map_with_paths(hold, kernels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, _without("fsdp", spec))
+
+
+def _gathered_forward(leaf: jax.Array, spec: PartitionSpec) -> tuple[jax.Array, None]:
+    return _gathered(leaf, spec), None
+
+
+def _gathered_backward(spec: PartitionSpec, _: None, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(cotangent, spec),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 @dataclasses.dataclass(frozen=True)

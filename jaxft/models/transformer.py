@@ -23,8 +23,9 @@ from jaxtyping import Array, Float, Int
 from jaxft.models.attention import FOREVER, Branches, attention, attention_reference
 from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
+from jaxft.models.narrow import joined, narrowed
 from jaxft.models.ring import ring_attention
-from jaxft.models.sharding import constrain, context_parts, gather
+from jaxft.models.sharding import constrain, gather, sizes_in_force
 from jaxft.weights import KEPT, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
@@ -80,13 +81,13 @@ def hidden_states(
     numbered = None if branches is None else Branches(branches, positions)
 
     def body(x: jax.Array, scanned: Any) -> tuple[jax.Array, None]:
-        layer, window = scanned
+        layer, taps, window = scanned
+        layer = joined(layer, taps)
         return _block(config, params, layer, window, x, segments, positions, numbered), None
 
     x = _embed(config, params, tokens, positions)
-    x, _ = jax.lax.scan(
-        _rematerialized(body, config.remat), x, (params["layers"], _windows(config))
-    )
+    layers, taps = narrowed(params["layers"], config.dtype)
+    x, _ = jax.lax.scan(_rematerialized(body, config.remat), x, (layers, taps, _windows(config)))
     return _norm(config, params["final_norm"], x)
 
 
@@ -128,7 +129,11 @@ def empty_cache(config: Config, batch: int, length: int) -> dict[str, jax.Array]
 
 
 def head_of(params: Params) -> Any:
-    """The head (hidden, vocabulary) as a weight, whether it is an array, adapted, or the tied embedding."""
+    """The head (hidden, vocabulary) as a weight, whether it is an array, adapted, or the tied embedding.
+
+    On a mesh it is gathered here, once for all that is computed from it.
+    """
+    params = {**params, **gather({name: params[name] for name in ("embed", "head")})}
     return bind(params["head"]["kernel"], params)
 
 
@@ -253,7 +258,7 @@ def _attend(
     }
     written: tuple[jax.Array, ...] = ()
     if past is None:
-        attend = attention if context_parts() == 1 else ring_attention
+        attend = attention if sizes_in_force()["context"] == 1 else ring_attention
         y = attend(query, key, value, segments, segments, branches=branches, **settings)
     else:
         keys, values, number, seen, index = past

@@ -10,16 +10,20 @@ evaluation costs the logits.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.models.sharding import context_parts
+from jaxft.models.sharding import sizes_in_force
 from jaxft.weights import contract
 
-CHUNK_ELEMENTS = 12 * 2**20  # of the logits of a chunk: 48 MiB in float32
+CHUNK_ELEMENTS = 12 * 2**20  # of the logits of a chunk on a device: 48 MiB in float32
+LEAST_TOKENS = (
+    512  # of a chunk on a mesh's device: with fewer, reading the head takes longer than its product
+)
 MOST_CHUNKS = 64
 
 
@@ -117,13 +121,22 @@ def collision_log_probabilities(
     return _join(pieces, hidden.shape[1], setting.parts)
 
 
-def chunk_length(batch: int, length: int, vocabulary: int) -> int:
-    """Places per chunk: the logits of a chunk near 48 MiB, and no more than 64 chunks.
+def chunk_length(
+    batch: int, length: int, vocabulary: int, devices: int = 1, tensor: int = 1
+) -> int:
+    """Places per chunk: its logits near 48 MiB on each device, and no more than 64 chunks.
+
+    On a mesh of `devices`, of which `tensor` divide the vocabulary and the others the tokens, a chunk has at least
+    `LEAST_TOKENS` on each of them.
 
     >>> chunk_length(2, 512, 49152), chunk_length(2, 16, 100), chunk_length(256, 2048, 131072)
     (128, 16, 32)
+    >>> chunk_length(256, 2048, 131072, devices=128)
+    256
     """
-    most = max(1, CHUNK_ELEMENTS // (batch * vocabulary))
+    most = max(1, CHUNK_ELEMENTS * devices // (batch * vocabulary))
+    if devices > 1:
+        most = max(most, LEAST_TOKENS * devices // (tensor * batch))
     chunks = min(-(-length // most), MOST_CHUNKS)
     return -(-length // chunks)
 
@@ -138,8 +151,11 @@ def _prepare(
     leaves, structure = jax.tree.flatten(head)
     if chunk is None:
         batch, length, _ = hidden.shape
-        chunk = chunk_length(batch, length, head.shape[-1])
-    return leaves, _Setting(structure, softcap, label_smoothing, chunk, context_parts())
+        mesh = sizes_in_force()
+        chunk = chunk_length(
+            batch, length, head.shape[-1], math.prod(mesh.values()), mesh["tensor"]
+        )
+    return leaves, _Setting(structure, softcap, label_smoothing, chunk, sizes_in_force()["context"])
 
 
 def _scan(

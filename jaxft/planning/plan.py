@@ -7,7 +7,6 @@ shardings are those of `jaxft train`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import re
@@ -21,12 +20,12 @@ from jax.extend.core import Var
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxft.adaptation import adapt, partition
+from jaxft.adaptation import partition
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
 from jaxft.methods import defaults
-from jaxft.models import Config, module_names
+from jaxft.models import Config
 from jaxft.models.sharding import Placement, describe
 from jaxft.models.transformer import initial_params
 from jaxft.planning.flops import count_flops
@@ -34,10 +33,17 @@ from jaxft.planning.hlo import Program, read_program
 from jaxft.planning.topology import Devices, local_flops, local_memory
 from jaxft.quantization import quantize_params
 from jaxft.training.checkpoint import split_base
-from jaxft.training.optimizer import make_optimizer, schedule
-from jaxft.training.prepare import loss_of, max_length_of, method_of
-from jaxft.training.sharding import batch_sharding, make_mesh, require_rows, shardings
-from jaxft.training.step import initial_state, make_train_step
+from jaxft.training.precompute import beforehand, without
+from jaxft.training.prepare import (
+    adapted,
+    batch_shapes,
+    max_length_of,
+    method_of,
+    trained_by,
+)
+from jaxft.training.program import make_program
+from jaxft.training.reference import make_reference
+from jaxft.training.sharding import batch_sharding, laid_out, make_mesh, require_rows, shardings
 from jaxft.tree import PyTree, combine
 
 FEW_STEPS = (
@@ -57,7 +63,7 @@ class Plan:
         method, quantize, remat, batch_size, length: of the configuration.
         peak_bytes: the most memory in use at once: the arguments, the results that are not written over them, and
             the temporaries.
-        base_bytes: the frozen leaves that are read from the model.
+        base_bytes: the frozen leaves that are read from the model, and what is held for a reference.
         adapter_bytes: the trainable leaves and the drawn ones.
         optimizer_bytes: the optimizer's state.
         temporary_bytes: what the step makes and drops: activations, gradients, gathered kernels.
@@ -100,13 +106,14 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Traced:
-    """A step as the compiler gets it, and its arguments as shapes."""
+    """A step as the compiler gets it, its loss (trainable, frozen, batch, *held), and their arguments as shapes."""
 
     step: Callable[..., Any]
     loss: Callable[..., Any]
     state: Any
     frozen: PyTree
     batch: dict[str, Any]
+    held: tuple[PyTree, ...]
     drawn: PyTree
     base: PyTree
 
@@ -129,7 +136,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         traced = _trace(config, model, mesh)
         parts = _parts(traced)
         jitted = jax.jit(traced.step, donate_argnums=0)
-        lowered = jitted.lower(traced.state, traced.frozen, traced.batch)
+        lowered = jitted.lower(traced.state, traced.frozen, traced.batch, *traced.held)
         start = time.perf_counter()
         peak, temporary, memory, program = _compiled(lowered, sum(parts.values()), target)
         seconds = time.perf_counter() - start
@@ -138,7 +145,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
             flops if config.remat == "none" else _flops(_trace(config, _plain(model), mesh), mesh)
         )
         kept = _activation_bytes(traced, mesh)
-    length = max_length_of(config, model)
+    length = traced.batch["tokens"].shape[1]
     duration = _seconds(target, program, flops, config.dtype)
     return Plan(
         topology=target.name,
@@ -230,57 +237,46 @@ def _mesh_of(config: ConfigDict, target: Devices) -> Mesh:
 
 def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
     """The step of `jaxft train`, from shapes."""
-    if config.adapter:
-        raise UserError("jaxft plan: config.adapter is not read; set config.method as it was made")
-    if config.objective.name != "sft":
-        raise UserError(f"jaxft plan: plans objective sft, not {config.objective.name}")
     require_rows(config.batch_size // config.grad_accum, mesh, "batch_size")
     method, base, dtype = method_of(config), config.base, jnp.dtype(config.param_dtype)
     if method.weight is None and base.quantize != "none":
         raise UserError(f"method {method.name} trains the base: config.base.quantize must be none")
 
-    def fresh() -> Any:
+    def fresh() -> PyTree:
         params = initial_params(model, jax.random.key(0), dtype)
-        if base.quantize != "none":
-            params = quantize_params(
-                params, base.quantize, group_size=base.group_size, double_quant=base.double_quant
-            )
-        # Where a and b begin changes no shape of theirs; pissa's frozen copy of them is left out.
-        begun = dataclasses.replace(method, init="default")
-        return adapt(params, begun, jax.random.key(config.seed), names=module_names(model))
+        if base.quantize == "none":
+            return params
+        return quantize_params(
+            params, base.quantize, group_size=base.group_size, double_quant=base.double_quant
+        )
 
     params = jax.eval_shape(fresh)
+    # Where a and b begin changes no shape of theirs; pissa's frozen copy of them is left out.
+    method = dataclasses.replace(trained_by(config, params, method), init="default")
+    params = jax.eval_shape(lambda tree: adapted(config, model, tree, method), params)
     trainable, frozen = partition(params, method)
+    reference = make_reference(config, model, trainable, mesh)
+    if beforehand(config):
+        reference = without(reference)
     steps = config.steps or FEW_STEPS
-    optimizer = make_optimizer(config.optimizer, method, trainable, steps)
-    loss = loss_of(config, model, model)
-    rate = schedule(config.optimizer, steps)
-    step = make_train_step(loss, optimizer, rate, seed=config.seed, parts=config.grad_accum)
-    state = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer), trainable)
+    program = make_program(config, model, method, trainable, reference, steps)
+    state = jax.eval_shape(program.initial, trainable)
     drawn, rest = split_base(params, frozen)
-    shape = (config.batch_size, max_length_of(config, model))
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("tokens", "segments", "positions")
-    }
-    batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
-    rows = batch_sharding(mesh)
+    batch, rows = batch_shapes(config, max_length_of(config, model)), batch_sharding(mesh)
     return _Traced(
-        step=step,
-        loss=loss,
+        step=program.step,
+        loss=program.eval_sums,
         state=_laid(state, mesh),
         frozen=_laid(frozen, mesh),
-        batch={name: _placed(leaf, rows) for name, leaf in batch.items()},
+        batch=laid_out(batch, dict.fromkeys(batch, rows)),
+        held=reference.held,
         drawn=_laid(drawn, mesh),
         base=_laid(rest, mesh),
     )
 
 
-def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
 def _laid(tree: PyTree, mesh: Mesh) -> PyTree:
-    return jax.tree.map(_placed, tree, shardings(tree, mesh))
+    return laid_out(tree, shardings(tree, mesh))
 
 
 def _plain(model: Config) -> Config:
@@ -290,17 +286,18 @@ def _plain(model: Config) -> Config:
 def _parts(traced: _Traced) -> dict[str, int]:
     """Bytes per device of the step's arguments but the batch."""
     return {
-        "base_bytes": _bytes(traced.base),
+        "base_bytes": _bytes(traced.base) + _bytes(traced.held),
         "adapter_bytes": _bytes(traced.state.trainable) + _bytes(traced.drawn),
         "optimizer_bytes": _bytes(traced.state.optimizer),
     }
 
 
 def _bytes(tree: PyTree) -> int:
-    """Bytes of one device's shards."""
+    """Bytes of one device's shards; what lies in the host's memory has none there."""
     return sum(
         math.ceil(math.prod(leaf.sharding.shard_shape(leaf.shape)) * _width(leaf.dtype))
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != "pinned_host"
     )
 
 
@@ -331,17 +328,18 @@ def _compiled(
 
 def _flops(traced: _Traced, mesh: Mesh) -> int:
     """Of one device: those of the whole step, evenly divided."""
-    jaxpr = jax.make_jaxpr(traced.step)(traced.state, traced.frozen, traced.batch)
+    jaxpr = jax.make_jaxpr(traced.step)(traced.state, traced.frozen, traced.batch, *traced.held)
     return count_flops(jaxpr) // mesh.size
 
 
 def _activation_bytes(traced: _Traced, mesh: Mesh) -> int:
     """What the forward pass hands to the backward pass and was not there before, divided as the batch is."""
 
-    def kept(trainable: PyTree, frozen: PyTree, batch: Any) -> Any:
-        return jax.vjp(lambda tree: traced.loss(combine(tree, frozen), batch)[0], trainable)[1]
+    def kept(trainable: PyTree, *others: Any) -> Any:
+        return jax.vjp(lambda tree: traced.loss(tree, *others)[0], trainable)[1]
 
-    jaxpr = jax.make_jaxpr(kept)(traced.state.trainable, traced.frozen, traced.batch).jaxpr
+    others = (traced.frozen, traced.batch, *traced.held)
+    jaxpr = jax.make_jaxpr(kept)(traced.state.trainable, *others).jaxpr
     given = {id(variable) for variable in (*jaxpr.invars, *jaxpr.constvars)}
     made: dict[int, Any] = {
         id(v): v.aval for v in jaxpr.outvars if id(v) not in given and isinstance(v, Var)

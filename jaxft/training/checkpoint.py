@@ -152,11 +152,6 @@ class Checkpoints:
         for known in set(self.steps) - stay:
             shutil.rmtree(self.folder / str(known), ignore_errors=True)
 
-    def check(self) -> None:
-        """Raises what went wrong in writing, as soon as it is known; does not wait."""
-        if self._pending is not None and self._pending[1].done():
-            self.wait()
-
     def wait(self) -> None:
         """Until what was begun is written; raises UserError, with path and bytes, if it cannot be."""
         if self._pending is None:

@@ -19,34 +19,28 @@ from jaxft.configuration import validate
 from jaxft.data import Batches
 from jaxft.errors import UserError
 from jaxft.formats import save, save_adapter
-from jaxft.formats.manifest import Damaged
+from jaxft.formats.manifest import Damaged, put
 from jaxft.inference.evaluate import held_out
 from jaxft.methods import Method
 from jaxft.models import Transformer
-from jaxft.objectives import preparation_of
 from jaxft.training.checkpoint import Checkpoints, split_base
 from jaxft.training.evaluation import answers, best_step, is_exhausted
 from jaxft.training.folder import Samples, check_folder, open_folder, replaced, tidy, written
 from jaxft.training.identity import check_identity, identity
 from jaxft.training.lock import Lock
 from jaxft.training.metrics import Metrics, Progress, further, reporters, say
-from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.plots import plot_averages, plot_run
 from jaxft.training.precompute import computed_beforehand
-from jaxft.training.prepare import (
-    Data,
-    loss_of,
-    prepare_data,
-    prepare_model,
-    updates_of,
-)
+from jaxft.training.prepare import Data, prepare_data, prepare_model, updates_of
+from jaxft.training.program import make_program
 from jaxft.training.reference import Reference, make_reference
 from jaxft.training.result import Result
 from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.signals import Interrupted, Stop, stoppable
-from jaxft.training.step import State, initial_state, make_eval_sums, make_train_step
+from jaxft.training.step import State
 from jaxft.training.wording import next_commands, shortened
 from jaxft.tree import PyTree, combine, count, filled
+from jaxft.waiting import fetch
 from jaxft.weights import count_parameters
 
 
@@ -103,17 +97,11 @@ class _Run:
         self.mesh, self.model, self.data, self.stop = mesh, model, data, stop
         self.steps = updates_of(config, data.train.steps_per_epoch)
         trainable, self.frozen = partition(params, method)
-        rate = schedule(config.optimizer, self.steps)
-        optimizer = make_optimizer(config.optimizer, method, trainable, self.steps)
-        loss, beside = loss_of(config, model.config, reference.config), reference.beside
-        taken = {"parts": config.grad_accum, "prepare": preparation_of(config.objective)}
-        step = make_train_step(loss, optimizer, rate, seed=config.seed, beside=beside, **taken)
-        state = jax.eval_shape(lambda tree: initial_state(tree, optimizer), trainable)
-        placed = shardings(state, mesh)
-        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
-        self.eval_sums = jax.jit(make_eval_sums(loss, beside))
-        initial = jax.jit(lambda tree: initial_state(tree, optimizer), out_shardings=placed)
-        self.state: State = initial(trainable)
+        program = make_program(config, model.config, method, trainable, reference, self.steps)
+        placed = shardings(jax.eval_shape(program.initial, trainable), mesh)
+        self.train_step = jax.jit(program.step, donate_argnums=0, out_shardings=(placed, None))
+        self.eval_sums = jax.jit(program.eval_sums)
+        self.state: State = jax.jit(program.initial, out_shardings=placed)(trainable)
         self.identity = identity(config, mesh)
         self.last: dict[str, float] = {}
         self.data_wait = 0.0
@@ -185,7 +173,6 @@ class _Run:
             self.stop.check()
             if processes.preempted(self.step):
                 raise Interrupted
-            self.checkpoints.check()
             self._events()
             asked = time.perf_counter()
             batch = next(self.data.train)
@@ -228,11 +215,17 @@ class _Run:
                 self.state = self.state._replace(trainable=trainable)
 
     def _log(self) -> None:
-        """Writes the numbers of the last update, if that has not been done."""
+        """Writes the numbers of the last update, if that has not been done.
+
+        A checkpoint that was begun before that update is whole first: what a killed run has told is then
+        never further than one interval from where the next start goes on. The device is two updates
+        ahead meanwhile.
+        """
         if self.pending is None:
             return
+        self.checkpoints.wait()
         (step, numbers, tokens), self.pending = self.pending, None
-        read = {name: float(value) for name, value in jax.device_get(numbers).items()}
+        read = {name: float(value) for name, value in fetch(numbers).items()}
         now = time.perf_counter()
         line = {
             "loss": read["loss"],
@@ -363,7 +356,7 @@ class _Run:
                 save(self.model, merge(params), folder, like=like)
             if self.config.data.chat_template:  # what it was trained on is what it is asked by
                 template = str(self.data.tokenizer.chat_template)
-                (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+                put(folder, "chat_template.jinja", template)
         processes.wait("exported")
         return target
 

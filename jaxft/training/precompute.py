@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 from ml_collections import ConfigDict
 
+from jaxft import processes
 from jaxft.assets import model_folder
 from jaxft.data.preferences import Comparison, Comparisons
 from jaxft.errors import UserError
@@ -78,7 +79,7 @@ class Precomputed:
             values = np.zeros((len(examples), 2), np.float32)
             for index, found in self._pass(batches[number] for number in range(len(batches))):
                 values[index] = found
-            if jax.process_index() == 0:
+            if processes.first():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_suffix(".tmp.npz")
                 base = np.asarray(self._base())
@@ -152,16 +153,24 @@ def computed_beforehand(
     frozen: PyTree,
 ) -> tuple[Precomputed | None, Reference]:
     """What completes the examples, and the reference that the step then needs: as asked, or nothing and itself."""
-    if config.objective.name == "sft" or not config.objective.precompute:
+    if not beforehand(config):
         return None, reference
-    open_folder(config, workdir)
-    known = Reference(
-        nothing_more,
-        (),
-        reference.config,
-        f"{config.objective.name}: the reference's log-probabilities stand in {workdir / 'reference'}",
-    )
-    return Precomputed(config, workdir / "reference", mesh, reference, frozen), known
+    processes.wait("asked")  # the others have seen the folder as it was
+    if processes.first():
+        open_folder(config, workdir)
+    folder = workdir / "reference"
+    line = f"{config.objective.name}: the reference's log-probabilities stand in {folder}"
+    return Precomputed(config, folder, mesh, reference, frozen), without(reference, line)
+
+
+def beforehand(config: ConfigDict) -> bool:
+    """Whether the reference's log-probabilities are computed before training."""
+    return config.objective.name != "sft" and bool(config.objective.precompute)
+
+
+def without(reference: Reference, line: str = "") -> Reference:
+    """The reference of a step whose batches bring its log-probabilities."""
+    return Reference(nothing_more, (), reference.config, line)
 
 
 def fingerprint(examples: Sequence[Comparison]) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxft.data import Batches, Examples, Row, Tokenizer, pack
 from jaxft.data.preference_rows import read_preferences
-from jaxft.data.preferences import collate_comparisons, prepare_preferences
-from jaxft.errors import UserError
+from jaxft.data.preferences import Comparisons, collate_comparisons, prepare_preferences
+
+PACKED = 8  # pairs in a row of a plan: what a slot holds is a few numbers
 
 
 def compares(config: ConfigDict) -> bool:
@@ -33,10 +36,14 @@ def preference_examples(
     held_out: bool = False,
 ) -> tuple[Any, Examples, Any]:
     """`read_examples` where completions are compared: rows to ask for samples, the pairs, and their counts."""
-    if not paths:
-        raise UserError("config.data.train: give a file to train on")
     skip, judged = config.data.bad_rows == "skip", config.objective.name == "kto"
-    rows, skipped = read_preferences(paths, judged=judged, skip=skip, held_out=held_out)
+    rows, skipped = read_preferences(
+        paths,
+        judged=judged,
+        skip=skip,
+        held_out=held_out,
+        as_messages=tokenizer.chat_template is not None,
+    )
     examples, summary = prepare_preferences(
         rows,
         tokenizer,
@@ -71,7 +78,30 @@ def preference_batches(
     """
     lengths = examples.lengths.tolist()
     slots = max(map(len, pack(lengths, 2 * max_length))) if packing else 1
-    collate = functools.partial(collate_comparisons, slots=slots)
+    known = isinstance(examples, Comparisons) and examples.known
+    collate = functools.partial(collate_comparisons, slots=slots, known=known)
     return Batches(
         examples, packing=packing, max_length=2 * max_length, collate=collate, **settings
     )
+
+
+def preference_shapes(
+    rows: int, max_length: int, *, packing: bool, known: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The longest batch of `preference_batches` before data are read.
+
+    Args:
+        rows: of a batch.
+        max_length: tokens of a prompt with a completion.
+        packing: several pairs in a row: how many, the data decide, and `PACKED` is taken.
+        known: with the reference's log-probabilities.
+    """
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+    places, slots = (rows, 2 * max_length), (rows, PACKED if packing else 1)
+    for name in ("tokens", "segments", "positions", "branches", "pairs", "weights"):
+        shapes[name] = (places, jnp.float32 if name == "weights" else jnp.int32)
+    for name in ("present", "labels", "index"):
+        shapes[name] = (slots, jnp.int32 if name == "index" else jnp.float32)
+    if known:
+        shapes["reference"] = ((*slots, 2), jnp.float32)
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxft.adaptation import adopt
+from jaxft.adaptation import adapt, adopt
 from jaxft.assets import model_folder
 from jaxft.data import (
     Batches,
@@ -36,9 +37,14 @@ from jaxft.formats import check_exportable, load, load_adapted, load_adapter, sa
 from jaxft.formats.config_file import model_config
 from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
-from jaxft.models import Config, Transformer
+from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
-from jaxft.training.preference_data import compares, preference_batches, preference_examples
+from jaxft.training.preference_data import (
+    compares,
+    preference_batches,
+    preference_examples,
+    preference_shapes,
+)
 from jaxft.training.sharding import (
     host_rows,
     leaf_sharding,
@@ -105,15 +111,29 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
                 f"config.adapter goes on from {config.adapter}: config.method.init {method.init} begins anew; take one"
             )
         model, params = load(folder, **options)
-        tell_another_base(Path(config.adapter), model_folder(config.model))
-        saved = saved_leaves(params, config.adapter)
-        method = dataclasses.replace(method, train_also=(*method.train_also, *saved))
-        params = adopt(load_adapter(params, config.adapter), method, config.adapter)
+        method = trained_by(config, params, method)
+        params = adapted(config, model.config, params, method)
     else:
         model, params = load_adapted(folder, method, jax.random.key(config.seed), **options)
     check_exportable(params, method)
     model = Transformer(dataclasses.replace(model.config, remat=config.remat))
     return model, jax.device_put(params, shardings(params, mesh)), method
+
+
+def trained_by(config: ConfigDict, params: PyTree, method: Method) -> Method:
+    """The method, under which what the folder `config.adapter` saved whole trains too."""
+    if not config.adapter:
+        return method
+    tell_another_base(Path(config.adapter), model_folder(config.model))
+    saved = saved_leaves(params, config.adapter)
+    return dataclasses.replace(method, train_also=(*method.train_also, *saved))
+
+
+def adapted(config: ConfigDict, model: Config, params: PyTree, method: Method) -> PyTree:
+    """The tree adapted anew, or by the folder `config.adapter`. Works on abstract trees, under `jax.eval_shape`."""
+    if config.adapter:
+        return adopt(load_adapter(params, config.adapter), method, config.adapter)
+    return adapt(params, method, jax.random.key(config.seed), names=module_names(model))
 
 
 def prepare_data(
@@ -127,19 +147,17 @@ def prepare_data(
     settings, max_length = config.data, max_length_of(config, model)
     for key in ("batch_size", "eval_batch_size"):
         require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
-    places = 2 * max_length if compares(config) else max_length  # a pair stands in one row
-    buckets = lengths_on(length_buckets(places), mesh)
+    buckets = lengths_on(length_buckets(places_of(config, max_length)), mesh)
     tokenizer = tokenizer_of(config)
 
     def make(name: str, examples: Examples, size: int, **options: Any) -> Batches:
         if complete is not None:
             examples = complete(name, examples, max_length=max_length, pad_id=tokenizer.pad_id)
-        return (preference_batches if compares(config) else Batches)(
+        return batches_of(
+            config,
             examples,
             batch_size=size,
             max_length=max_length,
-            packing=settings.packing,
-            seed=config.seed,
             pad_id=tokenizer.pad_id,
             buckets=buckets,
             host_rows=host_rows(size, mesh),
@@ -147,7 +165,7 @@ def prepare_data(
         )
 
     read = functools.partial(
-        preference_examples if compares(config) else read_examples,
+        read_data,
         config,
         tokenizer=tokenizer,
         max_length=max_length,
@@ -172,6 +190,39 @@ def prepare_data(
     if len(short) < len(prompts):
         lines.append(f"{len(prompts) - len(short)} sample prompts leave no room for an answer")
     return Data(tokenizer, train, held_out, short, lines)
+
+
+def read_data(config: ConfigDict, paths: Any, **settings: Any) -> tuple[Any, Examples, Any]:
+    """The rows of `paths`, the examples that the objective makes of them, and their counts.
+
+    `settings` are the arguments of `read_examples`.
+    """
+    if not paths:
+        raise UserError("config.data.train: give a file to train on")
+    return (preference_examples if compares(config) else read_examples)(config, paths, **settings)
+
+
+def batches_of(config: ConfigDict, examples: Examples, **settings: Any) -> Batches:
+    """Batches of what the objective takes; `settings` are the other arguments of `Batches`."""
+    make = preference_batches if compares(config) else Batches
+    return make(examples, packing=config.data.packing, seed=config.seed, **settings)
+
+
+def places_of(config: ConfigDict, max_length: int) -> int:
+    """The places of the longest row: a pair stands in one."""
+    return 2 * max_length if compares(config) else max_length
+
+
+def batch_shapes(config: ConfigDict, max_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A training batch of the longest rows, as shapes; the data are not read."""
+    rows = config.batch_size
+    if compares(config):
+        packing, known = config.data.packing, config.objective.precompute
+        return preference_shapes(rows, max_length, packing=packing, known=known)
+    dtypes = dict.fromkeys(("tokens", "segments", "positions"), jnp.int32)
+    dtypes["weights"] = jnp.float32
+    shape = (rows, max_length)
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in dtypes.items()}
 
 
 def named_sets(paths: Any) -> dict[str, Any]:
@@ -206,8 +257,6 @@ def read_examples(
     held_out: bool = False,
 ) -> tuple[Rows, Examples, Summary]:
     """The rows of `paths`, the examples that they become, and their counts."""
-    if not paths:
-        raise UserError("config.data.train: give a file to train on")
     settings = config.data
     rows = read_rows(
         paths,
@@ -287,8 +336,13 @@ def _rows_line(batches: Batches, packing: bool) -> str:
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` of the items, spread over all."""
-    return [items[index * len(items) // count] for index in range(min(count, len(items)))]
+    """`count` of the items, or all if they are fewer, spread over all.
+
+    >>> spread("abcdef", 2), spread("ab", 3)
+    (['a', 'd'], ['a', 'b'])
+    """
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def updates_of(config: ConfigDict, steps_per_epoch: int) -> int:

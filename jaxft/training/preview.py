@@ -9,7 +9,15 @@ from collections.abc import Iterable, Sequence
 from ml_collections import ConfigDict
 
 from jaxft.assets import model_folder
-from jaxft.data import Batches, Rows, Tokenizer, pack
+from jaxft.data import Rows, Tokenizer, pack
+from jaxft.data.preference_report import (
+    marked_pair,
+    pair_findings,
+    side_lines,
+    sides,
+    summary_of,
+)
+from jaxft.data.preferences import Comparison, Comparisons
 from jaxft.data.report import Part, findings, overlap, tokens_by_source
 from jaxft.data.show import (
     BRACKETS,
@@ -20,12 +28,15 @@ from jaxft.data.show import (
     plot_lengths,
 )
 from jaxft.formats.config_file import model_config
+from jaxft.training.preference_data import compares
 from jaxft.training.prepare import (
+    batches_of,
     epoch_of,
     max_length_of,
     mix_lines,
     named_sets,
-    read_examples,
+    places_of,
+    read_data,
     source_lines,
     spread,
     tokenizer_of,
@@ -67,13 +78,14 @@ def preview(
         check_plot(plot)
     model = model_config(model_folder(config.model))
     max_length, tokenizer = max_length_of(config, model), tokenizer_of(config)
+    places = places_of(config, max_length)
     parts = list[Part]()
     sets = {"training data": config.data.train}
     for name, paths in named_sets(config.data.eval).items():
         sets[f"held-out data {name!r}" if name else "held-out data"] = paths
     for name, paths in sets.items():
-        rows, examples, summary = read_examples(
-            config, paths, tokenizer, max_length, held_out=bool(parts)
+        rows, examples, summary = read_data(
+            config, paths, tokenizer=tokenizer, max_length=max_length, held_out=bool(parts)
         )
         parts.append(Part(name, rows, examples, summary))
     lines, warnings = [], []
@@ -81,9 +93,8 @@ def preview(
         lines += [f"{part.name}: {part.summary}", *_filling(config, part, max_length, tokenizer)]
         if isinstance(part.rows, Rows):
             lines += [f"  {line}" for line in source_lines(part.rows)]
-        lines += ["", *_sources(part), "", "  lengths, in tokens of a row before it is cut:"]
-        lines += [*histogram_lines(part.examples.row_lengths, max_length), ""]
-        found = findings(part, tokenizer, model.vocabulary)
+        lines += ["", *_sources(part), "", *_lengths(part, places), ""]
+        found = _findings(config, part, tokenizer, model.vocabulary)
         warnings += [f"{part.name}: {line}" for line in found]
     for part in parts[1:]:
         found = overlap(parts[0].examples, part.examples)
@@ -92,8 +103,15 @@ def preview(
     lines += _shown(parts[0], tokenizer, shown, colour)
     if plot:
         lengths = [(part.name, part.examples.row_lengths) for part in parts]
-        lines.append(str(plot_lengths(plot, lengths, max_length)))
+        lines.append(str(plot_lengths(plot, lengths, places)))
     return lines
+
+
+def _findings(config: ConfigDict, part: Part, tokenizer: Tokenizer, vocabulary: int) -> list[str]:
+    if not compares(config):
+        return findings(part, tokenizer, vocabulary)
+    weight = config.objective.desirable_weight / config.objective.undesirable_weight
+    return pair_findings(part, tokenizer, vocabulary, weight)
 
 
 def _filling(
@@ -105,26 +123,26 @@ def _filling(
     if training and isinstance(part.rows, Rows):
         examples = epoch_of(config, part.rows, examples, part.summary)
         yield from (f"  {line}" for line in mix_lines(config, part.rows, part.summary))
-    batches = Batches(
+    batches = batches_of(
+        config,
         examples,
         batch_size=config.batch_size,
         max_length=max_length,
-        packing=packing,
         shuffle=False,
-        seed=config.seed,
         pad_id=tokenizer.pad_id,
     )
+    places = places_of(config, max_length)
     if packing:
         yield (
-            f"  packed: {len(examples)} examples in {batches.rows} rows of {max_length}, "
+            f"  packed: {len(examples)} examples in {batches.rows} rows of {places}, "
             f"{100 * batches.fill:.1f} % filled"
         )
     else:
-        rows = len(pack(examples.lengths.tolist(), max_length))
-        filled = 100 * int(examples.lengths.sum()) / (rows * max_length)
+        rows = len(pack(examples.lengths.tolist(), places))
+        filled = 100 * int(examples.lengths.sum()) / (rows * places)
         yield (
             f"  not packed: a row an example; data.packing=True would make {rows} rows of "
-            f"{max_length}, {filled:.1f} % filled"
+            f"{places}, {filled:.1f} % filled"
         )
     if training:
         yield (
@@ -143,12 +161,25 @@ def _sources(part: Part) -> list[str]:
     ]
 
 
+def _lengths(part: Part, places: int) -> list[str]:
+    """How long the rows are, and of pairs the prompts and completions."""
+    if isinstance(part.examples, Comparisons):
+        said = "  tokens of a pair, its prompt once, as it trains:"
+        return [*side_lines(part), said, *histogram_lines(part.examples.lengths, places)]
+    said = "  lengths, in tokens of a row before it is cut:"
+    return [said, *histogram_lines(part.examples.row_lengths, places)]
+
+
 def _shown(part: Part, tokenizer: Tokenizer, shown: int, colour: bool) -> Sequence[str]:
     marks = COLOURS if colour else BRACKETS
     lines = [f"examples, trained tokens {'in colour' if colour else 'in [[ ]]'}:"] if shown else []
     for example in spread(part.examples, shown):
         trained = int(example.trained.sum())
-        lines.append(f"{example.origin}: {len(example.tokens)} tokens, {trained} trained")
-        text = marked(example, tokenizer, marks)
-        lines += [*(f"    {line}" for line in text.split("\n")), ""]
+        text = [f"    {line}" for line in marked(example, tokenizer, marks).split("\n")]
+        if isinstance(example, Comparison):
+            judged = summary_of(part).judged
+            trained = len(sides(example)[1]) if judged else trained
+            text = marked_pair(example, tokenizer, marks, judged=judged)
+        counts = f"{len(example.tokens)} tokens, {trained} trained"
+        lines += [f"{example.origin}: {counts}", *text, ""]
     return lines

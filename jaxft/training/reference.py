@@ -12,6 +12,7 @@ The step makes the reference's tree from the frozen one, so that the base is an 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -22,9 +23,11 @@ from ml_collections import ConfigDict
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
 from jaxft.formats import load
+from jaxft.formats.config_file import model_config
 from jaxft.models import Config
+from jaxft.models.transformer import initial_params
 from jaxft.objectives import LOSSES
-from jaxft.training.sharding import leaf_sharding, shardings
+from jaxft.training.sharding import laid_out, leaf_sharding, shardings
 from jaxft.training.step import Beside, nothing_more
 from jaxft.tree import PyTree, combine, count, filled
 from jaxft.weights import is_weight
@@ -74,7 +77,7 @@ def make_reference(config: ConfigDict, model: Config, trainable: PyTree, mesh: M
     Args:
         config: the run's configuration.
         model: the policy's shape.
-        trainable: what trains, as it stands before the first update.
+        trainable: what trains, as it stands before the first update; of shapes, the reference is of shapes as well.
         mesh: where a copy is laid out, as what it copies.
     """
     objective = config.objective
@@ -83,7 +86,7 @@ def make_reference(config: ConfigDict, model: Config, trainable: PyTree, mesh: M
     if not needs_reference(objective):
         return Reference(nothing_more, (), model, f"{objective.name}: no reference")
     if objective.reference != "start":
-        made = _of_folder(config, model, mesh)
+        made = _of_folder(config, model, mesh, abstract=_abstract(trainable))
     elif config.adapter or objective.reference_every or objective.reference_offload:
         held, back = _copy(trainable, mesh, offload=objective.reference_offload)
         made = Reference(lambda rest, held: (combine(back(held), rest),), (held,), model)
@@ -125,23 +128,41 @@ def _copy(
     """A copy with arrays of its own, and what brings it to the devices again."""
     here = shardings(tree, mesh)
     away = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), here) if offload else here
+    back = functools.partial(jax.device_put, device=here) if offload else lambda held: held
+    if _abstract(tree):
+        return laid_out(tree, away), back
     copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=here)(tree)
-    if not offload:
-        return copied, lambda held: held
-    return jax.device_put(copied, away), lambda held: jax.device_put(held, here)
+    return jax.device_put(copied, away) if offload else copied, back
 
 
-def _of_folder(config: ConfigDict, model: Config, mesh: Mesh) -> Reference:
-    folder = config.objective.reference
-    other, params = load(
-        model_folder(folder),
+def _abstract(tree: PyTree) -> bool:
+    """Whether the tree is one of shapes, or empty."""
+    return all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def _of_folder(config: ConfigDict, model: Config, mesh: Mesh, *, abstract: bool) -> Reference:
+    name = config.objective.reference
+    folder = model_folder(name)
+    other = dataclasses.replace(model_config(folder), dtype=config.dtype)
+    if other.vocabulary != model.vocabulary:
+        raise UserError(
+            f"config.objective.reference: {name} has a vocabulary of {other.vocabulary}, "
+            f"and the policy one of {model.vocabulary}"
+        )
+    if abstract:
+        dtype = jnp.dtype(config.param_dtype)
+        shapes = jax.eval_shape(lambda: initial_params(other, jax.random.key(0), dtype))
+        return Reference(_given, (laid_out(shapes, shardings(shapes, mesh)),), other)
+    _, params = load(
+        folder,
         dtype=config.dtype,
         param_dtype=config.param_dtype,
         shardings=lambda path, shape: leaf_sharding(mesh, path, shape),
     )
-    if other.config.vocabulary != model.vocabulary:
-        raise UserError(
-            f"config.objective.reference: {folder} has a vocabulary of {other.config.vocabulary}, "
-            f"and the policy one of {model.vocabulary}"
-        )
-    return Reference(lambda rest, held: (held,), (params,), other.config)
+    return Reference(_given, (params,), other)
+
+
+def _given(rest: PyTree, held: PyTree) -> tuple[PyTree, ...]:
+    """What is held is the whole reference."""
+    del rest
+    return (held,)

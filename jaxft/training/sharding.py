@@ -99,6 +99,15 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     return map_with_paths(lambda path, leaf: leaf_sharding(mesh, path, leaf.shape), tree)
 
 
+def laid_out(tree: PyTree, placed: PyTree) -> PyTree:
+    """The shapes of a tree's leaves with their shardings."""
+
+    def one(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(one, tree, placed)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp, their length over context."""
     return NamedSharding(mesh, PartitionSpec(BATCH, "context"))

@@ -37,8 +37,8 @@ class State(NamedTuple):
 
 def initial_state(trainable: PyTree, optimizer: optax.GradientTransformation) -> State:
     """The state before the first update."""
-    zero = jnp.zeros((), jnp.int32)
-    return State(trainable, optimizer.init(trainable), zero, zero)
+    step, bad = (jnp.zeros((), jnp.int32) for _ in range(2))  # two arrays: each is donated
+    return State(trainable, optimizer.init(trainable), step, bad)
 
 
 def parts_of(batch: Batch, parts: int) -> Batch:

@@ -82,7 +82,7 @@ def test_the_card_tells_the_bases_quantization_and_merging_keeps_to_it(
         "- the base was quantized: nf4, groups of 64, scales quantized too"
         in (adapter / "README.md").read_text()
     )
-    assert merge_folder(golden / "models/llama", adapter, tmp_path / "dense") < 1e-5
+    assert merge_folder(golden / "models/llama", adapter, tmp_path / "dense") < 3e-5
     merge_folder(golden / "models/llama", adapter, tmp_path / "nf4", quantize="nf4")
     assert capsys.readouterr().out.count("largest deviation") == 3
     assert quantized_in(load(tmp_path / "nf4")[1])

@@ -18,6 +18,7 @@ from jaxft.configuration import load_config
 from jaxft.models.config import Config
 from jaxft.models.sharding import AXES
 from jaxft.models.transformer import initial_params
+from jaxft.quantization import quantize_params
 from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.prepare import loss_of, method_of
 from jaxft.training.sharding import batch_sharding, shardings
@@ -68,7 +69,10 @@ def compile_step(
         )
 
     def tree() -> Any:
-        return adapt(initial_params(model, jax.random.key(0), dtype), row, jax.random.key(1))
+        params = initial_params(model, jax.random.key(0), dtype)
+        if config.base.quantize != "none":
+            params = quantize_params(params, config.base.quantize)
+        return adapt(params, row, jax.random.key(1))
 
     trainable, frozen = partition(jax.eval_shape(tree), row)
     optimizer = make_optimizer(config.optimizer, row, trainable, 10)
@@ -143,5 +147,25 @@ def collectives_in(text: str) -> list[Collective]:
                     Collective(
                         match[2], name, name in inside, shapes, operation[1] if operation else ""
                     )
+                )
+    return found
+
+
+def standing_in(text: str) -> set[tuple[str, tuple[int, ...]]]:
+    """(dtype, dimensions without those of 1) of every array that a program writes to memory.
+
+    That is all that instructions give, outside of the computations that are fused into one.
+    """
+    fused = set(re.findall(r"fusion\(.*calls=%?([\w.\-]+)", text))
+    found, name = set(), ""
+    for line in text.splitlines():
+        if header := re.match(r"^(?:ENTRY )?%?([\w.\-]+) .*\{\s*$", line):
+            name = header[1]
+        elif name not in fused and (
+            made := re.match(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) [\w\-]+\(", line)
+        ):
+            for kind, sizes in re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", made[1]):
+                found.add(
+                    (kind, tuple(int(size) for size in sizes.split(",") if size not in ("", "1")))
                 )
     return found

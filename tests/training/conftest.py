@@ -45,7 +45,7 @@ def promotion() -> Iterator[None]:
 def configure() -> Callable[..., ConfigDict]:
     """A small run's configuration: `configure("dora", steps=8, **{"data.packing": True})`."""
 
-    def make(method: str = "lora", **overrides: Any) -> ConfigDict:
+    def make(method: str = "lora", recipe: str = RECIPE, **overrides: Any) -> ConfigDict:
         small = {
             "model": str(GOLDEN / "model"),
             "data.train": str(GOLDEN / "data.jsonl"),
@@ -60,7 +60,7 @@ def configure() -> Callable[..., ConfigDict]:
         }
         if method != "full":
             small["method.rank"] = 4
-        return load_config(f"{RECIPE}:{method}", small | overrides)
+        return load_config(f"{recipe}:{method}", small | overrides)
 
     return make
 

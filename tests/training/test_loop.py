@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxft.errors import UserError
+from jaxft.formats.manifest import check_manifest
 from jaxft.training import loop
 from jaxft.training.loop import train
 
@@ -111,6 +112,17 @@ def test_the_runs_folder_is_the_contracts(configure: Callable[..., Any], tmp_pat
     again = train(config, tmp_path / "run")  # a finished run has nothing left to do
     assert again.steps == result.steps
     assert len(lines(tmp_path / "run")) == 6
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_manifest_knows_the_chat_template(
+    method: str, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What a run was trained on goes with what it exports, and is vouched for like the rest."""
+    settings = {"data.chat_template": "chatml", "steps": 1}
+    output = train(configure(method, **settings), tmp_path / "run").output
+    assert "im_start" in (output / "chat_template.jinja").read_text()
+    assert "chat_template.jinja" in check_manifest(output, required=True)["files"]
 
 
 def test_tensorboard_gets_the_numbers(configure: Callable[..., Any], tmp_path: Path) -> None:

@@ -49,11 +49,16 @@ def free_port() -> int:
 
 
 def start(
-    count: int, workdir: Path, *, die_after: tuple[int, ...] = ()
+    count: int,
+    workdir: Path,
+    *,
+    die_after: tuple[int, ...] = (),
+    recipe: str = RECIPE,
+    settings: dict[str, Any] = SETTINGS,
 ) -> list[subprocess.Popen[str]]:
     """The processes of a run, each with one device; `die_after` says for each when it kills itself."""
     script = str(Path(__file__).with_name("process.py"))
-    words = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+    words = [f"--config.{key}={value}" for key, value in settings.items()]
     port, started = free_port(), []
     for number in range(count):
         environment = {
@@ -66,7 +71,7 @@ def start(
             "JAX_PROCESS_ID": str(number),
         }
         life = str(die_after[number] if die_after else 0)
-        command = [sys.executable, script, life, "train", "--config", f"{RECIPE}:lora"]
+        command = [sys.executable, script, life, "train", "--config", f"{recipe}:lora"]
         command += ["--workdir", str(workdir), *words]
         started.append(
             subprocess.Popen(
@@ -140,6 +145,26 @@ def test_four_processes_give_one_processs_run(alone: Path, tmp_path: Path) -> No
     done = outcomes(start(4, tmp_path / "run"))
     assert [status for status, _ in done] == [0] * 4, done
     assert_same_run(tmp_path / "run", alone)
+
+
+def test_preferences_of_two_processes(tmp_path: Path) -> None:
+    """The reference beforehand, the last batch of an epoch with rows for one process alone: as of a single one."""
+    from jaxft.configuration import load_config
+
+    pairs = GOLDEN.parent / "preferences" / "pairs.jsonl"
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(f"{line}\n" for line in pairs.read_text().splitlines()[:9]))
+    recipe = RECIPE.replace("sft", "dpo")
+    changes = {"data.train": few, "data.eval": few, "objective.precompute": True}
+    settings = {key: value for key, value in SETTINGS.items() if key != "method.dropout"}
+    settings |= {key: value if value is True else str(value) for key, value in changes.items()}
+    done = outcomes(start(2, tmp_path / "run", recipe=recipe, settings=settings))
+    assert [status for status, _ in done] == [0, 0], done
+    train(load_config(f"{recipe}:lora", {**settings, "mesh.data": 1}), tmp_path / "alone")
+    assert_same_run(tmp_path / "run", tmp_path / "alone")
+    both = [np.load(tmp_path / run / "reference" / "train.npz") for run in ("run", "alone")]
+    assert both[0]["data"] == both[1]["data"]
+    np.testing.assert_allclose(*(file["log_probabilities"] for file in both), rtol=1e-6)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -15,19 +15,22 @@ import jaxft
 from jaxft.adaptation import partition
 from jaxft.models import Config, Transformer
 from jaxft.models.transformer import initial_params
-from jaxft.training.optimizer import make_optimizer, schedule
-from jaxft.training.prepare import loss_of, prepare_data, prepare_model
+from jaxft.training.prepare import prepare_data, prepare_model
+from jaxft.training.program import make_program
+from jaxft.training.reference import make_reference
 from jaxft.training.sharding import make_mesh, place_batch, shardings
-from jaxft.training.step import initial_state, make_train_step
 
 from .conftest import GOLDEN
 
 STEPS = 3
+PREFERENCES = str(Path(__file__).parents[2] / "configs" / "dpo.py")
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"optimizer.learning_rate": 1e-3},
     "lora": {"method.dropout": 0.1},
     "dora": {"remat": "dots"},
     "vera": {"remat": "full"},
+    "qlora": {"base.group_size": 8},  # its scales are too few for eight devices, its codes are not
+    "dpo": {"data.train": str(GOLDEN.parent / "preferences" / "pairs.jsonl")},
 }
 MESHES = {
     "data=8": {"data": 8},
@@ -56,8 +59,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def curve(configure: Any, folder: Path, method: str, mesh: str = "one") -> list[float]:
     """The losses of a few updates."""
     sizes = {"data": 1} | (MESHES[mesh] if mesh != "one" else {})
+    row = "lora" if method == "dpo" else method
     config = configure(
-        method,
+        row,
+        **({"recipe": PREFERENCES} if method == "dpo" else {}),
         **{f"mesh.{axis}": size for axis, size in sizes.items()},
         **{"model": str(folder), "tokenizer": str(GOLDEN / "model"), "batch_size": 8},
         **{"data.max_length": 128, "data.packing": True, "steps": STEPS},
@@ -65,23 +70,17 @@ def curve(configure: Any, folder: Path, method: str, mesh: str = "one") -> list[
     )
     placed = make_mesh(config.mesh)
     with jax.set_mesh(placed):
-        decoder, params, row = prepare_model(config, placed)
+        decoder, params, method_row = prepare_model(config, placed)
         batches = prepare_data(config, decoder.config, placed).train
-        trainable, frozen = partition(params, row)
-        optimizer = make_optimizer(config.optimizer, row, trainable, STEPS)
-        rate, loss = (
-            schedule(config.optimizer, STEPS),
-            loss_of(config, decoder.config, decoder.config),
-        )
-        state = initial_state(trainable, optimizer)
-        step = jax.jit(
-            make_train_step(loss, optimizer, rate, seed=config.seed),
-            out_shardings=(shardings(state, placed), None),
-        )
+        trainable, frozen = partition(params, method_row)
+        reference = make_reference(config, decoder.config, trainable, placed)
+        program = make_program(config, decoder.config, method_row, trainable, reference, STEPS)
+        state = program.initial(trainable)
+        step = jax.jit(program.step, out_shardings=(shardings(state, placed), None))
         losses = []
         for _ in range(STEPS):
             batch = place_batch(next(batches), config.batch_size, placed)
-            state, numbers = step(state, frozen, batch)
+            state, numbers = step(state, frozen, batch, *reference.held)
             losses.append(float(numbers["loss"]))
     return losses
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from jaxft.configuration import load_config
 from jaxft.errors import UserError
 from jaxft.training.preview import main, preview
 
@@ -140,3 +141,26 @@ def test_a_reader_who_has_seen_enough_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_preferences_are_shown_as_they_train(judged: bool, weightless: str) -> None:
+    """Pairs, or KTO's completions with their labels; what the shared prompt saves; rows of two lengths."""
+    file = GOLDEN.parent / "preferences" / ("judged.jsonl" if judged else "pairs.jsonl")
+    changes = {
+        "model": weightless,
+        "data.train": str(file),
+        "data.max_length": 128,
+        "data.packing": True,
+        "objective.name": "kto" if judged else "dpo",
+    }
+    text = page(load_config(f"{RECIPE.replace('sft', 'dpo')}:lora", changes), shown=1)
+    count = len(file.read_text(encoding="utf-8").splitlines())
+    kind = "judged completions" if judged else "pairs"
+    assert f"training data: {count} {kind}; " in text
+    assert "shared prompts save" in text
+    assert "rows of 256" in text
+    first = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
+    name = ("desirable" if first["label"] else "undesirable") if judged else "chosen"
+    assert f"  {name}:\n    [[{first['completion' if judged else 'chosen']}" in text
+    assert text.count(first["prompt"]) == 1

@@ -80,7 +80,7 @@ def test_ten_kills(tmp_path: Path, environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "soak.json").read_text())
     assert found["kills"] == 10
-    assert found["updates_lost_at_most"] < 2 * found["checkpoint_every"]
+    assert found["updates_lost_at_most"] <= found["checkpoint_every"]
 
 
 def test_nothing_damaged_is_read_as_if_it_were_whole(

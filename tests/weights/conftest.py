@@ -35,6 +35,7 @@ def product(path: str) -> Callable[[Any, jax.Array], jax.Array]:
     return apply
 
 
+@jax.jit  # a scan outside of jit compiles at every call
 def stacked_product(params: Any, x: jax.Array) -> jax.Array:
     """x through a residual layer for each of the stacked kernels, scanned: (4, IN) -> (4, IN)."""
 

@@ -1,0 +1,170 @@
+"""What a careful colleague says of preferences, and pairs for the eye."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxft.data.examples import common_prefix_length
+from jaxft.data.preferences import Comparison, Comparisons, PreferenceSummary
+from jaxft.data.report import Part, duplicates, share_of, told
+from jaxft.data.show import harmless
+from jaxft.data.tokenizer import Tokenizer
+
+Ids = list[int]
+LONGER = 0.65  # share of pairs beyond which length alone tells which completion is chosen
+BALANCE = (
+    1.0,
+    4 / 3,
+)  # KTO (arXiv 2402.01306, equation 9): desirable to undesirable, weights and counts together
+
+
+def sides(pair: Comparison) -> tuple[Ids, Ids, Ids]:
+    """The tokens of prompt, chosen and rejected completion."""
+    whole = [pair.branches != other for other in (2, 1)]
+    left, right = (pair.tokens[kept].tolist() for kept in whole)
+    starts = [int(np.argmax(pair.trained[kept])) for kept in whole]
+    return left[: starts[0]], left[starts[0] :], right[starts[1] :]
+
+
+def lengths(examples: Comparisons) -> Int[np.ndarray, "pairs 3"]:
+    """Tokens of each prompt, chosen and rejected completion."""
+    return np.asarray([[len(ids) for ids in sides(pair)] for pair in examples.pairs()])
+
+
+def side_lines(part: Part) -> list[str]:
+    """A line each for prompts and completions: the median and the longest."""
+    judged = summary_of(part).judged
+    names = ["prompts", "completions", ""] if judged else ["prompts", "chosen", "rejected"]
+    columns = lengths(pairs_of(part)).T
+    return [
+        f"  {name:12} {int(np.median(column)):>6} tokens in the middle, {column.max()} at most"
+        for name, column in zip(names, columns, strict=True)
+        if name
+    ]
+
+
+def pair_findings(
+    part: Part, tokenizer: Tokenizer, vocabulary: int, weight: float = 1.0
+) -> list[str]:
+    """A line for each thing about pairs, or judged completions, that their owner should know.
+
+    `weight` is that of KTO's desirable completions over that of its undesirable ones.
+    """
+    examples, summary = pairs_of(part), summary_of(part)
+    lines = []
+    if summary.truncated:
+        lines.append(
+            f"{share_of(summary.truncated, summary.rows)} prompts lose their beginning: with a completion they are "
+            f"longer than max_length {summary.max_length} (the longest has {summary.longest} tokens)"
+        )
+    if summary.dropped:
+        lines.append(
+            f"{share_of(summary.dropped, summary.rows)} rows are dropped: a completion alone exceeds max_length"
+        )
+    if summary.skipped:
+        lines.append(f"{summary.skipped} rows cannot be used and are left out (data.bad_rows=skip)")
+    split = [sides(pair) for pair in examples.pairs()]
+    checks = {
+        "train no EOS, so the model does not learn to stop": _without_eos(split, tokenizer),
+        f"have token ids at or above the model's vocabulary of {vocabulary}; train refuses them": [
+            i for i, pair in enumerate(examples.pairs()) if pair.tokens.max() >= vocabulary
+        ],
+        "have an empty prompt": [i for i, (prompt, *_) in enumerate(split) if not prompt],
+    }
+    judged = summary_of(part).judged
+    if not judged:
+        same = [i for i, (_, one, two) in enumerate(split) if one == two]
+        checks["have completions of the same tokens, which teach nothing"] = same
+        checks["stand the other way round elsewhere: what is chosen there is rejected here"] = (
+            _reversed(split)
+        )
+    for what, found in checks.items():
+        lines += told(what, found, examples)
+    lines += _balance(examples, weight) if judged else _length_bias(examples)
+    lines += duplicates(examples)
+    if summary.unused_keys:
+        lines.append(f"keys of the rows that are not used: {', '.join(summary.unused_keys)}")
+    return lines
+
+
+def marked_pair(
+    pair: Comparison, tokenizer: Tokenizer, marks: tuple[str, str], *, judged: bool
+) -> list[str]:
+    """Lines: the prompt once, then each completion with `marks` around what is trained.
+
+    Of a judged completion that is it alone: the other one is not trained.
+    """
+    prompt, *completions = sides(pair)
+    names = ["chosen", "rejected"]
+    if judged:
+        names = ["desirable" if pair.label else "undesirable", "of another prompt, for the KL"]
+    start = tokenizer.decode(prompt, skip_special_tokens=False)
+    texts = [("prompt", harmless(start))]
+    for name, ids in zip(names, completions, strict=True):
+        whole = tokenizer.decode(prompt + ids, skip_special_tokens=False)
+        text = harmless(whole[common_prefix_length(start, whole) :])
+        plain = judged and len(texts) == 2
+        texts.append((name, text if plain else f"{marks[0]}{text}{marks[1]}"))
+    return [
+        line
+        for name, text in texts
+        for line in (f"  {name}:", *(f"    {part}" for part in text.split("\n")))
+    ]
+
+
+def pairs_of(part: Part) -> Comparisons:
+    """The part's examples."""
+    assert isinstance(part.examples, Comparisons)
+    return part.examples
+
+
+def summary_of(part: Part) -> PreferenceSummary:
+    """The part's counts."""
+    assert isinstance(part.summary, PreferenceSummary)
+    return part.summary
+
+
+def _without_eos(split: Sequence[tuple[Ids, Ids, Ids]], tokenizer: Tokenizer) -> list[int]:
+    ends = set(tokenizer.eos_ids)
+    return [i for i, (_, chosen, _) in enumerate(split) if not ends & set(chosen)]
+
+
+def _reversed(split: Sequence[tuple[Ids, Ids, Ids]]) -> list[int]:
+    """Pairs that contradict an earlier one."""
+    seen: set[tuple[tuple[int, ...], ...]] = set()
+    found = []
+    for index, (prompt, chosen, rejected) in enumerate(split):
+        before, one, two = tuple(prompt), tuple(chosen), tuple(rejected)
+        if one != two and (before, two, one) in seen:
+            found.append(index)
+        seen.add((before, one, two))
+    return found
+
+
+def _length_bias(examples: Comparisons) -> Iterator[str]:
+    """A line where the longer completion is nearly always chosen, or nearly never."""
+    _, chosen, rejected = lengths(examples).T
+    apart = max(int((chosen != rejected).sum()), 1)
+    most = max(LONGER, 0.5 + apart**-0.5)  # and beyond two standard deviations of a coin's throws
+    for name, longer in (("chosen", chosen > rejected), ("rejected", rejected > chosen)):
+        if longer.sum() / apart > most:
+            yield (
+                f"the {name} completion is the longer one in {share_of(int(longer.sum()), len(examples))} pairs: "
+                "length alone tells them apart, and the model may learn that (objective.length_normalize, or simpo)"
+            )
+
+
+def _balance(examples: Comparisons, weight: float) -> Iterator[str]:
+    """A line where KTO's labels, as they are weighed, are far from balance."""
+    good = sum(pair.label > 0 for pair in examples.pairs())
+    bad = len(examples) - good
+    low, high = BALANCE
+    if bad and not low <= weight * good / bad <= high:
+        key, value = ("undesirable", good / bad) if good > bad else ("desirable", bad / good)
+        yield (
+            f"{good} desirable and {bad} undesirable, weighed {weight:.3g} to 1: KTO wants them in balance, as with "
+            f"objective.{key}_weight={value:.3g} and 1 for the other"
+        )

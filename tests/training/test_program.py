@@ -1,0 +1,68 @@
+"""What `plan` compiles is what `train` runs: one function makes both, from shapes or from arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from jaxft.planning.plan import _trace
+from jaxft.training import loop
+from jaxft.training.sharding import make_mesh
+
+from .conftest import GOLDEN
+from .test_loop import Cut
+from .test_preferences import PAIRS, configured
+
+
+def signature(tree: Any) -> list[tuple[str, tuple[int, ...], Any]]:
+    """Path, shape and dtype of every leaf."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in leaves]
+
+
+def taken(config: Any, folder: Path, patched: pytest.MonkeyPatch) -> Any:
+    """The arguments of a run's first step: state, frozen, batch, *held; and its model's shape."""
+    caught: list[Any] = []
+
+    def stop(run: Any, batch: Any) -> None:
+        caught.append(((run.state, run.frozen, batch, *run.held), run.model.config))
+        raise Cut
+
+    patched.setattr(loop._Run, "_update", stop)
+    with pytest.raises(Cut):
+        loop.train(config, folder)
+    return caught[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("lora", {}),
+        ("lora", {"objective.reference_every": 2}),
+        ("lora", {"objective.precompute": True}),
+        ("lora", {"objective.name": "orpo", "data.packing": True}),
+        ("full", {"objective.reference_offload": True}),
+        ("full", {"objective.reference": str(GOLDEN / "model")}),
+    ],
+    ids=["adapter", "moving", "precomputed", "free", "offloaded", "folder"],
+)
+def test_the_planned_step_takes_what_the_run_gives(
+    method: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every leaf of state, frozen tree and reference; the batch but for lengths and slots, which data decide."""
+    config = configured(method, **{"data.train": str(PAIRS / "pairs.jsonl"), **changes})
+    (state, frozen, batch, *held), model = taken(config, tmp_path, monkeypatch)
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        planned = _trace(config, model, mesh)
+        jax.eval_shape(planned.step, planned.state, planned.frozen, planned.batch, *planned.held)
+    assert signature((planned.state, planned.frozen)) == signature((state, frozen))
+    assert signature(planned.held) == signature(tuple(held))
+    kinds = [
+        {name: (x.dtype, x.ndim) for name, x in tree.items()} for tree in (planned.batch, batch)
+    ]
+    assert kinds[0] == kinds[1]
+    assert planned.batch["tokens"].shape == (config.batch_size, 2 * config.data.max_length)
