@@ -161,7 +161,11 @@ def standing_in(text: str) -> set[tuple[str, tuple[int, ...]]]:
     for line in text.splitlines():
         if header := re.match(r"^(?:ENTRY )?%?([\w.\-]+) .*\{\s*$", line):
             name = header[1]
-        elif name not in fused and (made := re.match(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) [\w\-]+\(", line)):
+        elif name not in fused and (
+            made := re.match(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) [\w\-]+\(", line)
+        ):
             for kind, sizes in re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", made[1]):
-                found.add((kind, tuple(int(size) for size in sizes.split(",") if size not in ("", "1"))))
+                found.add(
+                    (kind, tuple(int(size) for size in sizes.split(",") if size not in ("", "1")))
+                )
     return found

@@ -128,7 +128,9 @@ def test_no_kernel_stands_dequantized_whole(platform: str) -> None:
     bodies = standing_in(quantized_program(platform))
     floats = {shape for kind, shape in bodies if kind[0] in "bf" and kind != "f8"}
     assert not floats & (KERNELS - CODES)  # the half of o_proj is as large as k_proj
-    assert not {shape for shape in floats if shape[:1] == (MODEL.layers,) and shape[1:] in KERNELS | CODES}
+    assert not {
+        shape for shape in floats if shape[:1] == (MODEL.layers,) and shape[1:] in KERNELS | CODES
+    }
     if platform == "tpu":
         assert not {shape for kind, shape in bodies if kind == "f32" and shape in CODES}
 
