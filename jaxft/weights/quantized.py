@@ -34,8 +34,8 @@ class Quantized(Weight):
     """Codes and scales in a matrix's place: `x W' = x dequantize(codes, scales)`.
 
     A group is a run of rows, that is along `in`, as the blocks of a flattened (out, in) weight are. A group's scale
-    times the number that a code stands for is the entry, rounded once to the dtype of the product. The product is
-    rematerialised, so that the dequantized copy is made again in the backward pass and never kept.
+    times the number that a code stands for is the entry, rounded once to the dtype of the product. The product
+    has a backward rule of its own, in which the dequantized copy is made again; it is never kept.
 
     Attributes:
         codes: uint8 (in / 2, out), two codes of 4 bits a byte (row i below row i + in / 2), or int8 (in, out), or
