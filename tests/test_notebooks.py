@@ -9,7 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-FEW = {"first_adapter": "STEPS = 2"}  # what the cell tagged `parameters` says here
+FEW = {"first_adapter": "STEPS = 2", "tpu_pod": "STEPS = 2"}  # what the cell tagged `parameters` says here
 
 
 def read(name: str) -> nbformat.NotebookNode:
@@ -32,16 +32,32 @@ def test_no_output_is_stored(name):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # those of Jupyter's own packages
-def test_the_first_adapter_is_made(tmp_path):
-    notebook = read("first_adapter")
+def executed(name, folder):
+    """The notebook, once it has run in a folder."""
+    notebook = read(name)
     [parameters] = [
         cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())
     ]
-    parameters.source = FEW["first_adapter"]
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    parameters.source = FEW[name]
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
     client.execute()
+    return notebook
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # those of Jupyter's own packages
+def test_a_pods_run_is_planned_and_made_on_one_device(tmp_path):
+    notebook = executed("tpu_pod", tmp_path)
+    assert (tmp_path / "runs/tpu/adapter/adapter_model.safetensors").stat().st_size > 0
+    said = printed(notebook)
+    assert "1 device of local" in said
+    assert " -> " in said
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_first_adapter_is_made(tmp_path):
+    notebook = executed("first_adapter", tmp_path)
     for adapter in ("runs/lora/adapter", "runs/dora/adapter", "my_adapter"):
         assert (tmp_path / adapter / "adapter_model.safetensors").stat().st_size > 0
     assert (tmp_path / "merged" / "model.safetensors").stat().st_size > 0

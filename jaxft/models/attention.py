@@ -132,7 +132,7 @@ def _forward(
     grouped = _grouped(query, key)
     for start, stop in _blocks(query.shape[2]):
         rows = _rows(grouped, start, stop)
-        seen = _block_mask(masks, start, stop)
+        seen = _block_mask(masks, start, stop, grouped.shape[2])
         scores = _product("BKTH,BKSH->BKTS", rows, key[:, :, :stop]) * scale
         scores = _masked(_capped(scores, softcap)[0], seen)
         highest = jnp.maximum(scores.max(axis=-1, keepdims=True), FLOOR)
@@ -161,7 +161,7 @@ def _backward(softcap: float | None, scale: float, kept: tuple[Any, ...], cotang
     for start, stop in _blocks(query.shape[2]):
         rows, d_rows = _rows(grouped, start, stop), _rows(cotangent, start, stop)
         keys, values = key[:, :, :stop], value[:, :, :stop]
-        seen = _block_mask(masks, start, stop)
+        seen = _block_mask(masks, start, stop, grouped.shape[2])
         scores, tanh = _capped(_product("BKTH,BKSH->BKTS", rows, keys) * scale, softcap)
         weights = jnp.exp(_masked(scores, seen) - _rows(log_sum_exp, start, stop))
         d_weights = _product("BKTH,BKSH->BKTS", d_rows, values)
@@ -202,21 +202,28 @@ def _product(letters: str, left: Array, right: Array) -> Array:
     return jnp.einsum(letters, left, right, preferred_element_type=jnp.float32)
 
 
-def _block_mask(masks: _Masks, start: int, stop: int) -> Bool[Array, "batch 1 1 block stop"]:
+def _block_mask(
+    masks: _Masks, start: int, stop: int, group: int
+) -> Bool[Array, "batch 1 rows stop"]:
+    """Of the rows of all heads of a group, as `_rows` has them.
+
+    A mask of one head's rows, broadcast to the group's, is written out by the TPU compiler: for each layer and block.
+    """
     index = jnp.arange(start, stop, dtype=jnp.int32)[None, :]
     queries, branches = jax.tree.map(
         lambda ids: ids[:, start:stop], (masks.query_segments, masks.branches)
     )
     keys, before = jax.tree.map(lambda ids: ids[:, :stop], (masks.key_segments, masks.branches))
     index = jnp.broadcast_to(index, queries.shape)
-    return _seen(index, queries, keys, masks.window, branches, before)[:, None, None]
+    index, queries, branches = jax.tree.map(
+        lambda ids: jnp.tile(ids, (1, group)), (index, queries, branches)
+    )
+    return _seen(index, queries, keys, masks.window, branches, before)[:, None]
 
 
 def _masked(scores: Array, seen: Array) -> Array:
-    """`MASKED` where a key is not seen; the rows of `scores` are those of a group's heads."""
-    batch, key_heads, rows, keys = scores.shape
-    apart = scores.reshape(batch, key_heads, rows // seen.shape[3], seen.shape[3], keys)
-    return jnp.where(seen, apart, MASKED).reshape(scores.shape)
+    """`MASKED` where a key is not seen."""
+    return jnp.where(seen, scores, MASKED)
 
 
 def _grouped(query: Array, key: Array) -> Array:

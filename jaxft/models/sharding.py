@@ -34,7 +34,8 @@ LEAVES: tuple[tuple[str, tuple[str | None, str | None]], ...] = (
 )
 
 ACTIVATIONS = (
-    ("residual", PartitionSpec(BATCH, "context", None)),  # (batch, length, hidden)
+    ("residual", PartitionSpec(BATCH, ("context", "tensor"), None)),  # (batch, length, hidden)
+    ("normalized", PartitionSpec(BATCH, "context", None)),  # the same, as kernels read it
     ("heads", PartitionSpec(BATCH, "tensor", "context", None)),  # (batch, heads, length, head_dim)
     ("feed_forward", PartitionSpec(BATCH, "context", "tensor")),  # (batch, length, intermediate)
 )
@@ -46,34 +47,48 @@ BESIDE_CODES = ("scales", "zeros")
 def leaf_spec(path: str, ndim: int) -> PartitionSpec:
     """The spec of a leaf: its kernel's axes, those that it has, with the layers' axis in front where there is one.
 
+    A part with a rank and without the kernel's axis over fsdp lies over fsdp along the other, so that no device
+    holds, or updates, all of it.
+
     >>> tuple(leaf_spec("layers/attention/o_proj/kernel/a", 3))
-    (None, 'tensor', None)
+    (None, ('tensor', 'fsdp'), None)
     """
     kernel = first_match(LEAVES, path)
     if kernel is None:
         return PartitionSpec()
     owner: dict[str, str | None] = dict(zip(("in", "out"), kernel, strict=True))
     part = next((name for name in path.split("/") if name in PARTS), None)
-    spec = [owner.get(axis) for axis in PARTS[part]] if part else list(kernel)
+    spec: list[Any] = [owner.get(axis) for axis in PARTS[part]] if part else list(kernel)
+    if part and "rank" in PARTS[part] and "fsdp" not in spec:
+        spec = [axis and (axis, "fsdp") for axis in spec]
     return PartitionSpec(*(None,) * (ndim - len(spec)), *spec) if spec else PartitionSpec()
 
 
 def fitted(
     path: str, spec: PartitionSpec, shape: tuple[int, ...], mesh: Mapping[str, int]
 ) -> PartitionSpec:
-    """The spec without the axes that do not divide the scales or zeros of a quantized kernel: those stay whole."""
-    if path.split("/")[-1] not in BESIDE_CODES:
-        return spec
-    return PartitionSpec(
-        *(
-            axis if axis is None or size % mesh[axis] == 0 else None
-            for axis, size in zip(spec, shape, strict=False)
-        )
-    )
+    """The spec without what does not divide a part beside a kernel.
+
+    Those are the scales or zeros of a quantized kernel, which then stay whole, and what lies over fsdp because it
+    would else be whole.
+    """
+
+    def fit(size: int, axes: Any) -> Any:
+        if isinstance(axes, tuple):
+            return axes if size % math.prod(mesh[axis] for axis in axes) == 0 else axes[0]
+        beside = path.split("/")[-1] in BESIDE_CODES
+        return None if beside and axes is not None and size % mesh[axes] else axes
+
+    return PartitionSpec(*(fit(size, axes) for size, axes in zip(shape, spec, strict=False)))
 
 
 def _without(axis: str, spec: PartitionSpec) -> PartitionSpec:
-    return PartitionSpec(*(None if part == axis else part for part in spec))
+    def rest(axes: Any) -> Any:
+        if isinstance(axes, tuple):
+            return tuple(one for one in axes if one != axis)
+        return None if axes == axis else axes
+
+    return PartitionSpec(*(rest(axes) for axes in spec))
 
 
 def parts_of(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
@@ -97,10 +112,15 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
     if mesh.empty:
         return x
     spec = first_match(ACTIVATIONS, name)
-    divided = (
-        None if size % parts_of(mesh, axes) else axes
-        for size, axes in zip(x.shape, spec, strict=True)
-    )
+
+    def fit(size: int, axes: Any) -> Any:
+        """As many of the axes as divide the dimension."""
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        while size % parts_of(mesh, names):
+            names = names[:-1]
+        return names
+
+    divided = (fit(size, axes) for size, axes in zip(x.shape, spec, strict=True))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*divided))
 
 

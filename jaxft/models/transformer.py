@@ -88,7 +88,7 @@ def hidden_states(
     x = _embed(config, params, tokens, positions)
     layers, taps = narrowed(params["layers"], config.dtype)
     x, _ = jax.lax.scan(_rematerialized(body, config.remat), x, (layers, taps, _windows(config)))
-    return _norm(config, params["final_norm"], x)
+    return _normalized(config, params["final_norm"], x)
 
 
 def cached_hidden_states(
@@ -114,7 +114,7 @@ def cached_hidden_states(
     numbers = jnp.arange(config.layers, dtype=jnp.int32)
     start = (x, cache["key"], cache["value"])
     (x, keys, values), _ = jax.lax.scan(body, start, (params["layers"], _windows(config), numbers))
-    hidden = _norm(config, params["final_norm"], x)
+    hidden = _normalized(config, params["final_norm"], x)
     return hidden, {"key": keys, "value": values, "segments": seen}
 
 
@@ -184,6 +184,11 @@ def _norm(config: Config, norm: Params, x: jax.Array) -> jax.Array:
     return rms_norm(x, norm["scale"], epsilon=config.norm_epsilon, offset=config.norm_offset)
 
 
+def _normalized(config: Config, norm: Params, x: jax.Array) -> jax.Array:
+    """What a kernel reads: where `tensor` divides the kernel, and the residual's length, all places of a row's part."""
+    return constrain(_norm(config, norm, x), "normalized")
+
+
 def _project(
     prepare: Any, layer: Params, names: Sequence[str], *inputs: jax.Array
 ) -> list[jax.Array]:
@@ -222,11 +227,13 @@ def _block(
     """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`; with `past`, keys and values too."""
     layer = bind(layer, params)
     x = constrain(x, "residual")
-    norm = functools.partial(_norm, config, layer["attention_norm"])
+    norm = functools.partial(_normalized, config, layer["attention_norm"])
     places = (segments, positions, branches, past)
     y, *written = _attend(config, layer["attention"], norm, window, x, *places)
     x = x + (_norm(config, layer["post_attention_norm"], y) if config.post_norms else y)
-    y = _feed_forward(config, layer["mlp"], functools.partial(_norm, config, layer["mlp_norm"]), x)
+    x = constrain(x, "residual")
+    norm = functools.partial(_normalized, config, layer["mlp_norm"])
+    y = _feed_forward(config, layer["mlp"], norm, x)
     x = x + (_norm(config, layer["post_mlp_norm"], y) if config.post_norms else y)
     x = constrain(x, "residual")
     return (x, *written) if written else x

@@ -41,7 +41,7 @@ from jaxft.training.prepare import (
     method_of,
     trained_by,
 )
-from jaxft.training.program import make_program
+from jaxft.training.program import compiler_options, make_program
 from jaxft.training.reference import make_reference
 from jaxft.training.sharding import batch_sharding, laid_out, make_mesh, require_rows, shardings
 from jaxft.tree import PyTree, combine
@@ -135,10 +135,13 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
     with jax.set_mesh(mesh):
         traced = _trace(config, model, mesh)
         parts = _parts(traced)
-        jitted = jax.jit(traced.step, donate_argnums=0)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, traced.state)
+        jitted = jax.jit(traced.step, donate_argnums=0, out_shardings=(placed, None))
         lowered = jitted.lower(traced.state, traced.frozen, traced.batch, *traced.held)
         start = time.perf_counter()
-        peak, temporary, memory, program = _compiled(lowered, sum(parts.values()), target)
+        peak, temporary, memory, program = _compiled(
+            lowered, sum(parts.values()), target, compiler_options(mesh)
+        )
         seconds = time.perf_counter() - start
         flops = _flops(traced, mesh)
         least = (
@@ -193,6 +196,20 @@ def variants(
                 changed.remat = remat
                 changed.base.quantize = scheme
             yield changed
+
+
+def kept_bytes(config: ConfigDict, target: Devices) -> int:
+    """Bytes of the step's arguments and of what is kept for the backward pass, on a device: known without compiling.
+
+    The peak is above it, by gathered kernels and what is dropped at once.
+    """
+    mesh = _mesh_of(config, target)
+    model = dataclasses.replace(
+        model_config(model_folder(config.model)), dtype=config.dtype, remat=config.remat
+    )
+    with jax.set_mesh(mesh):
+        traced = _trace(config, model, mesh)
+        return sum(_parts(traced).values()) + _activation_bytes(traced, mesh)
 
 
 def placements(config: ConfigDict, target: Devices) -> list[Placement]:
@@ -307,12 +324,12 @@ def _width(dtype: Any) -> float:
 
 
 def _compiled(
-    lowered: Any, arguments: int, target: Devices
+    lowered: Any, arguments: int, target: Devices, options: dict[str, str]
 ) -> tuple[int, int, int | None, Program | None]:
     """(peak, temporary, memory, program); a step that the TPU compiler refuses tells the first three."""
     memory = int(target.chip.memory) if target.chip else local_memory()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     except Exception as error:
         used = USED.search(str(error))
         if used is None:

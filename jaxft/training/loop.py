@@ -32,7 +32,7 @@ from jaxft.training.metrics import Metrics, Progress, further, reporters, say
 from jaxft.training.plots import plot_averages, plot_run
 from jaxft.training.precompute import computed_beforehand
 from jaxft.training.prepare import Data, prepare_data, prepare_model, updates_of
-from jaxft.training.program import make_program
+from jaxft.training.program import compiler_options, make_program
 from jaxft.training.reference import Reference, make_reference
 from jaxft.training.result import Result
 from jaxft.training.sharding import make_mesh, place_batch, shardings
@@ -99,7 +99,12 @@ class _Run:
         trainable, self.frozen = partition(params, method)
         program = make_program(config, model.config, method, trainable, reference, self.steps)
         placed = shardings(jax.eval_shape(program.initial, trainable), mesh)
-        self.train_step = jax.jit(program.step, donate_argnums=0, out_shardings=(placed, None))
+        self.train_step = jax.jit(
+            program.step,
+            donate_argnums=0,
+            out_shardings=(placed, None),
+            compiler_options=compiler_options(mesh),
+        )
         self.eval_sums = jax.jit(program.eval_sums)
         self.state: State = jax.jit(program.initial, out_shardings=placed)(trainable)
         self.identity = identity(config, mesh)

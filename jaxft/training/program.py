@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxft.methods import Method
@@ -34,6 +35,17 @@ class Program:
     step: Callable[..., tuple[State, dict[str, Any]]]
     eval_sums: Callable[..., tuple[Any, Any]]
     loss: Loss
+
+
+# The compiler gives a fusion 16 MiB of a TPU core's fast memory by default, with which the products of wide kernels
+# reach half of their speed. These kinds have 128.
+WIDE = {"xla_tpu_scoped_vmem_limit_kib": "65536"}
+OPTIONS = {"TPU v5 lite": WIDE, "TPU v6 lite": WIDE}
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """What the compiler is told beside the program, by the kind of the mesh's devices."""
+    return OPTIONS.get(mesh.devices.flat[0].device_kind, {})
 
 
 def make_program(

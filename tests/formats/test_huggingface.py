@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxft
 from jaxft.errors import UserError
-from jaxft.formats import load, save
+from jaxft.formats import huggingface, load, save
 from jaxft.formats.config_file import config_json, model_config
 
 MODELS = sorted(path.name for path in (Path(__file__).parent.parent / "golden/models").iterdir())
@@ -338,3 +339,34 @@ def test_what_a_hostile_folder_links_to_is_not_copied_along(copy_of, tmp_path, c
     assert (
         "tokenizer_secret.json is a link out of its folder: not copied" in capsys.readouterr().err
     )
+
+
+def test_of_shards_one_tensor_at_a_time_is_on_the_host(golden, tmp_path, monkeypatch):
+    """What is written from a mesh is what is written from one device, and never stands whole in the host's memory."""
+    folder = golden / "models/llama_bias"
+    mesh = jax.make_mesh((4,), ("fsdp",), devices=jax.devices()[:4])
+
+    def shardings(path, shape):
+        axes = [None] * len(shape)
+        if path.endswith("kernel"):
+            axes[-2] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    model, params = load(folder, shardings=shardings)
+    taken, most = [], 0
+
+    def counted(array):
+        nonlocal most
+        host = np.array(array)
+        taken.append(weakref.ref(host))
+        alive = [held for held in (one() for one in taken) if held is not None]
+        most = max(most, sum(held.nbytes for held in alive))
+        return host
+
+    monkeypatch.setattr(huggingface, "to_host", counted)
+    save(model, params, tmp_path / "shards", like=folder)
+    written = tensors(tmp_path / "shards")
+    sizes = sorted((array.nbytes for array in written.values()), reverse=True)
+    assert most <= sum(sizes[:2]) < sum(sizes) / 3
+    for name, array in tensors(folder).items():
+        np.testing.assert_array_equal(written[name], array)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -186,6 +187,27 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(
     assert "a process of this run ended" in said[0]
     assert not (tmp_path / "run" / "adapter").exists()
     assert [status for status, _ in outcomes(start(2, tmp_path / "run"))] == [0, 0]
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_sigterm_to_one_stops_all_with_a_checkpoint_and_a_restart_goes_on(
+    alone: Path, tmp_path: Path
+) -> None:
+    """A machine that is to be taken away: all stop at one step, with 143, and the whole is as if they had not."""
+    began = start(2, tmp_path / "run")
+    output = began[0].stdout
+    assert output is not None
+    for line in output:
+        if line.startswith("compiling"):
+            began[1].send_signal(signal.SIGTERM)
+            break
+    done = outcomes(began)
+    assert [status for status, _ in done] == [143, 143], done
+    assert "whose checkpoint is written" in done[0][1]
+    assert not (tmp_path / "run" / "adapter").exists()
+    again = outcomes(start(2, tmp_path / "run"))
+    assert [status for status, _ in again] == [0, 0], again
+    assert "going on from the checkpoint" in again[0][1]
     assert_same_run(tmp_path / "run", alone)
 
 

@@ -63,7 +63,10 @@ def test_a_model_that_does_not_divide_is_refused_with_the_sizes_that_do(
 
 @pytest.mark.parametrize("method", ["full", "lora", "dora", "vera", "delta_lora"])
 def test_a_part_lies_as_the_contraction_that_it_belongs_to(method: str) -> None:
-    """On every weight: an axis "in" or "out" lies on the mesh as its kernel's, the stack's never."""
+    """On every weight: an axis "in" or "out" lies on the mesh as its kernel's, the stack's never.
+
+    Of a and b the one that has not the kernel's axis over fsdp lies over fsdp too.
+    """
     kernels = {"q_proj": ("fsdp", "tensor"), "o_proj": ("tensor", "fsdp")}
     tree = {"layers": {name: {"kernel": jnp.ones((2, 8, 8))} for name in kernels}}
     row = METHODS[method](**({} if method == "full" else {"rank": 4}))
@@ -71,11 +74,12 @@ def test_a_part_lies_as_the_contraction_that_it_belongs_to(method: str) -> None:
         spec = tuple(leaf_spec(path, leaf.ndim))
         name = path.split("/")[-1]
         inside, out = kernels.get(path.split("/")[1], (None, None))
+        left, right = ((axis, "fsdp") if axis == "tensor" else axis for axis in (inside, out))
         wanted = {
-            "a": (None, inside, None),
-            "a0": (None, inside, None),
-            "b": (None, None, out),
-            "b0": (None, None, out),
+            "a": (None, left, None),
+            "a0": (None, left, None),
+            "b": (None, None, right),
+            "b0": (None, None, right),
             "magnitude": (None, out),
             "g": (None, out),
             "d": (None, None),
@@ -99,3 +103,13 @@ def test_what_is_replicated_and_what_it_costs(configure: Callable[..., Any]) -> 
     assert (kernel.path, kernel.replicated, kernel.copies) == ("q_proj/kernel", False, 2)
     assert (kernel.bytes_per_device, kernel.surplus) == (128, 512)
     assert (norm.path, norm.surplus) == ("final_norm/scale", 7 * 32)
+
+
+def test_a_part_that_a_mesh_does_not_divide_lies_as_its_kernel(
+    configure: Callable[..., Any],
+) -> None:
+    """b over fsdp where that divides it; else, as the kernel's output, over tensor alone."""
+    mesh = make_mesh(configure(**{"mesh.fsdp": 4, "mesh.tensor": 2, "mesh.data": 1}).mesh)
+    path = "layers/attention/q_proj/kernel/b"
+    assert leaf_sharding(mesh, path, (2, 4, 16)).spec[2] == ("tensor", "fsdp")
+    assert leaf_sharding(mesh, path, (2, 4, 12)).spec[2] == "tensor"
