@@ -34,6 +34,8 @@ SHAPES: dict[str, dict[str, int]] = {
         "heads": 32, "key_heads": 8, "head_dim": 128, "max_length": 8192,
     },
 }  # fmt: skip
+# The tensors of 8B, of which what is held beside the tree consists, in fewer layers.
+SHAPES["8B of 4 layers"] = SHAPES["8B"] | {"layers": 4}
 
 
 def write_random(folder: Path, shape: dict[str, int], shard_bytes: int = 2_000_000_000) -> int:

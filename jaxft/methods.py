@@ -191,6 +191,8 @@ def _row(
     name: str, weight: type[Any], trainable: tuple[str, ...], user: dict[str, Any], **own: Any
 ) -> Method:
     """A row of the table: what is the method's `own`, then the `user`'s settings over it."""
+    begins = {} if weight is LoRA else OWN_START
+    own["without"] = begins | own.get("without", {})
     row = Method(
         **{"name": name, "weight": weight, "transform": weight.at, "trainable": trainable} | own
     )
@@ -264,14 +266,13 @@ def vera(d_initial: float = 0.1, projection_seed: int = 0, **settings: Any) -> M
             "rank_stabilized": "the paper has no scale",
             "rank_pattern": "all layers share two projections of one rank",
             "tie_adapters": "PEFT's format holds no VeRA on an embedding",
-            **OWN_START,
         },
     )
 
 
 def dora(**settings: Any) -> Method:
     """DoRA (arXiv 2402.09353): `m (W + s a b) / |W + s a b|`, with a, b and m trained."""
-    return _row("dora", DoRA, ("a", "b", "magnitude"), settings, without=OWN_START)
+    return _row("dora", DoRA, ("a", "b", "magnitude"), settings)
 
 
 def delta_lora(factor: float = 2.0, start_step: int = 0, **settings: Any) -> Method:
@@ -285,7 +286,7 @@ def delta_lora(factor: float = 2.0, start_step: int = 0, **settings: Any) -> Met
         transform=functools.partial(DeltaLoRA.at, factor=factor, start_step=start_step),
         events=((start_step, begin),) if start_step else (),
         adopt=functools.partial(DeltaLoRA.from_lora, factor=0.0 if start_step else factor),
-        without={"dropout": "the paper leaves it out (section 4)", **OWN_START},
+        without={"dropout": "the paper leaves it out (section 4)"},
     )
 
 

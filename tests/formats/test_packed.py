@@ -187,3 +187,25 @@ def test_full_tuning_over_codes_is_refused(golden):
     with pytest.raises(UserError, match=r"is quantized \(int4\) and cannot train"):
         jaxft.partition(params, jaxft.methods.full())
     assert all(is_weight(leaf) for _, leaf in quantized_in(params))
+
+
+@pytest.mark.parametrize("name", ["gptq_act_order", "packed_4bit"])
+def test_over_a_mesh_the_logits_are_the_same(golden, name, deviation):
+    """Codes lie as their kernels do, and the order of the rows on every device."""
+    from ml_collections import ConfigDict
+
+    from jaxft.training.sharding import leaf_sharding, make_mesh
+
+    folder = golden / "packed" / name
+    expected = np.load(folder / "expected.npz")
+    sizes = {"data": 1, "fsdp": 2, "context": 1, "tensor": 1}
+    mesh = make_mesh(ConfigDict(sizes), jax.devices()[:2])
+    model, params = load(folder, shardings=lambda path, shape: leaf_sharding(mesh, path, shape))
+    kernel = params["layers"]["mlp"]["up_proj"]["kernel"]
+    codes = getattr(kernel, "ordered", kernel).codes
+    assert codes.addressable_shards[0].data.size * 2 == codes.size
+    with jax.set_mesh(mesh):
+        logits = jax.jit(lambda params, ids: model.apply({"params": params}, ids))(
+            params, expected["input_ids"]
+        )
+    assert deviation(np.asarray(logits), expected["logits"]) < 1e-5
