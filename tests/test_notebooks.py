@@ -9,7 +9,10 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-FEW = {"first_adapter": "STEPS = 2", "tpu_pod": "STEPS = 2"}  # what the cell tagged `parameters` says here
+FEW = {
+    "first_adapter": "STEPS = 2",
+    "tpu_pod": "STEPS = 2",
+}  # what the cell tagged `parameters` says here
 
 
 def read(name: str) -> nbformat.NotebookNode:

@@ -3,7 +3,8 @@
     python experiments/pods/scale.py [--cells 8b/lora/v5e-256,...] [--table]
 
 Each cell of the table is compiled in a process of its own and stands in scale.json as soon as it is made; a second
-start goes on with the cells that are missing. `--table` writes scale.md from what is there. No TPU is needed, but libtpu.
+start goes on with the cells that are missing. `--table` writes scale.md from what is there. No TPU is needed, but
+libtpu.
 """
 
 from __future__ import annotations
@@ -31,8 +32,13 @@ SHAPES = {
     "405b": (16384, 53248, 126, 128),
 }
 METHODS = ("lora", "qlora", "dora", "full")
-SLICES = {"v5e-16": "v5e:4x4", "v5e-256": "v5e:16x16", "v5p-128": "v5p:4x4x4", "v6e-256": "v6e:16x16"}
-# Rows of 2,048 tokens on a device and what is recomputed: the first whose parts and kept activations leave room is taken.
+SLICES = {
+    "v5e-16": "v5e:4x4",
+    "v5e-256": "v5e:16x16",
+    "v5p-128": "v5p:4x4x4",
+    "v6e-256": "v6e:16x16",
+}
+# Rows of 2,048 tokens on a device and what is recomputed: the first that leaves room beside its parts is taken.
 CHOICES = ((2, "dots"), (4, "full"), (2, "full"), (1, "full"))
 ROOM = 0.85  # of a device's memory, for the arguments and what is kept for the backward pass
 FIRST = (
@@ -82,7 +88,9 @@ def measure(name: str) -> dict[str, Any]:
         }  # fmt: skip
         config = load_config(str(HERE.parents[1] / "configs" / f"sft.py:{method}"), settings)
         with jax.numpy_dtype_promotion("standard"):
-            if (rows, remat) != CHOICES[-1] and kept_bytes(config, target) > ROOM * target.chip.memory:
+            if (rows, remat) != CHOICES[-1] and kept_bytes(
+                config, target
+            ) > ROOM * target.chip.memory:
                 continue
             start, made = time.perf_counter(), plan(config, target)
         cell = dataclasses.asdict(made)
@@ -113,7 +121,8 @@ def record(cells: list[str]) -> None:
 def table() -> list[str]:
     """Markdown: a row a cell."""
     lines = [
-        "| model | method | slice | devices | rows a device | remat | base GiB | peak GiB | fits | s/step | tokens/s a device | MFU |"
+        "| model | method | slice | devices | rows a device | remat | base GiB | peak GiB | fits | s/step "
+        "| tokens/s a device | MFU |"
         " moved GiB | compiled in s |",
         "|---" * 14 + "|",
     ]

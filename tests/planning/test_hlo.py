@@ -43,3 +43,15 @@ def test_a_known_trip_count_goes_before_the_condition():
         "body=%body.1", 'body=%body.1, backend_config={"known_trip_count":{"n":"3"}}'
     )
     assert read_program(text).cycles == 3 * 100 + 7
+
+
+def test_a_collective_that_other_work_runs_beside_counts_once():
+    """It stands in each fusion that works meanwhile, and in the one that ends it."""
+    beside = TEXT.replace(
+        "all-gather(%p.0)", 'all-gather(%p.0), x={"async_collective_fusion_config":{}}'
+    )
+    assert read_program(beside).exchanged["all-gather"] == 0
+    end = '  %c.1 = bf16[8,128]{1,0} custom-call(%p.0), custom_call_target="AsyncCollectiveDone"\n  ROOT %all'
+    assert (
+        read_program(beside.replace("  ROOT %all", end)).exchanged["all-gather"] == 32 * 8 * 128 * 2
+    )

@@ -18,9 +18,11 @@ from jaxft.configuration import load_config
 from jaxft.models.config import Config
 from jaxft.models.sharding import AXES
 from jaxft.models.transformer import initial_params
+from jaxft.planning.hlo import ENDS, UNDER_WAY
 from jaxft.quantization import quantize_params
 from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.prepare import loss_of, method_of
+from jaxft.training.program import compiler_options
 from jaxft.training.sharding import batch_sharding, shardings
 from jaxft.training.step import initial_state, make_train_step
 
@@ -71,7 +73,7 @@ def compile_step(
     def tree() -> Any:
         params = initial_params(model, jax.random.key(0), dtype)
         if config.base.quantize != "none":
-            params = quantize_params(params, config.base.quantize)
+            params = quantize_params(params, config.base.quantize, group_size=64, double_quant=True)
         return adapt(params, row, jax.random.key(1))
 
     trainable, frozen = partition(jax.eval_shape(tree), row)
@@ -92,7 +94,8 @@ def compile_step(
     }
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state, mesh), None))
-        return jitted.lower(laid(state), laid(frozen), batch).compile()
+        lowered = jitted.lower(laid(state), laid(frozen), batch)
+        return lowered.compile(compiler_options=compiler_options(mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,18 +104,20 @@ class Collective:
 
     Attributes:
         kind: as in KINDS; where: the computation in which it stands; in_loop: whether that is a loop's body or
-        called from one; shapes: (dtype, dimensions) of what it gives; operation: the name in the traced program.
+        called from one; overlapped: whether other work is done meanwhile; shapes: (dtype, dimensions) of what it
+        gives; operation: the name in the traced program.
     """
 
     kind: str
     where: str
     in_loop: bool
+    overlapped: bool
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     operation: str
 
 
 def collectives_in(text: str) -> list[Collective]:
-    """Every collective of a program's text; a start and its end count once."""
+    """Every collective of a program's text; a start and its end count once, as do the fusions that it runs beside."""
     bodies: dict[str, list[str]] = {}
     name = ""
     for line in text.splitlines():
@@ -135,7 +140,10 @@ def collectives_in(text: str) -> list[Collective]:
         inside |= more
     found = []
     for name, lines in bodies.items():
+        ends = any(ENDS in line for line in lines)
         for line in lines:
+            if UNDER_WAY in line and not ends:
+                continue
             match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
             if match:
                 shapes = tuple(
@@ -145,7 +153,12 @@ def collectives_in(text: str) -> list[Collective]:
                 operation = re.search(r'op_name="([^"]*)"', line)
                 found.append(
                     Collective(
-                        match[2], name, name in inside, shapes, operation[1] if operation else ""
+                        match[2],
+                        name,
+                        name in inside,
+                        bool(match[3]) or UNDER_WAY in line,
+                        shapes,
+                        operation[1] if operation else "",
                     )
                 )
     return found
