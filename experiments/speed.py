@@ -7,7 +7,8 @@ Every column is a process of its own that holds its model and waits. They take t
 round, so that all see the same machine: ratios hold, absolute figures are those of the day. Run it on
 an idle machine: torch's threads wait for each other and lose far more than XLA's to other work.
 All start from the same random weights (float32), the LoRA columns from the same adapter, which jaxft
-writes and PEFT loads; the losses of the measured steps are printed and must agree. PEFT runs
+writes and PEFT loads; the losses of the measured steps are printed and must agree. The qlora columns
+quantize that model to nf4 with double quantization, ours and bitsandbytes'. PEFT runs
 transformers' llama with SDPA in an environment that the script makes (`.venv-reference`), unless
 `--reference-python` names one.
 """
@@ -28,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ("torch==2.13.0", "transformers==5.23", "peft==0.21.2")
-JAXFT_COLUMNS, PEFT = ("lora", "dora", "lora_fa"), "peft lora"
+REFERENCE = ("torch==2.13.0", "transformers==5.23", "peft==0.21.2", "bitsandbytes==0.50.2")
+JAXFT_COLUMNS = ("lora", "dora", "lora_fa", "qlora")
+PEFT, PEFT_QLORA = "peft lora", "peft qlora"
 BATCH, LENGTH, VOCABULARY, RANK, BATCHES = 2, 512, 49152, 16, 4
 LEARNING_RATE, CLIP_NORM = 2e-4, 1.0
 GOALS = {"tokens_per_second": 1.2, "peak_bytes": 0.6, "first_step_seconds": 10.0, "dora": 0.85}
+QLORA_GOALS = {"lora": 0.6, "peft": 2.0}
 DEPTHS, DEPTH_GOAL = (4, 32), 1.2
 LOSS_TOLERANCE = 1e-3
 
@@ -112,8 +115,8 @@ def jaxft_worker(name: str, folder: Path) -> Update:
 
     import jaxft
 
-    model, params = jaxft.load(folder / "model")
-    method = getattr(jaxft.methods, name)(rank=RANK)
+    model, params = jaxft.load(folder / "model", quantize="nf4" if name == "qlora" else "none")
+    method = getattr(jaxft.methods, "lora" if name == "qlora" else name)(rank=RANK)
     if name == "dora":
         params = jaxft.adapt(params, method, jax.random.key(1))
     else:
@@ -134,14 +137,21 @@ def jaxft_worker(name: str, folder: Path) -> Update:
     return update
 
 
-def peft_worker(folder: Path) -> Update:
+def peft_worker(name: str, folder: Path) -> Update:
     """The same update by PEFT: transformers with SDPA, the fused AdamW that its Trainer takes."""
     import torch
     import transformers
     from peft import PeftModel
 
+    codes = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    settings = {"quantization_config": codes} if name == PEFT_QLORA else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder / "model", dtype=torch.float32, attn_implementation="sdpa"
+        folder / "model", dtype=torch.float32, attn_implementation="sdpa", **settings
     )
     model.config.use_cache = False
     model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True).train()
@@ -173,7 +183,7 @@ def peak_bytes() -> int:
 def work(name: str, folder: Path) -> None:
     """A worker: says that its model is loaded, then answers "go N" with what N updates took."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    update = peft_worker(folder) if name == PEFT else jaxft_worker(name, folder)
+    update = (jaxft_worker if name in JAXFT_COLUMNS else peft_worker)(name, folder)
     print(json.dumps({"ready": name}), file=answers, flush=True)
     for line in sys.stdin:
         start, busy = time.perf_counter(), time.process_time()
@@ -221,8 +231,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, 
     """{column: its figures}: the first update of each alone, then rounds in turn."""
     results: dict[str, dict[str, Any]] = {}
     workers = []
-    for name in (*arguments.columns, PEFT):
-        python = arguments.reference_python if name == PEFT else sys.executable
+    references = (PEFT, PEFT_QLORA) if "qlora" in arguments.columns else (PEFT,)
+    for name in (*arguments.columns, *references):
+        python = sys.executable if name in JAXFT_COLUMNS else arguments.reference_python
         workers.append(Worker(name, str(python), folder))
         first = workers[-1].go(1)
         results[name] = {"first_step_seconds": first["seconds"], "losses": first["losses"]}
@@ -251,7 +262,7 @@ def table(results: dict[str, dict[str, Any]]) -> list[str]:
     lines.append("| --- " + "| ---: " * 6 + "|")
     for name, column in results.items():
         speed = BATCH * LENGTH / statistics.median(column["seconds"])
-        shown = name if name == PEFT else f"jaxft {name}"
+        shown = f"jaxft {name}" if name in JAXFT_COLUMNS else name
         memory, losses = column["peak_bytes"], column["losses"]
         lines.append(
             f"| {shown} | {speed:.0f} | {faster(column, reference):.2f} "
@@ -267,21 +278,36 @@ def faster(column: dict[str, Any], other: dict[str, Any]) -> float:
     return statistics.median(theirs / own for own, theirs in pairs)
 
 
+def apart(column: dict[str, Any], other: dict[str, Any]) -> float:
+    """The largest difference of two columns' losses."""
+    pairs = zip(column["losses"], other["losses"], strict=True)
+    return max(abs(one - two) for one, two in pairs)
+
+
 def verdicts(results: dict[str, dict[str, Any]]) -> list[str]:
     """Each goal with what was measured."""
     lora, reference = results["lora"], results[PEFT]
-    apart = max(
-        abs(one - two) for one, two in zip(lora["losses"], reference["losses"], strict=True)
-    )
     memory = lora["peak_bytes"] / reference["peak_bytes"]
     checks = [
         ("tokens/s, x PEFT", faster(lora, reference), ">=", GOALS["tokens_per_second"]),
         ("peak memory, x PEFT", memory, "<=", GOALS["peak_bytes"]),
         ("first step, seconds", lora["first_step_seconds"], "<=", GOALS["first_step_seconds"]),
-        (f"losses of {len(lora['losses'])} steps apart", apart, "<=", LOSS_TOLERANCE),
+        (
+            f"losses of {len(lora['losses'])} steps apart",
+            apart(lora, reference),
+            "<=",
+            LOSS_TOLERANCE,
+        ),
     ]
     if "dora" in results:
         checks.insert(3, ("dora, x lora", faster(results["dora"], lora), ">=", GOALS["dora"]))
+    if "qlora" in results:
+        ours, theirs = results["qlora"], results[PEFT_QLORA]
+        checks += [
+            ("qlora, x lora", faster(ours, lora), ">=", QLORA_GOALS["lora"]),
+            ("qlora, x PEFT with bitsandbytes", faster(ours, theirs), ">=", QLORA_GOALS["peft"]),
+            ("qlora's losses apart", apart(ours, theirs), "<=", LOSS_TOLERANCE),
+        ]
     return [
         f"- {'reached' if (value >= goal if sign == '>=' else value <= goal) else 'MISSED'}: "
         f"{name}: {value:.2g} (goal {sign} {goal:g})"
@@ -378,7 +404,12 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", default=list(JAXFT_COLUMNS), choices=JAXFT_COLUMNS)
     parser.add_argument("--depth", action="store_true", help="compile time against depth, alone")
     parser.add_argument("--record", action="store_true", help="write speed.md and speed.json")
-    parser.add_argument("--worker", choices=(*JAXFT_COLUMNS, PEFT), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--tpu", action="store_true", help="qlora x lora by the TPU compiler, alone"
+    )
+    parser.add_argument(
+        "--worker", choices=(*JAXFT_COLUMNS, PEFT, PEFT_QLORA), help=argparse.SUPPRESS
+    )
     parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

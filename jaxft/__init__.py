@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxft import methods as methods
     from jaxft.adaptation import adapt as adapt
+    from jaxft.adaptation import base_tree as base_tree
     from jaxft.adaptation import bind_dropout as bind_dropout
     from jaxft.adaptation import merge as merge
     from jaxft.adaptation import partition as partition
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from jaxft.errors import UserError as UserError
     from jaxft.foreign import adapted as adapted
     from jaxft.formats import load as load
+    from jaxft.formats import load_adapted as load_adapted
     from jaxft.formats import load_adapter as load_adapter
     from jaxft.formats import save as save
     from jaxft.formats import save_adapter as save_adapter
@@ -34,11 +36,11 @@ __version__ = "0.1.0"
 
 # Where each public name stands. They are imported when first used, so that `jaxft --help` needs no JAX.
 _HOMES = {
-    "jaxft.adaptation": ("adapt", "bind_dropout", "merge", "partition"),
+    "jaxft.adaptation": ("adapt", "base_tree", "bind_dropout", "merge", "partition"),
     "jaxft.configuration": ("load_config",),
     "jaxft.errors": ("UserError",),
     "jaxft.foreign": ("adapted",),
-    "jaxft.formats": ("load", "load_adapter", "save", "save_adapter"),
+    "jaxft.formats": ("load", "load_adapted", "load_adapter", "save", "save_adapter"),
     "jaxft.inference": ("generate",),
     "jaxft.quantization": ("quantize_params",),
     "jaxft.training.loop": ("train",),

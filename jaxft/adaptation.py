@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,17 +26,21 @@ from jaxft.weights import (
     SHARED,
     LoRA,
     Site,
+    Started,
     Weight,
     bind,
     is_weight,
     key_of,
     quantized_in,
     replace,
+    require_rank,
+    start_of_dense,
     weights_of,
 )
 
 KERNELS = ("kernel", "embedding")
 PROJECTIONS = "*_proj"
+Starts = Mapping[str, tuple[Any, Any, bool]]
 
 
 def adapt(
@@ -46,6 +51,7 @@ def adapt(
     names: Mapping[str, str] | None = None,
     stacked: Sequence[str] = ("layers", "layers_*"),
     contracted: Patterns = (),
+    starts: Starts | None = None,
 ) -> PyTree:
     """Puts a fresh adapter of the method in the place of every kernel it targets.
 
@@ -63,9 +69,12 @@ def adapt(
         stacked: patterns of the top-level names below which kernels have a leading axis of layers.
         contracted: (pattern, how many leading axes of the kernel are contracted) for kernels of more
             than two axes; 1 where nothing matches.
+        starts: what `jaxft.load_adapted` found for a `method.init` over a quantized base: {path: (a, b,
+            whether the base lacks s a b)}.
 
     Raises:
-        UserError: a target or pattern that matches nothing, with the nearest names.
+        UserError: a target or pattern that matches nothing, with the nearest names; a `method.init` that needs the
+            dense kernels of a quantized base, or the codes of a dense one.
 
     >>> import jaxft
     >>> tree = {"q_proj": {"kernel": jnp.ones((4, 6))}, "norm": {"scale": jnp.ones(4)}}
@@ -76,10 +85,35 @@ def adapt(
     _require_method(method, "adapt")
     if method.transform is None:
         return params
-    sites = _sites(params, method, key, names or {}, stacked, contracted)
-    made = {site.path: method.transform(site) for site in sites}
+    sites = sites_of(params, method, key, names or {}, stacked, contracted)
+    if method.init == "default":
+        made = {site.path: method.transform(site) for site in sites}
+    else:
+        made = {site.path: _begun(site, method, starts or {}) for site in sites}
     adapted = map_with_paths(lambda path, leaf: made.get(path, leaf), params, is_leaf=is_weight)
     return adapted | method.shared(sites) if method.shared else adapted
+
+
+def _begun(site: Site, method: Method, starts: Starts) -> Weight:
+    """The adapter of a site under a `method.init`."""
+    quantized = bool(quantized_in({"": site.base}))
+    if quantized and site.path not in starts:
+        raise UserError(
+            f"method.init {method.init}: {site.path} is quantized, and its dense values are needed: "
+            "jaxft.load_adapted(folder, method, key, quantize=...) adapts the dense folder while it streams"
+        )
+    if quantized:
+        a, b, moved = starts[site.path]
+    elif method.init == "loftq":
+        raise UserError(
+            f"method.init loftq makes up for quantizing, and {site.path} is dense: "
+            "quantize the base (config.base.quantize), or take pissa"
+        )
+    else:
+        require_rank(site, method.init)
+        (a, b), moved = start_of_dense(site), False
+    site = dataclasses.replace(site, start=(a, b))
+    return Started.at(site, moved=moved) if moved or not quantized else LoRA.at(site)
 
 
 def _require_method(method: Any, where: str) -> None:
@@ -169,6 +203,24 @@ def merge(params: PyTree) -> PyTree:
     return {name: child for name, child in merged.items() if name not in SHARED}
 
 
+def base_tree(params: PyTree) -> PyTree:
+    """The tree with each adapter's base in its place, as it is: with `jaxft.save`, the folder that an adapter is of.
+
+    That is another than the folder the base was read from where a `method.init` moved it (`moved_base`).
+    """
+
+    def one(leaf: Any) -> Any:
+        return leaf.base if hasattr(leaf, "base") else leaf
+
+    tree = jax.tree.map(one, params, is_leaf=is_weight)
+    return {name: child for name, child in tree.items() if name not in SHARED}
+
+
+def moved_base(params: PyTree) -> bool:
+    """Whether the start of an adapter was taken off its base."""
+    return any(getattr(weight, "moved", False) for _, weight in weights_of(params))
+
+
 def bind_dropout(params: PyTree, key: jax.Array) -> PyTree:
     """Gives every adapter that has a dropout rate its key for this step; without it dropout is off."""
     return map_with_paths(
@@ -180,7 +232,7 @@ def bind_dropout(params: PyTree, key: jax.Array) -> PyTree:
     )
 
 
-def _sites(
+def sites_of(
     params: PyTree,
     method: Method,
     key: jax.Array,
@@ -188,6 +240,7 @@ def _sites(
     stacked: Sequence[str],
     contracted: Patterns,
 ) -> list[Site]:
+    """Where the method adapts a tree, which may be one of shapes alone; the arguments are those of `adapt`."""
     kernels = {
         path: leaf
         for path, leaf in flatten_with_paths(params, is_leaf=is_weight)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from jaxft.errors import UserError, nearest
+from jaxft.errors import Stalled, UserError, nearest
 
 EXAMPLES = """\
 Every key of the recipe can be set, and is documented in it:
@@ -44,10 +45,17 @@ class Version(argparse.Action):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0 only if the work is done.
 
-    A user's mistake is one line on stderr and status 2; Ctrl-C is 130 and SIGTERM 143, as in a shell.
+    A user's mistake is one line on stderr and status 2; Ctrl-C is 130 and SIGTERM 143, as in a shell. Where the
+    runtime has stalled, this process ends with 75, which is `EX_TEMPFAIL`: the same command goes on.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    status = _status(words)
+    try:
+        status = _status(words)
+    except Stalled as error:
+        from jaxft import processes
+
+        print(f"jaxft: {error}", file=sys.stderr)
+        processes.leave(os.EX_TEMPFAIL)  # an orderly end would wait for the runtime
     if status and "jaxft.processes" in sys.modules:
         from jaxft import processes
 

@@ -18,6 +18,10 @@ class UserError(Exception):
     """
 
 
+class Stalled(Exception):
+    """The runtime will never finish what it was given. The command line says so and exits with 75: try again."""
+
+
 def nearest(word: str, words: Iterable[str], count: int = 3) -> str:
     """Names the `words` closest to `word`, ready to end an error message; "" if none is close.
 

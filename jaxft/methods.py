@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxft.errors import UserError, nearest, shown
 from jaxft.tree import PyTree
 from jaxft.weights import (
+    STARTS,
     DeltaLoRA,
     DoRA,
     LoRA,
@@ -62,6 +63,9 @@ class Method:
         layers_to_transform: indices of the layers to adapt; () for all.
         train_also: patterns of further leaves that train (norms, biases, the head, the embedding).
         tie_adapters: an adapter on a tied embedding also acts in the head.
+        init: how an adapter begins: default (it changes nothing), loftq (arXiv 2310.08659: it makes up for what
+            quantizing the base lost) or pissa (arXiv 2404.02948: at the kernel's principal parts).
+        init_iterations: how often loftq, or pissa over a quantized base, alternates between rounding and SVD.
         learning_rates: (part, factor) of the optimizer's groups.
         precondition: (gradient weight, frozen weight) -> gradient weight, applied before the optimizer.
         adopt: makes the method's weight from a LoRA read from a folder, where it is another kind.
@@ -85,6 +89,8 @@ class Method:
     layers_to_transform: tuple[int, ...] = ()
     train_also: tuple[str, ...] = ()
     tie_adapters: bool = False
+    init: str = "default"
+    init_iterations: int = 1
     learning_rates: tuple[tuple[str, float], ...] = ()
     precondition: Callable[[Any, Any], Any] | None = None
     adopt: Callable[[Any], Weight] | None = None
@@ -106,6 +112,8 @@ SETTINGS = (
     "trainable",
     "train_also",
     "tie_adapters",
+    "init",
+    "init_iterations",
 )
 
 
@@ -114,6 +122,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 TAKES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (("rank",), "a whole number from 1", lambda value: _whole(value) and value >= 1),
     (("alpha",), "a number above 0", lambda value: _number(value) and value > 0),
+    (("init",), " | ".join(STARTS), lambda value: value in STARTS),
+    (("init_iterations",), "a whole number from 1", lambda value: _whole(value) and value >= 1),
     (("dropout",), "a rate from 0 up to, but not, 1", lambda x: _number(x) and 0 <= x < 1),
     (
         ("rank_pattern",),
@@ -132,6 +142,10 @@ TAKES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         lambda value: _list(value, lambda pattern: isinstance(pattern, str)),
     ),
 )
+
+
+# Why a row whose weight is no plain LoRA begins in no other way.
+OWN_START = dict.fromkeys(("init", "init_iterations"), "it is a way to begin LoRA")
 
 
 def _whole(value: Any) -> bool:
@@ -177,6 +191,8 @@ def _row(
     name: str, weight: type[Any], trainable: tuple[str, ...], user: dict[str, Any], **own: Any
 ) -> Method:
     """A row of the table: what is the method's `own`, then the `user`'s settings over it."""
+    begins = {} if weight is LoRA else OWN_START
+    own["without"] = begins | own.get("without", {})
     row = Method(
         **{"name": name, "weight": weight, "transform": weight.at, "trainable": trainable} | own
     )

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxft"
 # A module imports only from those before it, or from its own place in the line.
 ORDER = (
     ("errors", "assets", "processes"),
-    ("files", "confined"),
+    ("files", "confined", "waiting"),
     ("tree",),
     ("weights",),
     ("methods",),
@@ -33,6 +33,8 @@ WEIGHTS = {
     "Transposed",
     "Quantized",
     "Flattened",
+    "Permuted",
+    "Started",
     "is_weight",
 }
 

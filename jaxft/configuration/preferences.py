@@ -61,6 +61,11 @@ def _check_values(name: str, flat: Mapping[str, Any]) -> None:
         raise UserError("config.objective.sft_weight: orpo has a likelihood term of its own")
     if name == "kto" and flat["objective.sft_weight"]:
         raise UserError("config.objective.sft_weight: kto has no chosen completions")
+    if name == "kto" and flat["batch_size"] // flat["grad_accum"] < 2:
+        raise UserError(
+            "config.batch_size: kto measures the KL between the examples of a batch, of which "
+            f"batch_size={flat['batch_size']} and grad_accum={flat['grad_accum']} leave one"
+        )
     if flat["objective.wpo"] and name in ("kto", "aot", "aot_unpaired"):
         raise UserError(f"config.objective.wpo: {name} has no loss of a pair that could be weighed")
 

@@ -12,6 +12,7 @@ from jaxft.configuration.keys import conform, flatten
 from jaxft.configuration.preferences import check_preferences
 from jaxft.errors import UserError, nearest, shown
 from jaxft.methods import TAKES
+from jaxft.weights import STARTS
 
 DTYPES = ("float32", "bfloat16", "float16")
 REPORTS = ("tensorboard", "wandb")
@@ -19,6 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": DTYPES,
     "param_dtype": DTYPES,
     "method.dtype": DTYPES,
+    "method.init": STARTS,
     "base.quantize": ("none", "nf4", "fp4", "int4", "int8"),
     "data.format": ("auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt"),
     "data.loss_on": ("completion", "all"),

@@ -6,7 +6,8 @@ Layouts, recognised by their keys:
     chosen, rejected                whole conversations: what they begin with in common is the prompt. Strings
                                     are read as Anthropic's HH ("\n\nHuman: ...\n\nAssistant: ..."), by turns
     prompt, chosen, rejected        UltraFeedback, binarized: a string, and two lists of messages that hold it
-    instruction, completions        UltraFeedback: the best and the worst answer by `overall_score`
+    instruction, completions        UltraFeedback: the best and the worst answer by `overall_score`; the
+                                    instruction is put as Alpaca's, see `from_alpaca`
     prompt, completion, label       KTO: two strings or two lists of messages, and true or false
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxft.data.conversions import from_alpaca
 from jaxft.data.sources import Row, check_messages, find_sources
 from jaxft.errors import UserError, nearest
 
@@ -35,7 +37,12 @@ class Bad(UserError):
 
 
 def read_preferences(
-    paths: str | Path | Sequence[str | Path], *, judged: bool, skip: bool, held_out: bool = False
+    paths: str | Path | Sequence[str | Path],
+    *,
+    judged: bool,
+    skip: bool,
+    held_out: bool = False,
+    as_messages: bool = False,
 ) -> tuple[list[Row], int]:
     """Reads sources as rows of pairs or, if `judged`, of completions with a label.
 
@@ -44,6 +51,7 @@ def read_preferences(
         judged: rows are prompt, completion and label (KTO).
         skip: leave out a row that cannot be used, rather than raise.
         held_out: which split to take where a source has several and names none.
+        as_messages: whether an instruction becomes a message, as of `read_rows`.
 
     Returns:
         The rows, and how many were left out. A row's values are strings, or lists of messages: prompt, chosen
@@ -59,7 +67,7 @@ def read_preferences(
         for origin, values in source.read():
             first = first or origin
             try:
-                rows.append(preference_row(origin, values, judged=judged))
+                rows.append(preference_row(origin, values, judged=judged, as_messages=as_messages))
             except Bad:
                 if not skip:
                     raise
@@ -71,7 +79,9 @@ def read_preferences(
     return rows, skipped
 
 
-def preference_row(origin: str, values: Mapping[str, Any], *, judged: bool) -> Row:
+def preference_row(
+    origin: str, values: Mapping[str, Any], *, judged: bool, as_messages: bool = False
+) -> Row:
     """One row, checked.
 
     Raises:
@@ -79,7 +89,7 @@ def preference_row(origin: str, values: Mapping[str, Any], *, judged: bool) -> R
         UserError: another layout.
     """
     keys = JUDGED if judged else PAIRED
-    made = (_judged if judged else _paired)(origin, values)
+    made = _judged(origin, values) if judged else _paired(origin, values, as_messages)
     row = Row(
         origin=origin,
         format="judged" if judged else "pair",
@@ -90,7 +100,7 @@ def preference_row(origin: str, values: Mapping[str, Any], *, judged: bool) -> R
     if not judged and row.values["chosen"] == row.values["rejected"]:
         raise Bad(f"{origin}: chosen and rejected are equal{_HINT}")
     for key in keys[1:2] if judged else keys[1:]:
-        if not _text(row.values[key]):
+        if not _text(row.values[key]).strip():
             raise Bad(f"{origin}: {key} is empty{_HINT}")
     return row
 
@@ -98,10 +108,10 @@ def preference_row(origin: str, values: Mapping[str, Any], *, judged: bool) -> R
 _HINT = " (data.bad_rows=skip leaves such rows out)"
 
 
-def _paired(origin: str, values: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _paired(origin: str, values: Mapping[str, Any], as_messages: bool) -> tuple[Any, Any, Any]:
     """prompt, chosen, rejected of any layout of pairs."""
     if {"instruction", "completions"} <= values.keys() and "chosen" not in values:
-        return _rated(origin, values)
+        return _rated(origin, values, as_messages)
     if not {"chosen", "rejected"} <= values.keys():
         raise UserError(_other_layout(origin, values, judged=False))
     chosen, rejected, prompt = values["chosen"], values["rejected"], values.get("prompt")
@@ -162,7 +172,7 @@ def _common(left: Sequence[Any], right: Sequence[Any]) -> int:
     return next((i for i in range(shorter) if left[i] != right[i]), shorter)
 
 
-def _rated(origin: str, values: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _rated(origin: str, values: Mapping[str, Any], as_messages: bool) -> tuple[Any, Any, Any]:
     """UltraFeedback's own layout: the answers of the highest and of the lowest score, the first of equals."""
     answers = values["completions"]
     wanted = ("response", "overall_score")
@@ -177,8 +187,12 @@ def _rated(origin: str, values: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         raise UserError(f"{origin}: overall_score must be a number")
     if max(scores) == min(scores):
         raise Bad(f"{origin}: all completions have the score {scores[0]}{_HINT}")
-    best, worst = (answers[scores.index(end(scores))]["response"] for end in (max, min))
-    return values["instruction"], best, worst
+    instruction = values["instruction"]
+    best, worst = (
+        from_alpaca(origin, {"instruction": instruction, "output": answer["response"]}, as_messages)
+        for answer in (answers[scores.index(end(scores))] for end in (max, min))
+    )
+    return best["prompt"], best["completion"], worst["completion"]
 
 
 def _judged(origin: str, values: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -258,12 +258,18 @@ def _judged(rows: Sequence[Row], tokenizer: Tokenizer, group: int) -> Tokenized:
 
 def _both(rows: Sequence[Row], tokenizer: Tokenizer, key: str) -> tuple[list[Ids], list[Ids]]:
     """Ids of the prompts alone, and of prompt and completion."""
-    pairs = [(row.values["prompt"], row.values[key]) for row in rows]
-    if not isinstance(pairs[0][0], list):
-        prompts = _encode(tokenizer, [prompt for prompt, _ in pairs])
-        return prompts, _encode(tokenizer, [p + _with_eos(tokenizer, c) for p, c in pairs])
+    texts = [row.values for row in rows if isinstance(row.values["prompt"], str)]
+    encoded = iter(_encode(tokenizer, [text["prompt"] for text in texts]))
+    whole = iter(
+        _encode(tokenizer, [text["prompt"] + _with_eos(tokenizer, text[key]) for text in texts])
+    )
     prompts, wholes = [], []
-    for row, (prompt, completion) in zip(rows, pairs, strict=True):
+    for row in rows:
+        prompt, completion = row.values["prompt"], row.values[key]
+        if isinstance(prompt, str):
+            prompts.append(next(encoded))
+            wholes.append(next(whole))
+            continue
         with _told_of(row):
             prompts.append(encode_chat(tokenizer, prompt, add_generation_prompt=True))
             wholes.append(encode_chat(tokenizer, [*prompt, *completion]))

@@ -1,7 +1,17 @@
 """Hugging Face folders and PEFT adapters: reading and writing, nothing in between."""
 
-from jaxft.formats.huggingface import load, save
+from jaxft.formats.huggingface import load
 from jaxft.formats.peft import load_adapter, saved_leaves
 from jaxft.formats.peft_writing import check_exportable, save_adapter
+from jaxft.formats.starting import load_adapted
+from jaxft.formats.writing import save
 
-__all__ = ["check_exportable", "load", "load_adapter", "save", "save_adapter", "saved_leaves"]
+__all__ = [
+    "check_exportable",
+    "load",
+    "load_adapted",
+    "load_adapter",
+    "save",
+    "save_adapter",
+    "saved_leaves",
+]

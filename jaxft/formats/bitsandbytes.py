@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxft.errors import UserError
+from jaxft.errors import UserError, shown
+from jaxft.files import parse_object
+from jaxft.formats.integers import pack_halves
 from jaxft.formats.safetensors import Lazy, Stored
 from jaxft.weights import Flattened, Quantized, Weight
 from jaxft.weights.codebooks import TABLES, dynamic_table
@@ -25,8 +27,12 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 INT8_LARGEST = 127.0
 
 
+def check(settings: Mapping[str, Any], where: str) -> None:
+    """Nothing: what is read and what is not stands beside each kernel."""
+
+
 def parts_of(stored: Mapping[str, Stored], name: str) -> list[str]:
-    """The names of the tensors that stand beside a quantized `name`; none if it is dense."""
+    """The names of the tensors that make up a quantized `name`; none if it is dense."""
     column = name.removesuffix(".weight") + ".SCB"
     found = [other for other in stored if other.startswith(f"{name}.")]
     if column in stored:
@@ -35,7 +41,18 @@ def parts_of(stored: Mapping[str, Stored], name: str) -> list[str]:
             for other in (column, f"{column.removesuffix('SCB')}weight_format")
             if other in stored
         ]
-    return found
+    return [*found, name] if found and name in stored else []
+
+
+def read_layers(
+    settings: Mapping[str, Any],
+    stored: Mapping[str, Stored],
+    names: Sequence[str],
+    shape: tuple[int, ...],
+    dtype: Any,
+) -> Iterator[Weight]:
+    """The kernels (in, out) of a leaf's layers."""
+    return (read_weight(stored, name, shape, dtype) for name in names)
 
 
 def read_weight(
@@ -53,8 +70,13 @@ def read_weight(
     states = [other for other in parts_of(stored, name) if other.startswith(name + STATE)]
     if len(states) != 1:
         raise UserError(f"{stored[name].file}: {name}: no single {STATE[1:]}nf4 or fp4 beside it")
-    state = json.loads(stored[states[0]].read().tobytes())
-    scheme, block = state["quant_type"], state["blocksize"]
+    state = parse_object(stored[states[0]].read().tobytes(), f"{stored[name].file}: {states[0]}")
+    scheme, block = state.get("quant_type"), state.get("blocksize")
+    if scheme not in TABLES or block not in BLOCKS or not isinstance(state.get("shape"), list):
+        raise UserError(
+            f"{stored[name].file}: {states[0]}: {shown(scheme)} in blocks of {shown(block)}: jaxft reads "
+            f"{' and '.join(TABLES)} in blocks of {BLOCKS[0]} to {BLOCKS[-1]}"
+        )
     if tuple(state["shape"]) != shape[::-1]:
         raise UserError(
             f"{stored[name].file}: {name} has shape {state['shape']}, the model needs {list(shape[::-1])}"
@@ -69,10 +91,10 @@ def read_weight(
     rows, columns = shape
     if rows % block == 0 and rows % 2 == 0:
         codes, scales = flat.reshape(columns, rows).T, scales.reshape(columns, -1).T
-        return Quantized(_halves(codes), scales, matrix_shape=shape, **settings)
+        return Quantized(pack_halves(codes), scales, matrix_shape=shape, **settings)
     zero = int(np.flatnonzero(TABLES[scheme] == 0)[0])
     padded = np.pad(flat, (0, blocks * block - size), constant_values=zero).reshape(blocks, block)
-    inner = Quantized(_halves(padded.T), scales[None], matrix_shape=(block, blocks), **settings)
+    inner = Quantized(pack_halves(padded.T), scales[None], matrix_shape=(block, blocks), **settings)
     return Flattened(inner, matrix_shape=shape)
 
 
@@ -108,12 +130,6 @@ def _read(
 def _same_table(stored: Mapping[str, Stored], name: str, table: np.ndarray) -> None:
     if not np.allclose(_read(stored, name, table.shape, "F32"), table, rtol=1e-6, atol=1e-9):
         raise UserError(f"{stored[name].file}: {name} is another code than bitsandbytes' own")
-
-
-def _halves(codes: np.ndarray) -> np.ndarray:
-    """`rounding.pack` in NumPy."""
-    low, high = np.split(codes, 2)
-    return np.ascontiguousarray(low | (high << 4))
 
 
 def _flat_codes(weight: Quantized) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxft.errors import UserError, nearest, shown
 from jaxft.files import file_of, read_json
+from jaxft.formats.prequantized import check_quantization
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, family_of
 from jaxft.models.layers import rope_frequencies
@@ -48,14 +49,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"{file}: {key} asks for code of the folder's own, which jaxft never runs"
             )
-    method = (raw.get("quantization_config") or {"quant_method": "bitsandbytes"}).get(
-        "quant_method"
-    )
-    if method != "bitsandbytes":
-        raise UserError(
-            f"{file}: quantization_config: quant_method {method!r} is not known to jaxft, which reads bitsandbytes; "
-            "give the dense model's folder"
-        )
+    check_quantization(raw, str(file))
     return raw
 
 

@@ -12,11 +12,12 @@ import numpy as np
 from jaxft.adaptation import merge
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
-from jaxft.formats.huggingface import load, save, write_model
+from jaxft.formats.huggingface import load
 from jaxft.formats.manifest import tell_another_base
 from jaxft.formats.peft import load_adapter
 from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.safetensors import open_folder
+from jaxft.formats.writing import save, write_model
 from jaxft.models.transformer import Transformer
 from jaxft.quantization import quantization_of, quantize_params
 from jaxft.tree import PyTree
@@ -52,7 +53,7 @@ def merge_folder(
     dtypes = {NAMES[t.dtype] for t in open_folder(model).values() if t.dtype in NAMES}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     if quantize == "none":
-        write_model(module.config, adapted, output, like=model, dtype=dtype)
+        write_model(module.config, adapted, output, like=model, dtype=dtype, dense=True)
         print(f"wrote {output} in {dtype}")
     else:
         merged = merge(adapted)

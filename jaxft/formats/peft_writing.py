@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.adaptation import moved_base
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
 from jaxft.formats.adapter_config import is_saved, targeted
@@ -36,6 +37,11 @@ from jaxft.weights import DoRA, VeRA
 PREFIX = "base_model.model."
 QUANTIZED_KEY = "jaxft_base_quantization"
 
+# What becomes of an adapter's start, by whether it was taken off the base.
+_STARTED = {
+    False: "what is stored is an ordinary LoRA over the base named above",
+    True: "the base named above lacks that start, and goes with this adapter alone",
+}
 CARD = """\
 ---
 {base_line}{quantized_line}library_name: peft
@@ -49,7 +55,7 @@ tags:
 
 - base model: {base}
 - method: {method}, rank {rank}
-{quantized_item}- trained with jaxft
+{quantized_item}{started_item}- trained with jaxft
 
 In PEFT:
 
@@ -102,6 +108,11 @@ def save_adapter(
     target = Path(folder)
     if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is not empty; jaxft overwrites nothing: name a new folder")
+    if moved_base(params) and not str(base):
+        raise UserError(
+            "save_adapter: the adapter's start was taken off its base, which is no longer that of the folder it was "
+            "read from: jaxft.save(model, jaxft.base_tree(params), FOLDER), and give base=FOLDER"
+        )
     options, tensors = _export(params, method, names, trained)
     options["base_model_name_or_path"] = str(base) or None
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -245,6 +256,9 @@ def read_quantization(folder: Path) -> dict[str, Any] | None:
 def _card(options: Mapping[str, Any], method: Method | None, params: PyTree) -> str:
     quantized = quantization_of(params)
     said = {"line": "", "item": ""}
+    started = ""
+    if method is not None and method.init != "default":
+        started = f"- it began by {method.init}: {_STARTED[moved_base(params)]}\n"
     if quantized:
         scales = ", scales quantized too" if quantized["double_quant"] else ""
         said["line"] = f"{QUANTIZED_KEY}: {json.dumps(quantized)}\n"
@@ -261,6 +275,7 @@ def _card(options: Mapping[str, Any], method: Method | None, params: PyTree) -> 
         base_line=f"base_model: {base}\n" if base else "",
         quantized_line=said["line"],
         quantized_item=said["item"],
+        started_item=started,
         tag=options["peft_type"].lower(),
         title=kind,
         base=base or "path/to/the/base",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,33 +16,57 @@ from jaxft.weights import Weight, quantize
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
-def round_tensor(
-    array: np.ndarray, transposed: bool, dtype: Any, scheme: str, **settings: Any
-) -> Weight:
-    """A tensor of the file as a quantized weight whose parts are NumPy arrays.
+def round_kernel(kernel: np.ndarray, scheme: str, **settings: Any) -> Weight:
+    """A kernel (in, out) as a quantized weight whose parts are NumPy arrays.
 
     It is rounded on the CPU, whose division is exact: so the codes are those of bitsandbytes on any machine.
     """
     with jax.default_device(jax.devices("cpu")[0]):
-        kernel = jax.numpy.asarray(np.ascontiguousarray(array.T if transposed else array, dtype))
-        return jax.tree.map(np.asarray, quantize(kernel, scheme, **settings))
+        return jax.tree.map(np.asarray, quantize(jax.numpy.asarray(kernel), scheme, **settings))
 
 
-def stacked_on_devices(path: str, layers: Sequence[Weight], shardings: Shardings | None) -> Weight:
-    """The layers' weights stacked as one on its devices; an unstacked leaf has but one."""
-    if len({jax.tree.structure(layer) for layer in layers}) > 1:
-        raise UserError(
-            f"{path}: its layers are quantized in different ways: jaxft stacks like with like"
-        )
+def stacked_on_devices(
+    path: str, count: int, layers: Iterator[Weight], shardings: Shardings | None
+) -> Weight:
+    """The layers' weights stacked as one on its devices; an unstacked leaf has but one.
+
+    Each layer is written into its place as it comes, so that the host holds the leaf once and one layer beside it.
+    """
+    first = next(layers)
     stacked = path.startswith("layers/")
-    whole = jax.tree.map(lambda *parts: np.stack(parts) if stacked else parts[0], *layers)
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def room(part: Any) -> np.ndarray:
+        part = np.asarray(part)
+        return aligned((count, *part.shape) if stacked else part.shape, part.dtype)
+
+    whole, kind = jax.tree.map(room, first), _kind(first)
+    for place, layer in enumerate(itertools.chain([first], layers)):
+        if _kind(layer) != kind:
+            raise UserError(
+                f"{path}: its layers are quantized in different ways: jaxft stacks like with like"
+            )
+        index = place if stacked else ...
+        for room_, part in zip(jax.tree.leaves(whole), jax.tree.leaves(layer), strict=True):
+            room_[index] = part
+    first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def put(part: str, array: np.ndarray) -> jax.Array:
-        sharding = shardings(f"{path}/{part}", array.shape) if shardings else first
-        # a copy of what it gets: the parts may be views of the file
+        sharding = shardings(f"{path}/{part}", array.shape) if shardings else first_device
         return jax.make_array_from_callback(
             array.shape, sharding, lambda index: array[index or ...]
         )
 
     return map_with_paths(put, whole)
+
+
+def _kind(weight: Weight) -> Any:
+    parts = [np.asarray(part) for part in jax.tree.leaves(weight)]
+    return jax.tree.structure(weight), [(part.shape, part.dtype) for part in parts]
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An empty array that JAX's CPU backend takes over without a copy (64 bytes of alignment)."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)

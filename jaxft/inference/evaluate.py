@@ -10,6 +10,7 @@ import jax
 
 from jaxft.objectives import averages, counted
 from jaxft.tree import PyTree
+from jaxft.waiting import fetch
 
 Sums = Callable[..., tuple[jax.Array, Any]]
 
@@ -33,7 +34,7 @@ def held_out(
         held: what the objective needs besides: a reference.
     """
     parts = [sums(trainable, frozen, batch, *held) for batch in batches]
-    read = jax.device_get([(loss, counted(more)) for loss, more in parts])
+    read = fetch([(loss, counted(more)) for loss, more in parts])
     total = sum(float(loss) for loss, _ in read)
     weight, tokens = (sum(float(more[i]) for _, more in read) for i in (0, 1))
     added = jax.tree.map(lambda *each: sum(each), *(more.sums for _, more in read)) if read else {}

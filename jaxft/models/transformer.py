@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from jaxft.models.attention import FOREVER, Branches, attention, attention_reference
 from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
+from jaxft.models.narrow import joined, narrowed
 from jaxft.models.ring import ring_attention
 from jaxft.models.sharding import constrain, gather, sizes_in_force
 from jaxft.weights import KEPT, Tied, bind, contract, take
@@ -80,13 +81,13 @@ def hidden_states(
     numbered = None if branches is None else Branches(branches, positions)
 
     def body(x: jax.Array, scanned: Any) -> tuple[jax.Array, None]:
-        layer, window = scanned
+        layer, taps, window = scanned
+        layer = joined(layer, taps)
         return _block(config, params, layer, window, x, segments, positions, numbered), None
 
     x = _embed(config, params, tokens, positions)
-    x, _ = jax.lax.scan(
-        _rematerialized(body, config.remat), x, (params["layers"], _windows(config))
-    )
+    layers, taps = narrowed(params["layers"], config.dtype)
+    x, _ = jax.lax.scan(_rematerialized(body, config.remat), x, (layers, taps, _windows(config)))
     return _normalized(config, params["final_norm"], x)
 
 

@@ -268,7 +268,8 @@ def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
         )
 
     params = jax.eval_shape(fresh)
-    method = trained_by(config, params, method)
+    # Where a and b begin changes no shape of theirs; pissa's frozen copy of them is left out.
+    method = dataclasses.replace(trained_by(config, params, method), init="default")
     params = jax.eval_shape(lambda tree: adapted(config, model, tree, method), params)
     trainable, frozen = partition(params, method)
     reference = make_reference(config, model, trainable, mesh)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxft import processes
-from jaxft.adaptation import merge, partition
+from jaxft.adaptation import base_tree, merge, moved_base, partition
 from jaxft.assets import model_folder
 from jaxft.configuration import validate
 from jaxft.data import Batches
@@ -40,6 +40,8 @@ from jaxft.training.signals import Interrupted, Stop, stoppable
 from jaxft.training.step import State
 from jaxft.training.wording import next_commands, shortened
 from jaxft.tree import PyTree, combine, count, filled
+from jaxft.waiting import fetch
+from jaxft.weights import count_parameters
 
 
 def train(config: ConfigDict, workdir: str | Path) -> Result:
@@ -228,7 +230,7 @@ class _Run:
             return
         self.checkpoints.wait()
         (step, numbers, tokens), self.pending = self.pending, None
-        read = {name: float(value) for name, value in jax.device_get(numbers).items()}
+        read = {name: float(value) for name, value in fetch(numbers).items()}
         now = time.perf_counter()
         line = {
             "loss": read["loss"],
@@ -347,9 +349,14 @@ class _Run:
                 self.progress.say(f"{error}; the last step is exported, not the best")
         params, like = self._params(), model_folder(self.config.model)
         target = self.logs / ("adapter" if self.method.weight else "model")
+        moved = moved_base(params)
+        if moved:
+            with written(self.logs / "base"), replaced(self.logs / "base") as folder:
+                save(self.model, base_tree(params), folder, like=like)
+        self.base = str(self.logs / "base") if moved else self.config.model
         with written(target), replaced(target) as folder:
             if self.method.weight:
-                save_adapter(params, folder, method=self.method, base=self.config.model)
+                save_adapter(params, folder, method=self.method, base=self.base)
             else:
                 save(self.model, merge(params), folder, like=like)
             if self.config.data.chat_template:  # what it was trained on is what it is asked by
@@ -361,7 +368,7 @@ class _Run:
     def _say_start(self) -> None:
         for line in self.data.lines:
             self.progress.say(line)
-        trained, whole = count(self.state.trainable), count(self._params())
+        trained, whole = count(self.state.trainable), count_parameters(self._params())
         self.progress.say(
             f"{self.method.name}: {trained:,} of {whole:,} parameters train ({100 * trained / whole:.3g} %); "
             f"{self.steps} updates of {self.config.batch_size} sequences on {self.mesh.size} "
@@ -375,9 +382,9 @@ class _Run:
     def _say_end(self, output: Path) -> None:
         """What was done, and what to do with it."""
         seconds = time.perf_counter() - self.began
-        trained, whole = count(self.state.trainable), count(self._params())
+        trained, whole = count(self.state.trainable), count_parameters(self._params())
         self.progress.say(
             f"done: {self.step} updates of {trained:,} of {whole:,} parameters in {seconds:.1f} s"
         )
-        for line in next_commands(self.config.model, output, bool(self.method.weight)):
+        for line in next_commands(self.base, output, bool(self.method.weight)):
             self.progress.say(line)

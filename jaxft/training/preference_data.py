@@ -37,7 +37,13 @@ def preference_examples(
 ) -> tuple[Any, Examples, Any]:
     """`read_examples` where completions are compared: rows to ask for samples, the pairs, and their counts."""
     skip, judged = config.data.bad_rows == "skip", config.objective.name == "kto"
-    rows, skipped = read_preferences(paths, judged=judged, skip=skip, held_out=held_out)
+    rows, skipped = read_preferences(
+        paths,
+        judged=judged,
+        skip=skip,
+        held_out=held_out,
+        as_messages=tokenizer.chat_template is not None,
+    )
     examples, summary = prepare_preferences(
         rows,
         tokenizer,

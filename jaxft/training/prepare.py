@@ -33,7 +33,7 @@ from jaxft.data import (
 from jaxft.data.mixing import check_weights, mix, mix_line
 from jaxft.data.packing import length_buckets
 from jaxft.errors import UserError
-from jaxft.formats import check_exportable, load, load_adapter, saved_leaves
+from jaxft.formats import check_exportable, load, load_adapted, load_adapter, saved_leaves
 from jaxft.formats.config_file import model_config
 from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
@@ -96,19 +96,27 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
             "trained: take an adapter (configs/sft.py:qlora), or config.base.quantize=none"
         )
     require_divisible(model_config(model_folder(config.model)), mesh)
-    model, params = load(
-        model_folder(config.model),
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        shardings=lambda path, shape: leaf_sharding(mesh, path, shape),
-        quantize=config.base.quantize,
-        group_size=config.base.group_size,
-        double_quant=config.base.double_quant,
-    )
-    model = Transformer(dataclasses.replace(model.config, remat=config.remat))
-    method = trained_by(config, params, method)
-    params = adapted(config, model.config, params, method)
+    options: dict[str, Any] = {
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+        "shardings": lambda path, shape: leaf_sharding(mesh, path, shape),
+        "quantize": config.base.quantize,
+        "group_size": config.base.group_size,
+        "double_quant": config.base.double_quant,
+    }
+    folder = model_folder(config.model)
+    if config.adapter:
+        if method.init != "default":
+            raise UserError(
+                f"config.adapter goes on from {config.adapter}: config.method.init {method.init} begins anew; take one"
+            )
+        model, params = load(folder, **options)
+        method = trained_by(config, params, method)
+        params = adapted(config, model.config, params, method)
+    else:
+        model, params = load_adapted(folder, method, jax.random.key(config.seed), **options)
     check_exportable(params, method)
+    model = Transformer(dataclasses.replace(model.config, remat=config.remat))
     return model, jax.device_put(params, shardings(params, mesh)), method
 
 
@@ -328,8 +336,13 @@ def _rows_line(batches: Batches, packing: bool) -> str:
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` of the items, spread over all."""
-    return [items[index * len(items) // count] for index in range(min(count, len(items)))]
+    """`count` of the items, or all if they are fewer, spread over all.
+
+    >>> spread("abcdef", 2), spread("ab", 3)
+    (['a', 'd'], ['a', 'b'])
+    """
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def updates_of(config: ConfigDict, steps_per_epoch: int) -> int:

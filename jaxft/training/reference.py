@@ -136,8 +136,8 @@ def _copy(
 
 
 def _abstract(tree: PyTree) -> bool:
-    """Whether the tree is one of shapes."""
-    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+    """Whether the tree is one of shapes, or empty."""
+    return all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
 def _of_folder(config: ConfigDict, model: Config, mesh: Mesh, *, abstract: bool) -> Reference:

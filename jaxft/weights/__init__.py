@@ -7,6 +7,7 @@ from jaxft.weights.base import (
     bind,
     contract,
     contract_transposed,
+    count_parameters,
     is_weight,
     map_weights,
     materialize,
@@ -20,12 +21,21 @@ from jaxft.weights.base import (
 from jaxft.weights.delta_lora import DeltaLoRA
 from jaxft.weights.dora import DoRA
 from jaxft.weights.lora import LoRA, precondition_by_a
+from jaxft.weights.permuted import Permuted
 from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, quantize, quantized_in
 from jaxft.weights.site import Site, key_of
+from jaxft.weights.started import (
+    STARTS,
+    Started,
+    alternate,
+    require_rank,
+    stacked_start,
+    start_of_dense,
+)
 from jaxft.weights.tied import Tied, Transposed
 from jaxft.weights.vera import SHARED, VeRA, projections
 
-PARTS = part_axes((LoRA, DoRA, DeltaLoRA, VeRA, Quantized, Flattened))
+PARTS = part_axes((LoRA, DoRA, DeltaLoRA, VeRA, Quantized, Flattened, Permuted, Started))
 """{part of a weight: its axes}: how it lies on a mesh follows from its kernel."""
 
 __all__ = [
@@ -33,20 +43,25 @@ __all__ = [
     "PARTS",
     "SCHEMES",
     "SHARED",
+    "STARTS",
     "DeltaLoRA",
     "DoRA",
     "Flattened",
     "LoRA",
+    "Permuted",
     "Quantized",
     "Site",
+    "Started",
     "Tied",
     "Transposed",
     "VeRA",
     "Weight",
+    "alternate",
     "base_of",
     "bind",
     "contract",
     "contract_transposed",
+    "count_parameters",
     "is_weight",
     "key_of",
     "map_weights",
@@ -56,6 +71,9 @@ __all__ = [
     "quantize",
     "quantized_in",
     "replace",
+    "require_rank",
+    "stacked_start",
+    "start_of_dense",
     "static",
     "take",
     "weight",

@@ -9,6 +9,7 @@ contracts and what dense array it equals; the rest follows.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -87,9 +88,11 @@ class Weight:
     Attributes:
         axes: {part: what its axes are, in one layer}: "in" and "out" lie on a mesh as the kernel's do, any other
             name is not divided. A part that is not named here, and is not the base, lies as the kernel does.
+        encodes: whether the parts are another form of the dense array, whose numbers are then those that count.
     """
 
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    encodes: ClassVar[bool] = False
     base: Any
 
     @property
@@ -221,6 +224,15 @@ def bind(tree: PyTree, params: Mapping[str, Any]) -> PyTree:
         tree,
         is_leaf=is_weight,
     )
+
+
+def count_parameters(tree: PyTree) -> int:
+    """How many parameters the tree has; an encoded kernel has those of the dense one. Works on abstract trees."""
+
+    def is_leaf(leaf: Any) -> bool:
+        return isinstance(leaf, Weight) and leaf.encodes
+
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree, is_leaf=is_leaf))
 
 
 def part_axes(kinds: Iterable[type[Weight]]) -> dict[str, tuple[str, ...]]:

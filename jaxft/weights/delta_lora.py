@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxft.weights.base import contract_transposed, replace, take, weight
-from jaxft.weights.lora import LoRA, times
+from jaxft.weights.lora import LoRA, doubled, times
 from jaxft.weights.site import Site
 
 
@@ -88,27 +88,9 @@ class DeltaLoRA(LoRA):
     def as_lora(self) -> LoRA:
         """The exact LoRA of twice the rank: s [a, a0] [(1 + lambda) b; -lambda b0].
 
-        Of the same rank where b0 is still zero. Per layer, true ranks come first and padding last.
+        Of the same rank where b0 is still zero.
         """
         b = times(1.0 + self.factor, self.b)
         if not bool(jnp.any(self.b0)):
             return LoRA(self.base, self.a, b, self.scale, ranks=self.ranks)
-        pieces_a = jnp.concatenate([self.a, self.a0], axis=-1)
-        pieces_b = jnp.concatenate([b, times(-self.factor, self.b0)], axis=-2)
-        rank = self.a.shape[-1]
-        order = jnp.asarray(
-            [
-                [
-                    *range(true),
-                    *range(rank, rank + true),
-                    *range(true, rank),
-                    *range(rank + true, 2 * rank),
-                ]
-                for true in self.ranks
-            ]
-        )
-        order = order if self.a.ndim == 3 else order[0]
-        pieces_a = jnp.take_along_axis(pieces_a, order[..., None, :], axis=-1)
-        pieces_b = jnp.take_along_axis(pieces_b, order[..., :, None], axis=-2)
-        ranks = tuple(2 * true for true in self.ranks)
-        return LoRA(self.base, pieces_a, pieces_b, self.scale, ranks=ranks)
+        return doubled(self, (self.a, self.a0), (b, times(-self.factor, self.b0)))

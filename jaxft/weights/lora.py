@@ -118,10 +118,14 @@ class LoRA(Weight):
     @classmethod
     def at(cls, site: Site, **parts: Any) -> Any:
         """A fresh adapter for a site; `parts` are those a subclass adds."""
+        a, b = site.start or (
+            draw_a(site),
+            jnp.zeros(site.stack(site.rank, site.matrix_shape[1]), site.dtype),
+        )
         return cls(
             base=site.base,
-            a=draw_a(site),
-            b=jnp.zeros(site.stack(site.rank, site.matrix_shape[1]), site.dtype),
+            a=a,
+            b=b,
             scale=site.scale(),
             dropout=site.dropout,
             ranks=site.ranks,
@@ -169,6 +173,27 @@ class LoRA(Weight):
 def times(scale: Float[Array, "*layers"], matrix: Float[Array, "*layers in out"]) -> jax.Array:
     """A factor a layer on a stack of matrices."""
     return matrix * jnp.broadcast_to(scale[..., None, None], matrix.shape).astype(matrix.dtype)
+
+
+def doubled(lora: LoRA, a: tuple[Any, Any], b: tuple[Any, Any]) -> LoRA:
+    """The LoRA of twice the rank with the sum of both products. Per layer, true ranks come first and padding last."""
+    rank = lora.a.shape[-1]
+    order = jnp.asarray(
+        [
+            [
+                *range(true),
+                *range(rank, rank + true),
+                *range(true, rank),
+                *range(rank + true, 2 * rank),
+            ]
+            for true in lora.ranks
+        ]
+    )
+    order = order if lora.a.ndim == 3 else order[0]
+    wide = jnp.take_along_axis(jnp.concatenate(a, axis=-1), order[..., None, :], axis=-1)
+    tall = jnp.take_along_axis(jnp.concatenate(b, axis=-2), order[..., :, None], axis=-2)
+    ranks = tuple(2 * true for true in lora.ranks)
+    return LoRA(lora.base, wide, tall, lora.scale, ranks=ranks)
 
 
 def precondition_by_a(gradient: LoRA, frozen: LoRA) -> LoRA:

@@ -34,8 +34,8 @@ class Quantized(Weight):
     """Codes and scales in a matrix's place: `x W' = x dequantize(codes, scales)`.
 
     A group is a run of rows, that is along `in`, as the blocks of a flattened (out, in) weight are. A group's scale
-    times the number that a code stands for is the entry, rounded once to the dtype of the product. The product is
-    rematerialised, so that the dequantized copy is made again in the backward pass and never kept.
+    times the number that a code stands for is the entry, rounded once to the dtype of the product. The product
+    has a backward rule of its own, in which the dequantized copy is made again; it is never kept.
 
     Attributes:
         codes: uint8 (in / 2, out), two codes of 4 bits a byte (row i below row i + in / 2), or int8 (in, out), or
@@ -50,6 +50,7 @@ class Quantized(Weight):
 
     # What makes scales of their codes is small; codes, scales and zeros lie as the kernel does.
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"nested": (), "mean": ()}
+    encodes = True
     codes: Any
     scales: Any
     zeros: Any = None
@@ -93,26 +94,34 @@ class Quantized(Weight):
             return numbers - zeros.astype(jnp.float32)
         return numbers - 8.0 if self.scheme == "int4" else numbers
 
-    def pieces(self) -> list[tuple[slice, Float[Array, "rows out"]]]:
-        """The dequantized matrix in runs of rows, each a function of the codes alone that a product can take in."""
+    def runs(self) -> list[tuple[slice, Int[Array, "rows out"]]]:
+        """The rows that lie together in the codes, with the codes of each, one a byte once they are unpacked."""
         rows = self.matrix_shape[0]
-        scales = spread(self.step_sizes(), rows)
-        zeros = None if self.zeros is None else spread(self.zeros, rows)
-        if SCHEMES[self.scheme] == 4:
-            half = rows // 2
-            parts = [(slice(0, half), self.codes & 15), (slice(half, rows), self.codes >> 4)]
-        else:
-            parts = [(slice(0, rows), self.codes)]
-        return [
-            (run, self._numbers(codes, None if zeros is None else zeros[run]) * scales[run])
-            for run, codes in parts
-        ]
+        if SCHEMES[self.scheme] == 8:
+            return [(slice(0, rows), self.codes)]
+        return [(slice(0, rows // 2), self.codes & 15), (slice(rows // 2, rows), self.codes >> 4)]
+
+    def dequantized(self, run: slice, codes: Int[Array, "rows out"]) -> Float[Array, "rows out"]:
+        """A run of rows in float32."""
+        rows = self.matrix_shape[0]
+        zeros = None if self.zeros is None else spread(self.zeros, rows)[run]
+        return self._numbers(codes, zeros) * spread(self.step_sizes(), rows)[run]
+
+    def product(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        products = _in_turn(self, x, lambda run, piece: x[..., run] @ piece.astype(x.dtype))
+        return functools.reduce(jnp.add, products)
+
+    def product_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
+        def one(run: slice, piece: jax.Array) -> jax.Array:
+            return jnp.einsum("...o,io->...i", x, piece.astype(x.dtype))
+
+        return jnp.concatenate(_in_turn(self, x, one), -1)
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return _remade(_product)(x, self)
+        return _product(x, self)
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
-        return _remade(_transposed_product)(x, self)
+        return _transposed_product(x, self)
 
     def take(self, ids: Int[Array, "..."]) -> Float[Array, "... out"]:
         rows = self.matrix_shape[0]
@@ -134,23 +143,44 @@ class Quantized(Weight):
 
 def _dense(weight: Quantized) -> Float[Array, "in out"]:
     """The plain reference: the dequantized matrix in float32, with which a product could be taken."""
-    return jnp.concatenate([piece for _, piece in weight.pieces()])
+    return jnp.concatenate([weight.dequantized(run, codes) for run, codes in weight.runs()])
 
 
-def _product(x: jax.Array, weight: Quantized) -> jax.Array:
-    products = [x[..., run] @ piece.astype(x.dtype) for run, piece in weight.pieces()]
-    return functools.reduce(jnp.add, products)
+def _in_turn(
+    weight: Quantized, x: jax.Array, use: Callable[[slice, jax.Array], jax.Array]
+) -> list[jax.Array]:
+    """What `use` makes of each run's dequantized rows. A run waits until the one before it has been used.
+
+    So one run stands dequantized at a time, where the compiler does not take it into the product altogether, and it
+    is not shared between the forward pass made again and the backward pass, which would keep it in between.
+    """
+    found = [x]
+    for place in range(len(weight.runs())):
+        weight, found[-1] = jax.lax.optimization_barrier((weight, found[-1]))
+        run, codes = weight.runs()[place]
+        found.append(use(run, weight.dequantized(run, codes)))
+    return found[1:]
 
 
-def _transposed_product(x: jax.Array, weight: Quantized) -> jax.Array:
-    return jnp.concatenate(
-        [jnp.einsum("...o,io->...i", x, piece.astype(x.dtype)) for _, piece in weight.pieces()], -1
-    )
+@jax.custom_vjp
+def _product(x: Float[Array, "... in"], weight: Any) -> Float[Array, "... out"]:
+    """`x @ dequantize(weight)`, of which x's gradient alone is taken: from the codes, with nothing kept but them."""
+    return weight.product(x)
 
 
-def _remade(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The product whose inputs alone are kept for the backward pass."""
-    return jax.checkpoint(product, prevent_cse=False)
+@jax.custom_vjp
+def _transposed_product(x: Float[Array, "... out"], weight: Any) -> Float[Array, "... in"]:
+    return weight.product_transposed(x)
+
+
+_product.defvjp(
+    lambda x, weight: (_product(x, weight), weight),
+    lambda weight, cotangent: (_transposed_product(cotangent, weight), None),
+)
+_transposed_product.defvjp(
+    lambda x, weight: (_transposed_product(x, weight), weight),
+    lambda weight, cotangent: (_product(cotangent, weight), None),
+)
 
 
 def _over_stack(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
@@ -172,6 +202,7 @@ class Flattened(Weight):
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "blocks": ()
     }  # its blocks cross rows and columns
+    encodes = True
     blocks: Any
     matrix_shape: tuple[int, ...] = static(default=(0, 0))
 
@@ -204,11 +235,17 @@ class Flattened(Weight):
     def bind(self, params: Mapping[str, Any]) -> Flattened:
         return self
 
+    def product(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        return x @ _unflattened(self).astype(x.dtype)
+
+    def product_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
+        return x @ _unflattened(self).T.astype(x.dtype)
+
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return _remade(lambda x, one: x @ _unflattened(one).astype(x.dtype))(x, self)
+        return _product(x, self)
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
-        return _remade(lambda x, one: x @ _unflattened(one).T.astype(x.dtype))(x, self)
+        return _transposed_product(x, self)
 
     def materialize(self) -> Float[Array, "... in out"]:
         axes = self.blocks.codes.ndim - 2

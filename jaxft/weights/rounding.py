@@ -41,24 +41,29 @@ def to_integers(
 ) -> tuple[Integer[Array, "in out"], Float[Array, "groups out"]]:
     """Symmetric integers, int8, and the step of each group.
 
-    Of the two steps in use, those that put the largest magnitude at 2^(bits-1) - 1 and half a step beyond, each group
-    takes that which leaves the smaller squared error.
+    Of the steps in use each group takes that which leaves the least squared error: the largest magnitude at
+    2^(bits-1) - 1 or half a step beyond (Qwix, torchao), or the least step that clips neither the largest nor the
+    smallest number (torchao's "no clipping error").
     """
     high = 2 ** (bits - 1) - 1
-    largest = jnp.max(jnp.abs(grouped(x, group)), axis=1)
-    largest = jnp.where(largest == 0, 1.0, largest)
+    blocks = grouped(x, group)
+    least, most = jnp.min(blocks, axis=1), jnp.max(blocks, axis=1)
+    largest = jnp.maximum(most, -least)
+    unclipped = jnp.maximum(most / high, -least / (high + 1))
 
-    def rounded(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def rounded(step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        step = jnp.where(largest == 0, 1.0, step)
         steps = spread(step, x.shape[0])
         codes = jnp.clip(jnp.round(x / steps), -high - 1, high)
-        error = jnp.sum(grouped(jnp.square(codes * steps - x), group), axis=1)
-        return codes, error
+        return codes, step, jnp.sum(grouped(jnp.square(codes * steps - x), group), axis=1)
 
-    narrow, wide = largest / (high + 0.5), largest / high
-    (codes, error), (wide_codes, wide_error) = rounded(narrow), rounded(wide)
-    better = wide_error < error
-    codes = jnp.where(spread(better, x.shape[0]), wide_codes, codes)
-    return codes.astype(jnp.int8), jnp.where(better, wide, narrow)
+    codes, step, error = rounded(largest / (high + 0.5))
+    for other in (largest / high, unclipped):
+        other_codes, other_step, other_error = rounded(other)
+        better = other_error < error
+        codes = jnp.where(spread(better, x.shape[0]), other_codes, codes)
+        step, error = jnp.where(better, other_step, step), jnp.minimum(error, other_error)
+    return codes.astype(jnp.int8), step
 
 
 def to_offset_integers(

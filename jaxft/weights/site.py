@@ -29,6 +29,7 @@ class Site:
         dtype: that of the adapter's arrays.
         dropout: the rate on the adapter's input.
         tie_adapters: whether an embedding's adapter also acts in the head tied to it.
+        start: the adapter's a and b, where they do not begin at random and zero.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Site:
     dtype: Any = jnp.float32
     dropout: float = 0.0
     tie_adapters: bool = False
+    start: tuple[Any, Any] | None = None
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

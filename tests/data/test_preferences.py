@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxft.data import load_tokenizer
+from jaxft.data.conversions import ALPACA
 from jaxft.data.preference_rows import read_preferences, split_messages, split_texts
 from jaxft.data.preferences import prepare_preferences
 from jaxft.errors import UserError
@@ -52,6 +53,17 @@ def test_tokens_are_trls(kind, write):
         assert parts(example) == (case["prompt_ids"], case["chosen_ids"], case["rejected_ids"])
 
 
+def test_strings_and_messages_may_stand_in_one_file(write):
+    """Each row has the tokens that it has in a file of its own kind."""
+    known = json.loads((GOLDEN / "preferences" / "tokens.json").read_text())
+    tokenizer = load_tokenizer(GOLDEN / "trl" / "model")
+    cases = [known[kind][0] for kind in ("pairs", "messages", "boundary")]
+    rows, _ = read(write(*(case["row"] for case in cases)))
+    examples, _ = prepare(rows, tokenizer, max_length=256)
+    for example, case in zip(examples, cases, strict=True):
+        assert parts(example) == (case["prompt_ids"], case["chosen_ids"], case["rejected_ids"])
+
+
 def test_an_implicit_prompt_is_the_common_turns():
     """Of HH's texts and of messages: turns, not letters; what follows in one of them alone is completion."""
     start = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: a joke\n\nAssistant:"
@@ -86,7 +98,11 @@ def test_layouts(write):
         "completions": [{"response": text, "overall_score": score} for text, score in answers],
     }
     (found,), _ = read(write(rated))
-    assert found.values == {"prompt": "a baker", "chosen": "bread", "rejected": "wool"}
+    assert found.values["prompt"] == ALPACA.format("", "a baker", "")
+    assert (found.values["chosen"], found.values["rejected"]) == ("bread", "wool")
+    (found,), _ = read_preferences(write(rated), judged=False, skip=False, as_messages=True)
+    answers = {"chosen": [say("assistant", "bread")], "rejected": [say("assistant", "wool")]}
+    assert found.values == {"prompt": [say("user", "a baker")], **answers}
     path = write(PAIR, name="pairs.jsonl")
     packed = path.with_suffix(".jsonl.gz")
     packed.write_bytes(gzip.compress(path.read_bytes()))
@@ -133,6 +149,7 @@ def test_completions_are_exchanged_in_groups(write, tokenizer):
 BAD = [
     ({**PAIR, "rejected": PAIR["chosen"]}, "chosen and rejected are equal", True),
     ({**PAIR, "chosen": ""}, "chosen is empty", True),
+    ({**PAIR, "rejected": " \n"}, "rejected is empty", True),
     ({"chosen": [say("assistant", "a")], "rejected": [say("assistant", "b")]}, "no prompt in common", True),
     ({"prompt": "a", "completion": "b"}, "a row for SFT", False),
     ({"messages": [say("user", "a")]}, "a row for SFT", False),

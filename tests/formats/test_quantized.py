@@ -63,13 +63,6 @@ def test_what_the_format_has_no_place_for_is_refused(golden, tmp_path):
         save(model, params, tmp_path / "out")
 
 
-def test_other_quantizers_folders_are_named_and_refused(copy_of, edit):
-    folder = copy_of("models/llama")
-    edit(folder / "config.json", quantization_config={"quant_method": "gptq"})
-    with pytest.raises(UserError, match="'gptq' is not known to jaxft, which reads bitsandbytes"):
-        load(folder)
-
-
 @pytest.fixture
 def adapter(golden, tmp_path):
     """A LoRA trained over llama in nf4, off its start."""
@@ -89,7 +82,7 @@ def test_the_card_tells_the_bases_quantization_and_merging_keeps_to_it(
         "- the base was quantized: nf4, groups of 64, scales quantized too"
         in (adapter / "README.md").read_text()
     )
-    assert merge_folder(golden / "models/llama", adapter, tmp_path / "dense") < 1e-5
+    assert merge_folder(golden / "models/llama", adapter, tmp_path / "dense") < 3e-5
     merge_folder(golden / "models/llama", adapter, tmp_path / "nf4", quantize="nf4")
     assert capsys.readouterr().out.count("largest deviation") == 3
     assert quantized_in(load(tmp_path / "nf4")[1])

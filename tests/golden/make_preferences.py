@@ -15,42 +15,32 @@ own, ORPOTrainer and CPOTrainer (which is SimPO's too) its experimental ones. Ro
 from __future__ import annotations
 
 import json
-import logging
 import random
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import make_trl
-from datasets import Dataset, load_dataset
-from peft import PeftModel
+from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 FOLDER = Path(__file__).parent / "preferences"
-ROWS, STEPS = 48, 20
+ROWS = 48
 TRAINERS = {
     "dpo": (DPOTrainer, DPOConfig),
     "kto": (KTOTrainer, KTOConfig),
     "orpo": (ORPOTrainer, ORPOConfig),
     "cpo": (CPOTrainer, CPOConfig),
 }
-SETTINGS = {
-    "learning_rate": 2e-3,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 4,
-    "max_steps": STEPS,
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 1,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "optim": "adamw_torch",
-    "max_length": 128,
-    "beta": 0.1,
-}
+OWN = {"learning_rate": 2e-3, "warmup_steps": 4, "max_length": 128, "beta": 0.1}
+SAME = (
+    "lr_scheduler_type", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay",
+    "max_grad_norm", "optim",
+)  # fmt: skip
+SETTINGS = {key: make_trl.SETTINGS[key] for key in SAME} | OWN
 
 
 def pairs(seed: int = 2) -> list[dict[str, str]]:
@@ -163,33 +153,16 @@ def curve(run: dict, output: str) -> dict:
     settings = SETTINGS | {
         key: value for key, value in run.items() if key not in ("trainer", "start", "data")
     }
-    file = FOLDER / f"{run['data']}.jsonl"
-    data = load_dataset("json", data_files=str(file), split="train", cache_dir=output)
-    model = make_trl.base()
-    if run["start"] is not None:
-        folder = make_trl.FOLDER / "adapters" / run["start"]
-        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     reference = {"ref_model": make_trl.base()} if run["start"] is None else {}
     trainer = trainer_class(
-        model=model,
-        args=arguments_class(
-            output_dir=output,
-            train_sampling_strategy="sequential",
-            logging_steps=1,
-            report_to=[],
-            save_strategy="no",
-            bf16=False,
-            gradient_checkpointing=False,
-            use_cpu=True,
-            disable_tqdm=True,
-            **settings,
-        ),
-        train_dataset=data,
+        model=make_trl.start_of(run),
+        args=arguments_class(output_dir=output, **make_trl.LOGGED, **settings),
+        train_dataset=make_trl.rows_of(FOLDER / f"{run['data']}.jsonl", output),
         processing_class=AutoTokenizer.from_pretrained(make_trl.FOLDER / "model"),
         **reference,
     )
     trainer.train()
-    log = [line for line in trainer.state.log_history if "loss" in line]
+    log = make_trl.log_of(trainer)
     names = {
         "losses": "loss", "learning_rates": "learning_rate", "grad_norms": "grad_norm", "chosen": "rewards/chosen",
         "rejected": "rewards/rejected", "margins": "rewards/margins", "kl": "kl", "accuracies": "rewards/accuracies",
@@ -237,8 +210,6 @@ def rounded(value: object) -> object:
 
 def main() -> None:
     make_trl.quiet()
-    warnings.simplefilter("ignore")
-    logging.getLogger("trl").setLevel(logging.ERROR)
     FOLDER.mkdir(exist_ok=True)
     for name, rows in {"pairs": pairs(), "judged": judged(), "messages": conversations()}.items():
         make_trl.write_lines(FOLDER / f"{name}.jsonl", rows)

@@ -38,6 +38,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Trainer,
 )
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
@@ -228,6 +229,35 @@ SETTINGS = {
 }
 
 
+LOGGED = {  # of any trainer: float32 on the CPU, rows in their order, a line an update
+    "train_sampling_strategy": "sequential",
+    "logging_steps": 1,
+    "report_to": [],
+    "save_strategy": "no",
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
+def start_of(run: dict) -> PreTrainedModel | PeftModel:
+    """The base, with the adapter that training starts from if there is one."""
+    if run["start"] is None:
+        return base()
+    folder = FOLDER / "adapters" / run["start"]
+    return PeftModel.from_pretrained(base(), folder, is_trainable=True)
+
+
+def rows_of(file: Path, cache: str) -> Dataset:
+    return load_dataset("json", data_files=str(file), split="train", cache_dir=cache)
+
+
+def log_of(trainer: Trainer) -> list[dict]:
+    """A line an update."""
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
 def runs() -> dict[str, dict]:
     """Name of the curve -> starting adapter (None: full tuning), and what differs from SETTINGS.
 
@@ -278,44 +308,26 @@ class Counting(SFTTrainer):
 
 def trainer_for(run: dict, data: Dataset, output: str) -> Counting:
     settings = {key: run.get(key, value) for key, value in SETTINGS.items()}
-    start = run["start"]
-    model = base()
-    if start is not None:
-        model = PeftModel.from_pretrained(model, FOLDER / "adapters" / start, is_trainable=True)
+    model = start_of(run)
     optimizer = optimizer_of(run.get("optimizer", ""), model, settings["learning_rate"])
-    arguments = SFTConfig(
-        output_dir=output,
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        report_to=[],
-        save_strategy="no",
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        disable_tqdm=True,
-        **settings,
-    )
-    words = AutoTokenizer.from_pretrained(FOLDER / "model")
     return Counting(
         model=model,
-        args=arguments,
+        args=SFTConfig(output_dir=output, **LOGGED, **settings),
         train_dataset=data,
-        processing_class=words,
+        processing_class=AutoTokenizer.from_pretrained(FOLDER / "model"),
         optimizers=(optimizer, None),
     )
 
 
 def curve(run: dict, output: str) -> dict:
     """Train and read the log."""
-    data_name = run.get("data", "data")
-    file = FOLDER / f"{data_name}.jsonl"
-    data = load_dataset("json", data_files=str(file), split="train", cache_dir=output)
-    trainer = trainer_for(run, data, output)
+    file = FOLDER / f"{run.get('data', 'data')}.jsonl"
+    trainer = trainer_for(run, rows_of(file, output), output)
     # PEFT multiplies in bfloat16 wherever the machine has it: float32 unless the run says so
     half = run.get("optimizer") == "lora_fa_v2_bf16"
     with mock.patch.object(peft.optimizers.lorafa, "is_bf16_available", return_value=half):
         trainer.train()
-    log = [line for line in trainer.state.log_history if "loss" in line]
+    log = log_of(trainer)
     special = {"lora_plus": {"ratio": RATIO}, "lora_fa_v2": {"bfloat16": False}}
     special["lora_fa_v2_bf16"] = {"bfloat16": True}
     return {

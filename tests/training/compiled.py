@@ -162,3 +162,23 @@ def collectives_in(text: str) -> list[Collective]:
                     )
                 )
     return found
+
+
+def standing_in(text: str) -> set[tuple[str, tuple[int, ...]]]:
+    """(dtype, dimensions without those of 1) of every array that a program writes to memory.
+
+    That is all that instructions give, outside of the computations that are fused into one.
+    """
+    fused = set(re.findall(r"fusion\(.*calls=%?([\w.\-]+)", text))
+    found, name = set(), ""
+    for line in text.splitlines():
+        if header := re.match(r"^(?:ENTRY )?%?([\w.\-]+) .*\{\s*$", line):
+            name = header[1]
+        elif name not in fused and (
+            made := re.match(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) [\w\-]+\(", line)
+        ):
+            for kind, sizes in re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", made[1]):
+                found.add(
+                    (kind, tuple(int(size) for size in sizes.split(",") if size not in ("", "1")))
+                )
+    return found

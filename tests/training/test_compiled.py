@@ -12,7 +12,15 @@ import pytest
 
 from jaxft.models.config import Config
 
-from .compiled import LLAMA_8B, Collective, collectives_in, compile_step, devices_of, mesh_of
+from .compiled import (
+    LLAMA_8B,
+    Collective,
+    collectives_in,
+    compile_step,
+    devices_of,
+    mesh_of,
+    standing_in,
+)
 
 # A program for absent TPUs is kept by JAX's cache and cannot be read back: it is then compiled again.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
@@ -94,6 +102,47 @@ def test_kernels_are_gathered_inside_the_loop(platform: str, method: str) -> Non
             if tuple(size for size in shape if size != 1) in KERNELS
         }
         assert types == {"bf16"}
+
+
+CODES = {(rows // 2, columns) for rows, columns in KERNELS}
+
+
+@functools.cache
+def quantized_program(platform: str) -> str:
+    """The text of the step over fsdp = 16 (on the CPU 8) with an nf4 base."""
+    devices: Any = jax.devices() if platform == "cpu" else devices_of("v5e:4x4", "v5litepod-16")
+    mesh = mesh_of(devices, fsdp=len(devices))
+    settings = {"method.rank": RANK, "base.quantize": "nf4"}
+    return compile_step(MODEL, mesh, "lora", rows=16, length=192, **settings).as_text()
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_of_a_quantized_base_codes_are_gathered_and_no_floats(platform: str) -> None:
+    """In the loop over the layers, one layer at a time, a byte for two entries."""
+    found = collectives_in(quantized_program(platform))
+    gathered = {
+        (kind, tuple(size for size in shape if size != 1), one.in_loop)
+        for one in found
+        if one.kind == "all-gather"
+        for kind, shape in one.shapes
+    }
+    assert {shape for kind, shape, in_loop in gathered if kind == "u8" and in_loop} >= CODES
+    for kind, shape, _ in gathered:
+        assert MODEL.layers not in shape
+        assert kind == "u8" or shape not in KERNELS | CODES
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_no_kernel_stands_dequantized_whole(platform: str) -> None:
+    """Neither in float32 nor in any other float, of one layer or of all; half a kernel stands at a time at most."""
+    bodies = standing_in(quantized_program(platform))
+    floats = {shape for kind, shape in bodies if kind[0] in "bf" and kind != "f8"}
+    assert not floats & (KERNELS - CODES)  # the half of o_proj is as large as k_proj
+    assert not {
+        shape for shape in floats if shape[:1] == (MODEL.layers,) and shape[1:] in KERNELS | CODES
+    }
+    if platform == "tpu":
+        assert not {shape for kind, shape in bodies if kind == "f32" and shape in CODES}
 
 
 @needs_tpu_compiler

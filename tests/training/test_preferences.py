@@ -178,6 +178,7 @@ def test_precomputed_log_probabilities_are_checked(tmp_path: Path) -> None:
         ({"objective.gamma": "1.0"}, "dpo takes none; it is for simpo"),
         ({"objective.name": "exo_pair"}, "exo_pair needs a number above 0"),
         ({"objective.reference": "nowhere"}, "nowhere"),
+        ({"objective.name": "kto", "grad_accum": "4"}, "batch_size=4 and grad_accum=4 leave one"),
         ({"data.max_length": "8"}, "the completions alone exceed it"),
     ],
 )

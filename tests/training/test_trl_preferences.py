@@ -121,16 +121,19 @@ def model() -> Callable[..., Any]:
     return jax.jit(pairs.place_log_probabilities, static_argnums=0, static_argnames="collisions")
 
 
-@pytest.mark.parametrize("name", sorted(CURVES.keys() - COMPILED))
-def test_curve_is_trls(
-    name: str, model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Losses, rewards, margins, accuracies, rates and gradient norms of 20 updates.
-
-    The loop's own step, run as it stands around the compiled model, so that no curve compiles the model again.
-    """
+@pytest.fixture
+def shared(model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's own step, run as it stands around the compiled model, so that no curve compiles the model again."""
     monkeypatch.setattr(pairs, "place_log_probabilities", model)
     monkeypatch.setattr(loop, "jax", Eager())
+    monkeypatch.setattr(loop, "plot_run", lambda folder: folder)
+    monkeypatch.setattr(loop, "plot_averages", lambda folder: folder)
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("name", sorted(CURVES.keys() - COMPILED))
+def test_curve_is_trls(name: str, tmp_path: Path) -> None:
+    """Losses, rewards, margins, accuracies, rates and gradient norms of 20 updates."""
     assert_is_trls(run(CURVES[name], tmp_path / "run"), CURVES[name])
 
 
@@ -140,6 +143,7 @@ def test_curve_of_the_compiled_step_is_trls(name: str, tmp_path: Path) -> None:
     assert_is_trls(run(CURVES[name], tmp_path / "run"), CURVES[name])
 
 
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize(
     "changes",
     [

@@ -15,7 +15,7 @@ import pytest
 import jaxft
 from jaxft.methods import METHODS, defaults
 from jaxft.tree import map_with_paths
-from jaxft.weights import Tied, quantized_in
+from jaxft.weights import Permuted, Tied, quantized_in
 
 IN, OUT, LAYERS, VOCABULARY = 6, 8, 3, 8  # few shapes: JAX compiles each operation once a shape
 RANDOMISED = ("a", "b", "magnitude", "d", "g", "a0", "b0")
@@ -35,6 +35,7 @@ def product(path: str) -> Callable[[Any, jax.Array], jax.Array]:
     return apply
 
 
+@jax.jit  # a scan outside of jit compiles at every call
 def stacked_product(params: Any, x: jax.Array) -> jax.Array:
     """x through a residual layer for each of the stacked kernels, scanned: (4, IN) -> (4, IN)."""
 
@@ -79,6 +80,19 @@ def quantized(base: Base, scheme: str, **settings: Any) -> Base:
     )  # fmt: skip
 
 
+def permuted(base: Base) -> Base:
+    """The base with its kernel quantized and its rows in another order."""
+
+    def sort(params: dict[str, Any]) -> dict[str, Any]:
+        order = jnp.asarray([4, 0, 5, 2, 1, 3], jnp.int32)
+        ordered = jaxft.quantize(params["q_proj"]["kernel"][order], "int4", group_size=3)
+        return {"q_proj": {"kernel": Permuted(ordered, order)}}
+
+    return dataclasses.replace(
+        base, params=sort(base.params), cast=lambda dtype: sort(base.cast(dtype))
+    )
+
+
 def bases() -> dict[str, Base]:
     dense = dense_bases()
     return dense | {
@@ -87,6 +101,7 @@ def bases() -> dict[str, Base]:
         "nf4 flattened": quantized(dense["plain"], "nf4"),
         "int4 embedding": quantized(dense["embedding"], "int4", group_size=4),
         "int8 offset": quantized(dense["layers left out"], "int8", group_size=-1, symmetric=False),
+        "int4 permuted": permuted(dense["plain"]),
         "fp4 head": quantized(dense["head"], "fp4", group_size=6),
     }
 

@@ -15,6 +15,14 @@ from jaxft.methods import METHODS, defaults
 from jaxft.tree import flatten_with_paths
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiler():
+    """A thousand small programs, each run once or twice: compiling them well takes longer than running them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 

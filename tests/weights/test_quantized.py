@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 from pathlib import Path
 
 import jax
@@ -25,6 +27,7 @@ from jaxft.weights.codebooks import (
 )
 
 GOLDEN = np.load(Path(__file__).parent / "golden/quantized.npz")
+INTEGERS = json.loads((Path(__file__).parent / "golden/integers.json").read_text(encoding="ascii"))
 NAMES = ("even", "ties", "flat", "odd", "halves")
 SCHEMES = ("nf4", "fp4", "int4", "int8")
 
@@ -128,6 +131,23 @@ def test_integers_err_no_more_than_either_step_in_use(bits, group):
         step = np.abs(blocks).max(1, keepdims=True) / most
         theirs = np.clip(np.round(blocks / step), -high - 1, high) * step
         assert error(kernel, weight) <= np.mean((theirs - blocks) ** 2) * 1.000001
+
+
+@pytest.mark.parametrize("name", sorted(INTEGERS))
+def test_integers_err_no_more_than_qwixs_and_torchaos(name):
+    """Symmetric and asymmetric, in groups and by columns: golden/make_integers.py says what they leave."""
+    make = runpy.run_path(str(Path(__file__).parent / "golden/make_integers.py"))
+    kernel = jnp.asarray(make["kernel"](name))
+    ours = {}
+    for entry, theirs in INTEGERS[name].items():
+        _, mapping, bits, group = entry.split()
+        settings = (mapping.startswith("symmetric"), int(bits), int(group) or -1)
+        if settings not in ours:
+            symmetric, bits, group = settings
+            weight = jaxft.quantize(kernel, f"int{bits}", group_size=group, symmetric=symmetric)
+            ours[settings] = error(kernel, weight)
+        assert ours[settings] <= theirs * 1.001, entry
+    assert len(ours) == 16
 
 
 def test_offset_integers_err_less_on_what_is_not_centred():

@@ -1,0 +1,169 @@
+"""Hugging Face folders, written from a parameter tree. `huggingface` reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.errors import UserError, nearest
+from jaxft.files import stays_inside
+from jaxft.formats.bitsandbytes import check_writable, config_of, written
+from jaxft.formats.config_file import config_json, read_config
+from jaxft.formats.huggingface import HEAD, names_of, spelling
+from jaxft.formats.manifest import write_manifest
+from jaxft.formats.safetensors import (
+    SHARD_BYTES,
+    Lazy,
+    Stored,
+    new_folder,
+    open_folder,
+    write_folder,
+    write_json,
+)
+from jaxft.models.config import Config
+from jaxft.models.families import tensors_of
+from jaxft.models.transformer import Transformer
+from jaxft.processes import to_host
+from jaxft.tree import PyTree, flatten_with_paths
+from jaxft.weights import Tied, Weight, is_weight, weights_of
+
+# What stands beside the weights and goes along with them.
+COMPANIONS = (
+    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "chat_template*",
+)  # fmt: skip
+
+
+def save(
+    model: Transformer,
+    params: PyTree,
+    folder: str | Path,
+    *,
+    like: str | Path | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a tree without adapters as a Hugging Face folder that transformers loads.
+
+    Args:
+        model: the module, whose config says the family and the shape.
+        params: the tree; adapters must be merged before (`jaxft.merge`). Quantized weights are written as
+            bitsandbytes does.
+        folder: a new or empty folder.
+        like: the folder the model was read from, whose config.json, tokenizer and division into
+            files are kept.
+        dtype: what to store; by default what the leaves have.
+        shard_bytes: the size from which on the model is divided, where `like` says nothing.
+
+    Raises:
+        UserError: the tree holds adapters, or the folder is not empty.
+    """
+    for path, weight in weights_of(params):
+        if hasattr(weight, "scheme"):
+            check_writable(weight)
+        elif not isinstance(weight, Tied):
+            kind = type(weight).__name__
+            raise UserError(
+                f"save: {path} holds an adapter ({kind}): call jaxft.merge(params) first"
+            )
+    write_model(model.config, params, folder, like=like, dtype=dtype, shard_bytes=shard_bytes)
+
+
+def write_model(
+    config: Config,
+    params: PyTree,
+    folder: str | Path,
+    *,
+    like: str | Path | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    dense: bool = False,
+) -> None:
+    """`save`, for a tree whose weights are merged one by one while they are written; quantized ones too if `dense`."""
+    target = new_folder(folder)
+    config = dataclasses.replace(config, tied=_is_tied(params))
+    source = open_folder(Path(like)) if like else {}
+    tensors = _to_write(config, params, source, dtype, dense)
+    counts = {str(tensor.dtype) for tensor in tensors.values()}
+    stored_dtype = str(tensors[next(iter(tensors))].dtype) if len(counts) == 1 else "float32"
+    raw = dict(read_config(like) if like else config_json(config))
+    raw.pop("quantization_config", None)
+    quantized = [leaf for _, leaf in weights_of(params) if hasattr(leaf, "scheme")]
+    if quantized and not dense:
+        stored_dtype = str(np.dtype(quantized[0].dtype))
+        raw["quantization_config"] = config_of(quantized[0], stored_dtype)
+    dtype_key = "torch_dtype" if "torch_dtype" in raw else "dtype"
+    write_json(
+        target / "config.json", raw | {dtype_key: stored_dtype, "tie_word_embeddings": config.tied}
+    )
+    write_folder(target, tensors, {name: s.file.name for name, s in source.items()}, shard_bytes)
+    if like:
+        copy_companions(Path(like), target)
+    write_manifest(target)
+
+
+def _is_tied(params: PyTree) -> bool:
+    """Whether the head is still the embedding once all is merged."""
+    head = params["head"]["kernel"]
+    if not isinstance(head, Tied):
+        return False
+    bound = head.bind(params)
+    return bound.base is params["embed"]["embedding"]
+
+
+def _to_write(
+    config: Config, params: PyTree, source: Mapping[str, Stored], dtype: str | None, dense: bool
+) -> dict[str, Lazy]:
+    """{name on disk: tensor}, each made when it is written."""
+    leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
+    spelled = spelling(config, source) if source else lambda name: name
+    tensors: dict[str, Lazy] = {}
+    for path, tensor in tensors_of(config).items():
+        if path not in leaves:
+            raise UserError(f"save: the tree has no {path}{nearest(path, leaves)}")
+        leaf = leaves[path]
+        wanted = np.dtype(jnp.dtype(dtype or leaf.dtype))
+        for layer, name in enumerate(names_of(tensor, config, path)):
+            stacked = path.startswith("layers/")
+            if hasattr(leaf, "scheme") and not dense:
+                one = jax.tree.map(lambda part, layer=layer: part[layer], leaf) if stacked else leaf
+                tensors |= written(spelled(name), one)
+                continue
+            shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
+            make = _maker(leaf, layer if stacked else None, tensor.transposed, params, wanted)
+            on_disk = shape[::-1] if tensor.transposed else shape
+            tensors[spelled(name)] = Lazy(on_disk, wanted, make)
+    if config.tied and HEAD in source:
+        embedding = tensors_of(config)["embed/embedding"].name
+        tensors[HEAD] = tensors[spelled(embedding)]
+    return tensors
+
+
+def _maker(
+    leaf: Any, layer: int | None, transposed: bool, params: PyTree, dtype: np.dtype
+) -> Callable[[], np.ndarray]:
+    def make() -> np.ndarray:
+        one = leaf if layer is None else jax.tree.map(lambda part: part[layer], leaf)
+        dense = one.merged(params) if isinstance(one, Weight) else one
+        array = to_host(dense).astype(dtype, copy=False)
+        return array.T if transposed else array
+
+    return make
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copies the tokenizer, the chat template and the generation settings along."""
+    for pattern in COMPANIONS:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file() and not stays_inside(source, file):
+                print(f"jaxft: {file} is a link out of its folder: not copied", file=sys.stderr)
+            elif file.is_file():
+                shutil.copyfile(file, target / file.name)
