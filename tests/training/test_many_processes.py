@@ -190,6 +190,7 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(
     assert_same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.thorough
 def test_sigterm_to_one_stops_all_with_a_checkpoint_and_a_restart_goes_on(
     alone: Path, tmp_path: Path
 ) -> None:
