@@ -38,8 +38,9 @@ def fuzz():
         "written",
     ],
 )
-def test_no_input_is_more_than_jaxft_stands(fuzz, kind):
+def test_no_input_is_more_than_jaxft_stands(fuzz, kind, monkeypatch):
     script, inputs, watch = fuzz
+    monkeypatch.setattr(script, "SECONDS", 1.5)  # the same work takes longer beside other tests
     result = script.fuzz(kind, inputs, COUNT, watch, seed=1)
     assert not result.findings, "\n".join(result.findings)
     assert result.read + result.refused == COUNT

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxft
 from jaxft.errors import UserError
-from jaxft.formats import huggingface, load, save
+from jaxft.formats import load, save, writing
 from jaxft.formats.config_file import config_json, model_config
 
 MODELS = sorted(path.name for path in (Path(__file__).parent.parent / "golden/models").iterdir())
@@ -363,7 +363,7 @@ def test_of_shards_one_tensor_at_a_time_is_on_the_host(golden, tmp_path, monkeyp
         most = max(most, sum(held.nbytes for held in alive))
         return host
 
-    monkeypatch.setattr(huggingface, "to_host", counted)
+    monkeypatch.setattr(writing, "to_host", counted)
     save(model, params, tmp_path / "shards", like=folder)
     written = tensors(tmp_path / "shards")
     sizes = sorted((array.nbytes for array in written.values()), reverse=True)

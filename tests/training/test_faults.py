@@ -18,7 +18,7 @@ import pytest
 
 from jaxft import cli
 from jaxft.errors import UserError
-from jaxft.training import checkpoint, loop, metrics
+from jaxft.training import checkpoint, loop, metrics, program
 from jaxft.training.lock import Lock
 from jaxft.training.loop import train
 
@@ -245,7 +245,7 @@ def test_two_that_begin_a_new_run_at_once(
 
 def poison(monkeypatch: pytest.MonkeyPatch, token: int) -> None:
     """The loss of a batch that holds the token is not a number."""
-    loss_of = loop.loss_of
+    loss_of = program.loss_of
 
     def poisoned(*arguments: Any) -> Any:
         loss = loss_of(*arguments)
@@ -256,7 +256,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, token: int) -> None:
 
         return one
 
-    monkeypatch.setattr(loop, "loss_of", poisoned)
+    monkeypatch.setattr(program, "loss_of", poisoned)
 
 
 @pytest.fixture
