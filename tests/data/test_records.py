@@ -107,7 +107,11 @@ def test_a_list_of_one_line_and_an_empty_one(tmp_path):
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "it is text in UTF-16, not UTF-8"),
         ("a.jsonl", gzip.compress(b"{}", mtime=0), "not JSON lines, as its name says: it is gzip"),
         ("a.jsonl.gz", b'{"text": "a"}', "not gzip, as its name says"),
-        ("a.jsonl.gz", gzip.compress(lines() * 99, mtime=0)[:-20], "ended before the end-of-stream"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(lines() * 99, mtime=0)[:-20],
+            "ended before the end-of-stream",
+        ),
         ("a.json", b'[{"text": "a"}\n{"text": "b"}]', ":1: not JSON: after this row, a comma"),
         ("a.json", b'[{"text": "a"},\n\n{"text" "b"}]', ":3: not JSON: .* at line 3, column 9"),
         ("a.json", b'[{"text": "a"},\n\n 3]', ":3: a row must be an object with keys"),
