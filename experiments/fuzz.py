@@ -75,6 +75,9 @@ class Watch:
 
     def _inside(self, event: str, path: Any) -> None:
         real = Path(path.decode() if isinstance(path, bytes) else path).resolve()
+        programs = jax.config.jax_compilation_cache_dir  # where who runs this has JAX keep them
+        if programs and real.is_relative_to(Path(programs).resolve()):
+            return
         if not real.is_relative_to(self.home):
             self.seen.append(f"{event} outside of the run: {real}")
 
