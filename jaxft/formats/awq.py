@@ -19,6 +19,7 @@ from jaxft.formats.integers import (
     expected,
     groups_of,
     integer_weight,
+    parts_beside,
     scales_of,
     unpack,
 )
@@ -46,10 +47,7 @@ def check(settings: Mapping[str, Any], where: str) -> None:
 
 def parts_of(stored: Table, name: str) -> list[str]:
     """The tensors of a quantized kernel NAME.weight; none if it is dense."""
-    module = name.removesuffix(".weight")
-    if f"{module}.qweight" not in stored:
-        return []
-    return [f"{module}.{ending}" for ending in ENDINGS if f"{module}.{ending}" in stored]
+    return parts_beside(stored, name, ENDINGS, ("qweight",))
 
 
 def read_layers(

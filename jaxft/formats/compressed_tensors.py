@@ -33,6 +33,7 @@ from jaxft.formats.integers import (
     expected,
     group_order,
     integer_weight,
+    parts_beside,
     unpack,
     with_orders,
 )
@@ -97,11 +98,8 @@ def _check_group(
 
 def parts_of(stored: Table, name: str) -> list[str]:
     """The tensors of a quantized kernel NAME.weight; none if it is dense."""
-    module = name.removesuffix(".weight")
-    if f"{module}.weight_scale" not in stored and f"{module}.weight_packed" not in stored:
-        return []
-    found = [f"{module}.{ending}" for ending in ENDINGS if f"{module}.{ending}" in stored]
-    return found + [name] * (name in stored)
+    found = parts_beside(stored, name, ENDINGS, ("weight_scale", "weight_packed"))
+    return [*found, name] if found and name in stored else found
 
 
 def read_layers(

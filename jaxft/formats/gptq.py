@@ -23,6 +23,7 @@ from jaxft.formats.integers import (
     group_order,
     groups_of,
     integer_weight,
+    parts_beside,
     scales_of,
     unpack,
     with_orders,
@@ -36,7 +37,7 @@ BITS = (4, 8)
 
 def check(settings: Mapping[str, Any], where: str) -> None:
     """Raises UserError for a variant that is not read."""
-    kind = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+    kind = _format(settings)
     if kind not in FORMATS:
         raise UserError(
             f"{where}: GPTQ in the format {shown(kind)} is not known to jaxft, which reads {' and '.join(FORMATS)}"
@@ -45,12 +46,13 @@ def check(settings: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: GPTQ of {shown(settings.get('bits'))} bits: jaxft reads 4 and 8")
 
 
+def _format(settings: Mapping[str, Any]) -> Any:
+    return settings.get("checkpoint_format") or settings.get("format") or "gptq"
+
+
 def parts_of(stored: Table, name: str) -> list[str]:
     """The tensors of a quantized kernel NAME.weight; none if it is dense."""
-    module = name.removesuffix(".weight")
-    if f"{module}.qweight" not in stored:
-        return []
-    return [f"{module}.{ending}" for ending in ENDINGS if f"{module}.{ending}" in stored]
+    return parts_beside(stored, name, ENDINGS, ("qweight",))
 
 
 def read_layers(
@@ -107,7 +109,7 @@ def _zeros(
     """The codes that stand for 0. The first format's are 1 less, added word by word as GPTQModel does."""
     words = (shape[0], shape[1] * bits // WORD)
     stored_words = expected(stored, f"{module}.qzeros", ("I32",), words).read()
-    if (settings.get("checkpoint_format") or settings.get("format") or "gptq") == "gptq":
+    if _format(settings) == "gptq":
         ones = np.uint32(sum(1 << place for place in range(0, WORD, bits)))
         stored_words = (stored_words.view(np.uint32) + ones).view(np.int32)
     return unpack(stored_words, bits)

@@ -75,6 +75,16 @@ def in_order(order: Integer[np.ndarray, "in"]) -> bool:
     return bool(np.array_equal(order, np.arange(len(order))))
 
 
+def parts_beside(
+    stored: Table, name: str, endings: Sequence[str], needed: Sequence[str]
+) -> list[str]:
+    """The tensors of NAME.weight that are there, by their endings; none, as of a dense one, without one of `needed`."""
+    module = name.removesuffix(".weight")
+    if not any(f"{module}.{ending}" in stored for ending in needed):
+        return []
+    return [f"{module}.{ending}" for ending in endings if f"{module}.{ending}" in stored]
+
+
 def expected(stored: Table, name: str, dtypes: Sequence[str], *shapes: tuple[int, ...]) -> Stored:
     """The tensor, of one of the dtypes and shapes. Raises UserError for a missing or another one."""
     if name not in stored:
