@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,19 +194,9 @@ def trl_worker(folder: Path) -> Update:
 
 def work(name: str, folder: Path, rows: int) -> None:
     """A worker: answers "go 1" with what an update took, as those of speed.py."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    update = trl_worker(folder) if name == TRL else jaxft_worker(name, folder, rows)
-    print(json.dumps({"ready": name}), file=answers, flush=True)
-    for line in sys.stdin:
-        start, busy = time.perf_counter(), time.process_time()
-        losses = [update() for _ in range(int(line.split()[1]))]
-        answer = {
-            "seconds": time.perf_counter() - start,
-            "cpu_seconds": time.process_time() - busy,
-            "losses": losses,
-            "peak_bytes": speed.peak_bytes(),
-        }
-        print(json.dumps(answer), file=answers, flush=True)
+    speed.answer(
+        name, lambda: trl_worker(folder) if name == TRL else jaxft_worker(name, folder, rows)
+    )
 
 
 class Worker(speed.Worker):

@@ -182,19 +182,25 @@ def peak_bytes() -> int:
 
 def work(name: str, folder: Path) -> None:
     """A worker: says that its model is loaded, then answers "go N" with what N updates took."""
+    worker = jaxft_worker if name in JAXFT_COLUMNS else peft_worker
+    answer(name, lambda: worker(name, folder))
+
+
+def answer(name: str, load: Callable[[], Update]) -> None:
+    """Makes the update, says so, and answers each "go N" with what N of it took: on stdout, which has nothing else."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    update = (jaxft_worker if name in JAXFT_COLUMNS else peft_worker)(name, folder)
+    update = load()
     print(json.dumps({"ready": name}), file=answers, flush=True)
     for line in sys.stdin:
         start, busy = time.perf_counter(), time.process_time()
         losses = [update() for _ in range(int(line.split()[1]))]
-        answer = {
+        took = {
             "seconds": time.perf_counter() - start,
             "cpu_seconds": time.process_time() - busy,
             "losses": losses,
             "peak_bytes": peak_bytes(),
         }
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(took), file=answers, flush=True)
 
 
 class Worker:

@@ -51,7 +51,10 @@ def test_numbers_are_read() -> None:
 
 def test_a_late_result_is_awaited() -> None:
     """The wait is shorter than the limit."""
-    await_ready([Result(20), Result(5)], limit=5.0)
+    late, early = Result(20), Result(5)
+    await_ready([late, early], limit=5.0)
+    assert late.looks < 0
+    assert early.looks < 0
 
 
 def test_a_result_that_never_comes_is_told() -> None:
@@ -73,6 +76,7 @@ def test_while_something_works_it_is_awaited(monkeypatch: pytest.MonkeyPatch) ->
             return time.monotonic() - began > 1.5
 
     await_ready([Late()], limit=0.5)
+    assert time.monotonic() - began > 1.5
 
 
 def test_the_command_line_ends_with_75(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -29,16 +29,16 @@ def sides(pair: Comparison) -> tuple[Ids, Ids, Ids]:
     return left[: starts[0]], left[starts[0] :], right[starts[1] :]
 
 
-def lengths(examples: Comparisons) -> Int[np.ndarray, "pairs 3"]:
+def lengths(split: Iterable[tuple[Ids, Ids, Ids]]) -> Int[np.ndarray, "pairs 3"]:
     """Tokens of each prompt, chosen and rejected completion."""
-    return np.asarray([[len(ids) for ids in sides(pair)] for pair in examples.pairs()])
+    return np.asarray([[len(ids) for ids in parts] for parts in split])
 
 
 def side_lines(part: Part) -> list[str]:
     """A line each for prompts and completions: the median and the longest."""
     judged = summary_of(part).judged
     names = ["prompts", "completions", ""] if judged else ["prompts", "chosen", "rejected"]
-    columns = lengths(pairs_of(part)).T
+    columns = lengths(map(sides, pairs_of(part).pairs())).T
     return [
         f"  {name:12} {int(np.median(column)):>6} tokens in the middle, {column.max()} at most"
         for name, column in zip(names, columns, strict=True)
@@ -74,8 +74,7 @@ def pair_findings(
         ],
         "have an empty prompt": [i for i, (prompt, *_) in enumerate(split) if not prompt],
     }
-    judged = summary_of(part).judged
-    if not judged:
+    if not summary.judged:
         same = [i for i, (_, one, two) in enumerate(split) if one == two]
         checks["have completions of the same tokens, which teach nothing"] = same
         checks["stand the other way round elsewhere: what is chosen there is rejected here"] = (
@@ -83,7 +82,7 @@ def pair_findings(
         )
     for what, found in checks.items():
         lines += told(what, found, examples)
-    lines += _balance(examples, weight) if judged else _length_bias(examples)
+    lines += _balance(examples, weight) if summary.judged else _length_bias(split)
     lines += duplicates(examples)
     if summary.unused_keys:
         lines.append(f"keys of the rows that are not used: {', '.join(summary.unused_keys)}")
@@ -144,15 +143,15 @@ def _reversed(split: Sequence[tuple[Ids, Ids, Ids]]) -> list[int]:
     return found
 
 
-def _length_bias(examples: Comparisons) -> Iterator[str]:
+def _length_bias(split: Sequence[tuple[Ids, Ids, Ids]]) -> Iterator[str]:
     """A line where the longer completion is nearly always chosen, or nearly never."""
-    _, chosen, rejected = lengths(examples).T
+    _, chosen, rejected = lengths(split).T
     apart = max(int((chosen != rejected).sum()), 1)
     most = max(LONGER, 0.5 + apart**-0.5)  # and beyond two standard deviations of a coin's throws
     for name, longer in (("chosen", chosen > rejected), ("rejected", rejected > chosen)):
         if longer.sum() / apart > most:
             yield (
-                f"the {name} completion is the longer one in {share_of(int(longer.sum()), len(examples))} pairs: "
+                f"the {name} completion is the longer one in {share_of(int(longer.sum()), len(split))} pairs: "
                 "length alone tells them apart, and the model may learn that (objective.length_normalize, or simpo)"
             )
 

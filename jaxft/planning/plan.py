@@ -129,9 +129,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         UserError: the configuration does not fit the model or the mesh.
     """
     mesh = _mesh_of(config, target)
-    model = dataclasses.replace(
-        model_config(model_folder(config.model)), dtype=config.dtype, remat=config.remat
-    )
+    model = _model_of(config)
     with jax.set_mesh(mesh):
         traced = _trace(config, model, mesh)
         parts = _parts(traced)
@@ -204,9 +202,7 @@ def kept_bytes(config: ConfigDict, target: Devices) -> int:
     The peak is above it, by gathered kernels and what is dropped at once.
     """
     mesh = _mesh_of(config, target)
-    model = dataclasses.replace(
-        model_config(model_folder(config.model)), dtype=config.dtype, remat=config.remat
-    )
+    model = _model_of(config)
     with jax.set_mesh(mesh):
         traced = _trace(config, model, mesh)
         return sum(_parts(traced).values()) + _activation_bytes(traced, mesh)
@@ -244,6 +240,12 @@ def find_batch(config: ConfigDict, target: Devices) -> tuple[Plan | None, list[P
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return made.get(low), list(made.values())
+
+
+def _model_of(config: ConfigDict) -> Config:
+    """The decoder's shape, and how the run computes it."""
+    shape = model_config(model_folder(config.model))
+    return dataclasses.replace(shape, dtype=config.dtype, remat=config.remat)
 
 
 def _mesh_of(config: ConfigDict, target: Devices) -> Mesh:

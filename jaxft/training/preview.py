@@ -175,11 +175,12 @@ def _shown(part: Part, tokenizer: Tokenizer, shown: int, colour: bool) -> Sequen
     lines = [f"examples, trained tokens {'in colour' if colour else 'in [[ ]]'}:"] if shown else []
     for example in spread(part.examples, shown):
         trained = int(example.trained.sum())
-        text = [f"    {line}" for line in marked(example, tokenizer, marks).split("\n")]
         if isinstance(example, Comparison):
             judged = summary_of(part).judged
             trained = len(sides(example)[1]) if judged else trained
             text = marked_pair(example, tokenizer, marks, judged=judged)
+        else:
+            text = [f"    {line}" for line in marked(example, tokenizer, marks).split("\n")]
         counts = f"{len(example.tokens)} tokens, {trained} trained"
         lines += [f"{example.origin}: {counts}", *text, ""]
     return lines
