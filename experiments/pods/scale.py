@@ -3,20 +3,21 @@
     python experiments/pods/scale.py [--cells 8b/lora/v5e-256,...] [--table]
 
 Each cell of the table is compiled in a process of its own and stands in scale.json as soon as it is made; a second
-start goes on with the cells that are missing. `--table` writes scale.md from what is there. Needs libtpu, and no TPU.
+start goes on with the cells that are missing. `--table` writes scale.md from what is there. Needs the extra `tpu`, and
+no TPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import itertools
 import json
 import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,37 @@ SHAPES = {
 METHODS = ("lora", "qlora", "dora", "full")
 SLICES = {
     "v5e-16": "v5e:4x4",
+    "v5e-32": "v5e:4x8",
     "v5e-256": "v5e:16x16",
     "v5p-128": "v5p:4x4x4",
     "v6e-256": "v6e:16x16",
 }
-# Rows of 2,048 tokens on a device and what is recomputed: the first whose arguments and kept activations leave room.
-CHOICES = ((2, "dots"), (4, "full"), (2, "full"), (1, "full"))
+# Rows of 2,048 tokens for each device or group of devices that shares them, and what is recomputed: the first whose
+# arguments and kept activations leave room, and that then fits.
+CHOICES = ((4, "dots"), (2, "dots"), (4, "full"), (2, "full"), (1, "full"))
 ROOM = 0.85  # of a device's memory, for the arguments and what is kept for the backward pass
 FIRST = (
-    "8b/lora/v5e-256", "8b/lora/v5e-16", "405b/qlora/v5e-16", "70b/lora/v5e-256", "8b/qlora/v5e-256",
-    "70b/qlora/v5e-256", "70b/lora/v5p-128", "8b/lora/v5p-128", "405b/qlora/v5e-256",
+    "8b/lora/v5e-256", "8b/lora/v5e-16", "70b/lora/v5p-128", "8b/lora/v5p-128", "405b/qlora/v5e-16",
+    "405b/qlora/v5e-32", "70b/lora/v5e-256", "8b/qlora/v5e-256", "70b/qlora/v5e-256", "8b/dora/v5e-256",
+    "8b/full/v5e-256", "405b/qlora/v5e-256", "8b/lora/v6e-256", "70b/lora/v6e-256",
 )  # fmt: skip
+
+
+def mesh_of(shape: str, slice_name: str) -> dict[str, int]:
+    """How a slice is divided.
+
+    Four devices share each row of the largest shape. The TPU compiler gathers over all three axes of a torus by adding
+    up padded copies, so that a slice of v5p is divided into four that each hold the weights.
+    """
+    tensor = 4 if shape == "405b" else 1
+    data = 4 if slice_name.startswith("v5p") and tensor == 1 else 1
+    return {"mesh.data": data, "mesh.fsdp": -1, "mesh.tensor": tensor}
 
 
 def names() -> list[str]:
     """Every cell, those that the goals name first."""
-    every = ["/".join(cell) for cell in itertools.product(SHAPES, METHODS, SLICES)]
+    slices = [name for name in SLICES if name != "v5e-32"]  # for the one cell that asks for it
+    every = ["/".join(cell) for cell in itertools.product(SHAPES, METHODS, slices)]
     return [*FIRST, *(name for name in every if name not in FIRST)]
 
 
@@ -68,7 +84,7 @@ def folder_of(shape: str) -> str:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """The plan of a cell, by the largest choice that is expected to fit."""
+    """The plan of a cell, by the largest choice that fits; by the least where none does."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -78,26 +94,28 @@ def measure(name: str) -> dict[str, Any]:
     from jaxft.planning.topology import tpu_devices
 
     shape, method, slice_name = name.split("/")
-    target = tpu_devices(SLICES[slice_name])
-    folder = folder_of(shape)
+    target, mesh, folder = (
+        tpu_devices(SLICES[slice_name]),
+        mesh_of(shape, slice_name),
+        folder_of(shape),
+    )
     for rows, remat in CHOICES:
-        settings = {
-            "model": folder, "dtype": "bfloat16", "param_dtype": "bfloat16", "mesh.data": 1, "mesh.fsdp": -1,
-            "batch_size": rows * len(target.devices), "data.max_length": LENGTH, "remat": remat, "steps": 1000,
+        settings = mesh | {
+            "model": folder, "dtype": "bfloat16", "param_dtype": "bfloat16", "data.max_length": LENGTH, "steps": 1000,
+            "batch_size": rows * len(target.devices) // mesh["mesh.tensor"], "remat": remat,
         }  # fmt: skip
         config = load_config(str(HERE.parents[1] / "configs" / f"sft.py:{method}"), settings)
+        least = (rows, remat) == CHOICES[-1]
         with jax.numpy_dtype_promotion("standard"):
-            if (rows, remat) != CHOICES[-1] and kept_bytes(
-                config, target
-            ) > ROOM * target.chip.memory:
+            if not least and kept_bytes(config, target) > ROOM * target.chip.memory:
                 continue
-            start, made = time.perf_counter(), plan(config, target)
-        cell = dataclasses.asdict(made)
-        cell["seconds_in_all"] = round(time.perf_counter() - start, 1)
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        cell["processor_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)
-        return cell
-    raise AssertionError(name)
+            made = plan(config, target)
+        if made.fits or least:
+            break
+    cell = dataclasses.asdict(made) | {"mesh": mesh}
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cell["processor_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)
+    return cell | {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
 
 
 def record(cells: list[str]) -> None:
@@ -118,23 +136,47 @@ def record(cells: list[str]) -> None:
 
 
 def table() -> list[str]:
-    """Markdown: a row a cell."""
+    """Markdown: a row a cell, and what the goals ask."""
     lines = [
-        "| model | method | slice | devices | rows a device | remat | base GiB | peak GiB | fits | s/step |"
-        " tokens/s a device | MFU | moved GiB | compiled in s |",
-        "|---" * 14 + "|",
+        "| model | method | slice | devices | mesh | rows | remat | base GiB | peak GiB | fits | s/step |"
+        " tokens/s a device | MFU | moved GiB | compiled in s | processor s |",
+        "|---" * 16 + "|",
     ]
     known = json.loads(RECORD.read_text())
     for name in sorted(known, key=names().index):
         cell, (shape, method, slice_name) = known[name], name.split("/")
-        speed = (cell["tokens_per_second"] or 0) / cell["devices"]
-        lines.append(
-            f"| {shape} | {method} | {slice_name} | {cell['devices']} | {cell['batch_size'] // cell['devices']} |"
-            f" {cell['remat']} | {cell['base_bytes'] / GIB:.2f} | {cell['peak_bytes'] / GIB:.2f} |"
-            f" {'yes' if cell['fits'] else 'no'} | {cell['seconds_per_step'] or 0:.3f} | {speed:,.0f} |"
-            f" {cell['mfu'] or 0:.0%} | {cell['exchanged_bytes'] / GIB:.1f} | {cell['compile_seconds']:.0f} |"
+        speed = f"{cell['tokens_per_second'] / cell['devices']:,.0f}" if cell["fits"] else ""
+        mesh = " ".join(
+            f"{axis.removeprefix('mesh.')}={size}"
+            for axis, size in cell["mesh"].items()
+            if size != 1
         )
-    return lines
+        lines.append(
+            f"| {shape} | {method} | {slice_name} | {cell['devices']} | {mesh} | {cell['batch_size']} |"
+            f" {cell['remat']} | {cell['base_bytes'] / GIB:.2f} | {cell['peak_bytes'] / GIB:.2f} |"
+            f" {'yes' if cell['fits'] else 'no'} | {cell['seconds_per_step'] or 0:.3f} | {speed} |"
+            f" {cell['mfu'] or 0:.0%} | {cell['exchanged_bytes'] / GIB:.1f} | {cell['compile_seconds']:.0f} |"
+            f" {cell['processor_seconds']:.0f} |"
+        )
+    return [*lines, "", *weak_scaling(known)]
+
+
+def weak_scaling(known: dict[str, Any]) -> list[str]:
+    """What a chip keeps of its speed on 16 chips where 256 share the weights, with as many rows for each."""
+    said = []
+    for few in (name for name in names() if name.endswith("/v5e-16")):
+        many = few.replace("v5e-16", "v5e-256")
+        if few in known and many in known and known[few]["fits"] and known[many]["fits"]:
+            of = [known[name]["tokens_per_second"] / known[name]["devices"] for name in (few, many)]
+            same = all(
+                known[few][key] * factor == known[many][key]
+                for key, factor in (("batch_size", 16), ("remat", 1))
+            )
+            if same:
+                said.append(
+                    f"- {few.rsplit('/', 1)[0]}: {of[1] / of[0]:.0%} of the speed of 16 chips on 256."
+                )
+    return said
 
 
 def main() -> None:

@@ -49,7 +49,9 @@ from jaxft.tree import PyTree, combine
 FEW_STEPS = (
     1000  # of the schedule where a configuration counts epochs: nothing planned depends on it
 )
+# What the compiler says of a program that does not fit: in all, or of what it makes beside the arguments.
 USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+MADE = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -333,16 +335,22 @@ def _compiled(
     try:
         compiled = lowered.compile(compiler_options=options)
     except Exception as error:
-        used = USED.search(str(error))
-        if used is None:
-            raise
-        peak, room = (int(float(used[i]) * UNITS[used[i + 1]]) for i in (1, 3))
-        return peak, max(peak - arguments, 0), room, None
+        return *_too_much(error, arguments), None
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
     temporary = analysis.temp_size_in_bytes
     peak = held - analysis.alias_size_in_bytes + temporary
     return peak, temporary, memory, read_program(compiled.as_text()) if target.chip else None
+
+
+def _too_much(error: Exception, arguments: int) -> tuple[int, int, int]:
+    """(peak, temporary, memory) as the TPU compiler's refusal tells them; another error is raised on."""
+    used, made = USED.search(str(error)), MADE.search(str(error))
+    found = used or made
+    if found is None:
+        raise error
+    size, room = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
+    return (size, max(size - arguments, 0), room) if used else (size + arguments, size, room)
 
 
 def _flops(traced: _Traced, mesh: Mesh) -> int:

@@ -45,6 +45,11 @@ def test_a_known_trip_count_goes_before_the_condition():
     assert read_program(text).cycles == 3 * 100 + 7
 
 
+def test_the_largest_number_is_no_estimate():
+    """It stands where a product is fused with a collective."""
+    assert read_program(TEXT.replace('"100"', f'"{2**63 - 1}"')).cycles == 7
+
+
 def test_a_collective_that_other_work_runs_beside_counts_once():
     """It stands in each fusion that works meanwhile, and in the one that ends it."""
     beside = TEXT.replace(

@@ -14,7 +14,8 @@ from jaxft.assets import tiny_folder
 from jaxft.configuration import load_config
 from jaxft.errors import UserError
 from jaxft.planning import command, find_batch, plan, variants
-from jaxft.planning.topology import Devices, local_devices, tpu_devices
+from jaxft.planning.plan import _compiled
+from jaxft.planning.topology import CHIPS, Devices, local_devices, tpu_devices
 from jaxft.training.loop import train
 from jaxft.training.prepare import prepare_model
 from jaxft.training.sharding import make_mesh
@@ -200,3 +201,30 @@ def test_a_slice_is_planned_without_one():
     assert made.seconds_per_step > 0
     assert made.exchanged_bytes > 0
     assert isinstance(tpu_devices("v5e:2x2"), Devices)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm.", (20.0, 16.0, 15.75)),
+        (
+            "CompileTimeHbmOom: the total memory required for HLO temporaries (25.50G) exceeds"
+            " available HBM (15.75G).",
+            (29.5, 25.5, 15.75),
+        ),
+    ],
+)
+def test_a_step_that_the_compiler_refuses_tells_its_memory(said, told):
+    """The compiler has two ways to say it; any other error is an error."""
+
+    class Lowered:
+        def compile(self, compiler_options):
+            raise RuntimeError(said)
+
+    target = Devices("v5e:1x1", (), CHIPS["v5e"], (1, 1))
+    *sizes, program = _compiled(Lowered(), 4 * 2**30, target, {})
+    assert [size / 2**30 for size in sizes] == pytest.approx(told)
+    assert program is None
+    said = "INTERNAL: something else"
+    with pytest.raises(RuntimeError, match="something else"):
+        _compiled(Lowered(), 0, target, {})
