@@ -12,7 +12,7 @@ import numpy as np
 from jaxft.adaptation import KERNELS, targeted
 from jaxft.errors import UserError
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths, matches
-from jaxft.weights import Weight, is_weight, quantize, quantized_in
+from jaxft.weights import Weight, is_weight, quantize, quantized_in, replace
 
 
 def quantize_params(
@@ -78,8 +78,9 @@ def quantization_of(params: PyTree) -> dict[str, Any] | None:
     if not found:
         return None
     _, weight = found[0]
-    codes = getattr(weight, "blocks", weight).codes
-    first = codes[(0,) * (codes.ndim - 2)]
+    held = getattr(weight, "blocks", weight)
+    first = held.codes[(0,) * (held.codes.ndim - 2)]
+    first = replace(held, codes=first).divided(1).codes  # the same on any mesh
     return {
         "scheme": weight.scheme,
         "group_size": weight.group_size,

@@ -134,7 +134,7 @@ def _same_table(stored: Mapping[str, Stored], name: str, table: np.ndarray) -> N
 
 def _flat_codes(weight: Quantized) -> np.ndarray:
     """The codes in the order of the flattened (out, in) weight."""
-    packed = np.asarray(weight.codes)
+    packed = np.asarray(weight.divided(1).codes)
     return np.concatenate([packed & 15, packed >> 4]).T.reshape(-1)
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxft.errors import UserError
+from jaxft.models.sharding import divided_as
 from jaxft.tree import map_with_paths
 from jaxft.weights import Weight, quantize
 
@@ -32,8 +33,10 @@ def stacked_on_devices(
 
     Each layer is written into its place as it comes, so that the host holds the leaf once and one layer beside it.
     """
-    first = next(layers)
     stacked = path.startswith("layers/")
+    if shardings is not None:
+        layers = (_packed(layer, path, count if stacked else None, shardings) for layer in layers)
+    first = next(layers)
 
     def room(part: Any) -> np.ndarray:
         part = np.asarray(part)
@@ -57,6 +60,12 @@ def stacked_on_devices(
         )
 
     return map_with_paths(put, whole)
+
+
+def _packed(weight: Weight, path: str, count: int | None, shardings: Shardings) -> Weight:
+    """A layer's weight, its codes in the order in which the stack of `count` layers is divided."""
+    layers = () if count is None else (count,)
+    return divided_as(weight, lambda part, shape: shardings(f"{path}/{part}", (*layers, *shape)))
 
 
 def _kind(weight: Weight) -> Any:

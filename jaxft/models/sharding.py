@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec, Sharding
+from jaxtyping import Array, Float
 
 from jaxft.tree import PyTree, first_match, flatten_with_paths, map_with_paths
-from jaxft.weights import PARTS
+from jaxft.weights import PARTS, divided
 
 AXES = ("data", "fsdp", "context", "tensor")
 BATCH = ("data", "fsdp")
@@ -91,6 +92,22 @@ def _without(axis: str, spec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*(rest(axes) for axes in spec))
 
 
+def divided_as(params: PyTree, shardings: Callable[[str, tuple[int, ...]], Sharding]) -> PyTree:
+    """The tree whose codes are packed so that products divide their rows as the mesh does.
+
+    That is by the axes in `shardings(path, shape)` but fsdp, over which codes are gathered before.
+    """
+
+    def parts(path: str, shape: tuple[int, ...]) -> int:
+        sharding: Any = shardings(path, shape)
+        spec = getattr(sharding, "spec", ())
+        if len(spec) < 2:
+            return 1
+        return parts_of(sharding.mesh, _without("fsdp", PartitionSpec(*spec))[-2])
+
+    return divided(params, parts)
+
+
 def parts_of(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
     """Into how many parts the mesh divides a dimension that lies over these axes."""
     names = (axes,) if isinstance(axes, str) else axes or ()
@@ -122,6 +139,22 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
 
     divided = (fit(size, axes) for size, axes in zip(x.shape, spec, strict=True))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*divided))
+
+
+def summed(x: Float[Array, "batch length hidden"]) -> Float[Array, "batch length hidden"]:
+    """What a kernel gives whose input `tensor` divides. Its gradient is gathered to all places of a row's part.
+
+    Otherwise the places would stay divided in the backward pass, as the residual's are, and the kernel be gathered.
+    """
+    return x if jax.sharding.get_abstract_mesh().empty else _summed(x)
+
+
+@jax.custom_vjp
+def _summed(x: jax.Array) -> jax.Array:
+    return x
+
+
+_summed.defvjp(lambda x: (x, None), lambda _, cotangent: (constrain(cotangent, "normalized"),))
 
 
 def gather(kernels: PyTree) -> PyTree:

@@ -25,7 +25,7 @@ from jaxft.models.config import Config
 from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
 from jaxft.models.narrow import joined, narrowed
 from jaxft.models.ring import ring_attention
-from jaxft.models.sharding import constrain, gather, sizes_in_force
+from jaxft.models.sharding import constrain, gather, sizes_in_force, summed
 from jaxft.weights import KEPT, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
@@ -279,7 +279,7 @@ def _attend(
     def joined(y: jax.Array) -> jax.Array:
         return y.transpose(0, 2, 1, 3).reshape(*x.shape[:-1], config.heads * config.head_dim)
 
-    return (*_project(joined, layer, ["o_proj"], y), *written)
+    return (summed(_project(joined, layer, ["o_proj"], y)[0]), *written)
 
 
 def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
@@ -311,7 +311,7 @@ def _feed_forward(config: Config, layer: Params, norm: Any, x: jax.Array) -> jax
     wide = _project(norm, layer, names, x)
     wide = [constrain(part, "feed_forward") for part in wide]
     act = functools.partial(gated if config.gated else activate, activation=config.activation)
-    return _project(act, layer, ["down_proj"], *wide)[0]
+    return summed(_project(act, layer, ["down_proj"], *wide)[0])
 
 
 def initial_params(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:

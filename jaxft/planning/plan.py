@@ -7,6 +7,7 @@ shardings are those of `jaxft train`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -26,7 +27,7 @@ from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
 from jaxft.methods import defaults
 from jaxft.models import Config
-from jaxft.models.sharding import Placement, describe
+from jaxft.models.sharding import Placement, describe, divided_as
 from jaxft.models.transformer import initial_params
 from jaxft.planning.flops import count_flops
 from jaxft.planning.hlo import Program, read_program
@@ -43,7 +44,14 @@ from jaxft.training.prepare import (
 )
 from jaxft.training.program import compiler_options, make_program
 from jaxft.training.reference import make_reference
-from jaxft.training.sharding import batch_sharding, laid_out, make_mesh, require_rows, shardings
+from jaxft.training.sharding import (
+    batch_sharding,
+    laid_out,
+    leaf_sharding,
+    make_mesh,
+    require_rows,
+    shardings,
+)
 from jaxft.tree import PyTree, combine
 
 FEW_STEPS = (
@@ -267,9 +275,10 @@ def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
         params = initial_params(model, jax.random.key(0), dtype)
         if base.quantize == "none":
             return params
-        return quantize_params(
+        params = quantize_params(
             params, base.quantize, group_size=base.group_size, double_quant=base.double_quant
         )
+        return divided_as(params, functools.partial(leaf_sharding, mesh))
 
     params = jax.eval_shape(fresh)
     # Where a and b begin changes no shape of theirs; pissa's frozen copy of them is left out.

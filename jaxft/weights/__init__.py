@@ -22,7 +22,7 @@ from jaxft.weights.delta_lora import DeltaLoRA
 from jaxft.weights.dora import DoRA
 from jaxft.weights.lora import LoRA, precondition_by_a
 from jaxft.weights.permuted import Permuted
-from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, quantize, quantized_in
+from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, divided, quantize, quantized_in
 from jaxft.weights.site import Site, key_of
 from jaxft.weights.started import (
     STARTS,
@@ -62,6 +62,7 @@ __all__ = [
     "contract",
     "contract_transposed",
     "count_parameters",
+    "divided",
     "is_weight",
     "key_of",
     "map_weights",

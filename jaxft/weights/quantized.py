@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxft.errors import UserError, nearest
-from jaxft.tree import PyTree, flatten_with_paths
-from jaxft.weights.base import Weight, static, weight
+from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
+from jaxft.weights.base import Weight, replace, static, weight
 from jaxft.weights.codebooks import TABLES, decode
+from jaxft.weights.halves import half, repacked, whole
 from jaxft.weights.rounding import (
     nest,
     pack,
@@ -27,6 +28,7 @@ from jaxft.weights.rounding import (
 
 SCHEMES = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
 """The schemes with their bits."""
+Run = Callable[[jax.Array, int], jax.Array]
 
 
 @weight
@@ -38,14 +40,16 @@ class Quantized(Weight):
     has a backward rule of its own, in which the dequantized copy is made again; it is never kept.
 
     Attributes:
-        codes: uint8 (in / 2, out), two codes of 4 bits a byte (row i below row i + in / 2), or int8 (in, out), or
-            uint8 (in, out) where there are zeros.
+        codes: uint8 (in / 2, out), two codes of 4 bits a byte (row i below row i + in / 2, in each of the `parts`), or
+            int8 (in, out), or uint8 (in, out) where there are zeros.
         scales: float32 (groups, out), or their uint8 codes under double quantization.
         zeros: uint8 (groups, out): the code that stands for 0, of the asymmetric schemes.
         nested: float32 (blocks of 256 scales,); mean: float32 (): what makes scales of their codes.
         scheme: nf4 | fp4 | int4 | int8.
         matrix_shape: (in, out).
         dense_dtype: that of the array it stands for.
+        parts: into how many runs of rows `in` is cut, each of which is packed by itself: as many as devices divide it
+            among, so that each has in its bytes the codes of its own rows.
     """
 
     # What makes scales of their codes is small; codes, scales and zeros lie as the kernel does.
@@ -59,6 +63,7 @@ class Quantized(Weight):
     scheme: str = static(default="nf4")
     matrix_shape: tuple[int, ...] = static(default=(0, 0))
     dense_dtype: Any = static(default=jnp.dtype("float32"))
+    parts: int = static(default=1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,28 +99,51 @@ class Quantized(Weight):
             return numbers - zeros.astype(jnp.float32)
         return numbers - 8.0 if self.scheme == "int4" else numbers
 
-    def runs(self) -> list[tuple[slice, Int[Array, "rows out"]]]:
-        """The rows that lie together in the codes, with the codes of each, one a byte once they are unpacked."""
-        rows = self.matrix_shape[0]
+    def runs(self) -> list[tuple[Run, Int[Array, "rows out"]]]:
+        """What takes rows that lie together in the codes from an axis, with the codes of each, one a byte."""
         if SCHEMES[self.scheme] == 8:
-            return [(slice(0, rows), self.codes)]
-        return [(slice(0, rows // 2), self.codes & 15), (slice(rows // 2, rows), self.codes >> 4)]
+            return [(lambda x, axis: x, self.codes)]
+        low, high = (functools.partial(half, which, self.parts) for which in (0, 1))
+        return [(low, self.codes & 15), (high, self.codes >> 4)]
 
-    def dequantized(self, run: slice, codes: Int[Array, "rows out"]) -> Float[Array, "rows out"]:
+    def dequantized(self, run: Run, codes: Int[Array, "rows out"]) -> Float[Array, "rows out"]:
         """A run of rows in float32."""
-        rows = self.matrix_shape[0]
-        zeros = None if self.zeros is None else spread(self.zeros, rows)[run]
-        return self._numbers(codes, zeros) * spread(self.step_sizes(), rows)[run]
+        zeros = None if self.zeros is None else self._beside(run, self.zeros)
+        return self._numbers(codes, zeros) * self._beside(run, self.step_sizes())
+
+    def _beside(self, run: Run, scales: Shaped[Array, "groups out"]) -> Shaped[Array, "rows out"]:
+        """Each row's scale. Of half groups, which fit the halves of parts, none stands for rows of another run."""
+        rows, groups = self.matrix_shape[0], len(scales)
+        if self.parts == 1 or groups % self.parts or self.group_size % 2:
+            return run(spread(scales, rows), 0)
+        return spread(run(spread(scales, 2 * groups), 0), rows // 2)
+
+    def _joined(self, runs: list[jax.Array], axis: int) -> jax.Array:
+        """What was computed of each run, put together again along their axis."""
+        return whole(runs, self.parts, axis) if len(runs) == 2 else runs[0]
 
     def product(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        products = _in_turn(self, x, lambda run, piece: x[..., run] @ piece.astype(x.dtype))
-        return functools.reduce(jnp.add, products)
+        def one(run: Run, piece: jax.Array) -> jax.Array:
+            return run(x, x.ndim - 1) @ piece.astype(x.dtype)
+
+        if (
+            self.parts > 1
+        ):  # a device has but a part of the rows, and one product is one sum over devices
+            dense = [self.dequantized(*run).astype(x.dtype) for run in self.runs()]
+            return x @ self._joined(dense, 0)
+        return functools.reduce(jnp.add, _in_turn(self, x, one))
 
     def product_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
-        def one(run: slice, piece: jax.Array) -> jax.Array:
+        def one(run: Run, piece: jax.Array) -> jax.Array:
             return jnp.einsum("...o,io->...i", x, piece.astype(x.dtype))
 
-        return jnp.concatenate(_in_turn(self, x, one), -1)
+        return self._joined(_in_turn(self, x, one), x.ndim - 1)
+
+    def divided(self, parts: int) -> Quantized:
+        """The same weight in so many parts; its codes may be NumPy's."""
+        if SCHEMES[self.scheme] == 8 or parts == self.parts:
+            return self
+        return replace(self, codes=repacked(self.codes, self.parts, parts), parts=parts)
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         return _product(x, self)
@@ -130,9 +158,10 @@ class Quantized(Weight):
         scales = self.step_sizes()[group]
         zeros = None if self.zeros is None else self.zeros[group]
         if SCHEMES[self.scheme] == 4:
-            half = rows // 2
-            codes = self.codes[ids % half]
-            codes = jnp.where((ids < half)[..., None], codes & 15, codes >> 4)
+            size = rows // self.parts
+            bytes_, place = size // 2, ids % size
+            codes = self.codes[ids // size * bytes_ + place % bytes_]
+            codes = jnp.where((place < bytes_)[..., None], codes & 15, codes >> 4)
         else:
             codes = self.codes[ids]
         return (self._numbers(codes, zeros) * scales).astype(self.dtype)
@@ -143,11 +172,11 @@ class Quantized(Weight):
 
 def _dense(weight: Quantized) -> Float[Array, "in out"]:
     """The plain reference: the dequantized matrix in float32, with which a product could be taken."""
-    return jnp.concatenate([weight.dequantized(run, codes) for run, codes in weight.runs()])
+    return weight._joined([weight.dequantized(run, codes) for run, codes in weight.runs()], 0)
 
 
 def _in_turn(
-    weight: Quantized, x: jax.Array, use: Callable[[slice, jax.Array], jax.Array]
+    weight: Quantized, x: jax.Array, use: Callable[[Run, jax.Array], jax.Array]
 ) -> list[jax.Array]:
     """What `use` makes of each run's dequantized rows. A run waits until the one before it has been used.
 
@@ -199,9 +228,8 @@ class Flattened(Weight):
         matrix_shape: (in, out).
     """
 
-    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "blocks": ()
-    }  # its blocks cross rows and columns
+    # Its blocks cross rows and columns.
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"blocks": ()}
     encodes = True
     blocks: Any
     matrix_shape: tuple[int, ...] = static(default=(0, 0))
@@ -357,3 +385,15 @@ def quantized_in(params: PyTree) -> list[tuple[str, Any]]:
     kinds = (Quantized, Flattened)
     leaves = flatten_with_paths(params, is_leaf=lambda leaf: isinstance(leaf, kinds))
     return [(path, leaf) for path, leaf in leaves if isinstance(leaf, kinds)]
+
+
+def divided(params: PyTree, parts: Callable[[str, tuple[int, ...]], int]) -> PyTree:
+    """The tree with each quantized weight in as many parts as are said of its codes' path and shape."""
+
+    def one(path: str, leaf: Any) -> Any:
+        return leaf.divided(parts(f"{path}/codes", leaf.codes.shape)) if quantized(leaf) else leaf
+
+    def quantized(leaf: Any) -> bool:
+        return isinstance(leaf, Quantized)
+
+    return map_with_paths(one, params, is_leaf=quantized)

@@ -13,6 +13,7 @@ import jaxft
 from jaxft.errors import UserError
 from jaxft.formats import load
 from jaxft.formats.integers import pack_halves, unpack
+from jaxft.quantization import quantization_of
 from jaxft.weights import Permuted, Quantized, is_weight, quantized_in, weights_of
 
 FOLDERS = {
@@ -189,21 +190,25 @@ def test_full_tuning_over_codes_is_refused(golden):
     assert all(is_weight(leaf) for _, leaf in quantized_in(params))
 
 
+@pytest.mark.parametrize("axis", ["fsdp", "tensor"])
 @pytest.mark.parametrize("name", ["gptq_act_order", "packed_4bit"])
-def test_over_a_mesh_the_logits_are_the_same(golden, name, deviation):
-    """Codes lie as their kernels do, and the order of the rows on every device."""
+def test_over_a_mesh_the_logits_are_the_same(golden, name, axis, deviation):
+    """Codes lie as their kernels do, and the order of the rows on every device; the base is known by its digest."""
     from ml_collections import ConfigDict
 
     from jaxft.training.sharding import leaf_sharding, make_mesh
 
     folder = golden / "packed" / name
     expected = np.load(folder / "expected.npz")
-    sizes = {"data": 1, "fsdp": 2, "context": 1, "tensor": 1}
+    sizes = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1} | {axis: 2}
     mesh = make_mesh(ConfigDict(sizes), jax.devices()[:2])
     model, params = load(folder, shardings=lambda path, shape: leaf_sharding(mesh, path, shape))
     kernel = params["layers"]["mlp"]["up_proj"]["kernel"]
     codes = getattr(kernel, "ordered", kernel).codes
     assert codes.addressable_shards[0].data.size * 2 == codes.size
+    kernel = params["layers"]["mlp"]["down_proj"]["kernel"]
+    assert getattr(kernel, "ordered", kernel).parts == (2 if axis == "tensor" else 1)
+    assert quantization_of(params) == quantization_of(load(folder)[1])
     with jax.set_mesh(mesh):
         logits = jax.jit(lambda params, ids: model.apply({"params": params}, ids))(
             params, expected["input_ids"]

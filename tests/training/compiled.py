@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
@@ -16,14 +17,14 @@ from jax.sharding import AxisType, Mesh
 from jaxft.adaptation import adapt, partition
 from jaxft.configuration import load_config
 from jaxft.models.config import Config
-from jaxft.models.sharding import AXES
+from jaxft.models.sharding import AXES, divided_as
 from jaxft.models.transformer import initial_params
 from jaxft.planning.hlo import ENDS, UNDER_WAY
 from jaxft.quantization import quantize_params
 from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.prepare import loss_of, method_of
 from jaxft.training.program import compiler_options
-from jaxft.training.sharding import batch_sharding, shardings
+from jaxft.training.sharding import batch_sharding, leaf_sharding, shardings
 from jaxft.training.step import initial_state, make_train_step
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "sft.py")
@@ -74,6 +75,7 @@ def compile_step(
         params = initial_params(model, jax.random.key(0), dtype)
         if config.base.quantize != "none":
             params = quantize_params(params, config.base.quantize, group_size=64, double_quant=True)
+            params = divided_as(params, functools.partial(leaf_sharding, mesh))
         return adapt(params, row, jax.random.key(1))
 
     trainable, frozen = partition(jax.eval_shape(tree), row)

@@ -145,6 +145,81 @@ def test_no_kernel_stands_dequantized_whole(platform: str) -> None:
         assert not {shape for kind, shape in bodies if kind == "f32" and shape in CODES}
 
 
+DIVIDED = Config(
+    family="llama", vocabulary=1024, hidden=512, intermediate=1280, layers=3, heads=8, key_heads=4,
+    head_dim=128, max_length=512, dtype="bfloat16", remat="dots",
+)  # fmt: skip
+DIVIDED_KERNELS = {(512, 1024), (512, 512), (1024, 512), (512, 1280), (1280, 512)}
+TENSOR, GROUP, LENGTH = 4, 64, 192
+PLACES = (4, LENGTH)  # of activations on a device: rows, length
+
+
+@functools.cache
+def divided_collectives(scheme: str) -> list[Collective]:
+    """Those in the loop over the layers of the step over fsdp = 2 x tensor = 4."""
+    mesh = mesh_of(devices_of("v5e:2x4", "v5litepod-8"), fsdp=2, tensor=TENSOR)
+    settings = {"method.rank": RANK, "base.quantize": scheme}
+    compiled = compile_step(DIVIDED, mesh, "lora", rows=8, length=LENGTH, **settings)
+    return [one for one in collectives_in(compiled.as_text()) if one.in_loop]
+
+
+def held_by_a_device(kernel: tuple[int, int], unit: int) -> tuple[int, int]:
+    """The shape of a kernel's codes or scales as `tensor` divides them; unit: rows in a byte or a group."""
+    rows, columns = kernel
+    if kernel in {(1024, 512), (1280, 512)}:
+        return (rows // TENSOR // unit, columns)
+    return (rows // unit, columns // TENSOR)
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize(("scheme", "in_a_byte"), [("nf4", 2), ("int8", 1)])
+def test_of_a_divided_quantized_base_codes_and_scales_are_gathered_over_fsdp_alone(
+    scheme: str, in_a_byte: int
+) -> None:
+    """Each device's own part of a kernel; of floats adapters and activations alone, and nothing changes places."""
+    found = divided_collectives(scheme)
+    moved = shapes_of(found, "all-to-all", "collective-permute")
+    assert all(RANK in shape for shape in moved if shape), moved  # an adapter's gradient, or a flag
+    codes = {held_by_a_device(kernel, in_a_byte) for kernel in DIVIDED_KERNELS}
+    scales = {held_by_a_device(kernel, GROUP) for kernel in DIVIDED_KERNELS}
+    gathered = {
+        (kind, tuple(size for size in shape if size != 1))
+        for one in found
+        if one.kind == "all-gather"
+        for kind, shape in one.shapes
+    }
+    bases = {
+        (kind, (math.prod(shape[:-1]), shape[-1]))
+        for kind, shape in gathered
+        if shape[:2] != PLACES and RANK not in shape
+    }
+    assert {shape for kind, shape in bases if kind in ("u8", "s8")} >= codes
+    assert {shape for _, shape in bases} == codes | scales
+    assert {shape for kind, shape in bases if kind not in ("u8", "s8")} <= scales
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize("scheme", ["none", "nf4"])
+def test_on_a_divided_base_adapters_are_reduced_once_and_frozen_kernels_never(scheme: str) -> None:
+    """Beside activations there are a and b of each projection, each as a device holds it."""
+    reduced = shapes_of(divided_collectives(scheme), "all-reduce", "reduce-scatter")
+    matrices = [shape for shape in reduced if len(shape) > 1 and shape[:2] != PLACES]
+    assert all(RANK in shape and len(shape) == 2 for shape in matrices), matrices
+    assert len(matrices) == 2 * PROJECTIONS
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize("kind", ["all-reduce", "all-gather"])
+def test_activations_are_exchanged_over_codes_as_over_floats(kind: str) -> None:
+    """As many numbers, in each pass over the layers."""
+
+    def exchanged(scheme: str) -> int:
+        shapes = shapes_of(divided_collectives(scheme), kind)
+        return sum(math.prod(shape) for shape in shapes if shape[:2] == PLACES)
+
+    assert exchanged("nf4") == exchanged("none") > 0
+
+
 @needs_tpu_compiler
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_kernels_are_gathered_beside_other_work(method: str) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import jaxft
 from jaxft.errors import UserError
 from jaxft.tree import count, size_bytes
-from jaxft.weights import Flattened
+from jaxft.weights import Flattened, take
 from jaxft.weights.codebooks import (
     FP4,
     NF4,
@@ -104,6 +104,31 @@ def test_products_and_gradients_are_those_of_the_dense_value(scheme, rows, symme
     theirs = jax.grad(lambda x: jnp.sum(jnp.sin(x @ dense)))(x)
     largest = float(jnp.max(jnp.abs(theirs)))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_packed_in_parts_a_weight_is_the_same(scheme, parts):
+    """Its values, products, rows and gradients; and each part of its bytes holds the codes of that run of rows."""
+    kernel = kernel_of(64, 6)
+    plain = jaxft.quantize(kernel, scheme, group_size=8, double_quant=False)
+    weight = plain.divided(parts)
+    x = kernel_of(5, 64, seed=1)
+    dense = np.asarray(jaxft.materialize(plain))
+    np.testing.assert_array_equal(jaxft.materialize(weight), dense)
+    np.testing.assert_array_equal(take(weight, jnp.arange(64)), dense)
+    np.testing.assert_allclose(jaxft.contract(x, weight), x @ dense, rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(jaxft.contract(x, weight))))(x)
+    expected = jax.grad(lambda x: jnp.sum(jnp.sin(x @ dense)))(x)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
+    rows = 64 // parts
+    for part in range(parts):
+        own = jaxft.quantize(
+            kernel[part * rows : (part + 1) * rows], scheme, group_size=8, double_quant=False
+        )
+        np.testing.assert_array_equal(np.split(np.asarray(weight.codes), parts)[part], own.codes)
+    back = jax.tree.map(np.asarray, weight).divided(1)
+    np.testing.assert_array_equal(back.codes, plain.codes)
 
 
 def test_no_float_of_a_kernels_size_is_kept_for_the_backward_pass():
