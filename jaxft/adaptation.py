@@ -97,13 +97,13 @@ def adapt(
 def _begun(site: Site, method: Method, starts: Starts) -> Weight:
     """The adapter of a site under a `method.init`."""
     quantized = bool(quantized_in({"": site.base}))
-    if quantized and site.path not in starts:
+    if site.path in starts:
+        a, b, moved = starts[site.path]
+    elif quantized:
         raise UserError(
             f"method.init {method.init}: {site.path} is quantized, and its dense values are needed: "
             "jaxft.load_adapted(folder, method, key, quantize=...) adapts the dense folder while it streams"
         )
-    if quantized:
-        a, b, moved = starts[site.path]
     elif method.init == "loftq":
         raise UserError(
             f"method.init loftq makes up for quantizing, and {site.path} is dense: "

@@ -20,7 +20,7 @@ from jaxft.assets import model_folder
 from jaxft.errors import UserError, nearest
 from jaxft.formats.config_file import model_config, read_config
 from jaxft.formats.manifest import check_manifest
-from jaxft.formats.prequantized import Reader, empty_biases, reader_of
+from jaxft.formats.prequantized import Reader, empty_biases, reader_of, refuse_quantized
 from jaxft.formats.quantizing import aligned, round_kernel, stacked_on_devices
 from jaxft.formats.safetensors import (
     Stored,
@@ -89,9 +89,7 @@ def load(
     config = _untie_if_different(config, stored, path)
     plan, packed = _plan(config, stored, path, reader)
     if quantize != "none" and packed:
-        raise UserError(
-            f"{path}: is quantized already ({reader.name}): it is loaded as it is, with quantize none"
-        )
+        refuse_quantized(reader.name, str(path))
     kernels = [name for name in plan if name.endswith("/kernel")]
     rounded = targeted((), kernels, "load") if quantize != "none" else []
     kind, sizes = jnp.dtype(chosen), _sizes(config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -58,6 +58,20 @@ def reader_of(raw: Mapping[str, Any], where: str) -> Reader:
     name = _method(settings, where)
     module = MODULES[name]
     return Reader(name, module.parts_of, functools.partial(module.read_layers, settings))
+
+
+def quantization_settings(raw: Mapping[str, Any], where: str) -> Settings | None:
+    """What config.json, checked by `check_quantization`, says of how its folder is quantized; None of a dense one."""
+    settings = _settings(raw, where)
+    return None if settings is DENSE_BITSANDBYTES else settings
+
+
+def refuse_quantized(name: str, where: str) -> NoReturn:
+    """Raises UserError: what its library, by this name, has quantized is not quantized again."""
+    raise UserError(
+        f"{where}: is quantized already ({name}): it is loaded as it is, with quantize none; to quantize, or to begin "
+        "an adapter by method.init, the dense folder is needed"
+    )
 
 
 def _settings(raw: Mapping[str, Any], where: str) -> Settings:

@@ -14,14 +14,14 @@ from jaxft.adaptation import Starts, adapt, sites_of
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
 from jaxft.formats.bitsandbytes import check_writable
-from jaxft.formats.config_file import model_config, read_config
+from jaxft.formats.config_file import model_config
 from jaxft.formats.huggingface import load
 from jaxft.formats.quantizing import round_kernel
 from jaxft.methods import Method
 from jaxft.models import Transformer, module_names
 from jaxft.models.transformer import initial_params
 from jaxft.tree import PyTree
-from jaxft.weights import Site, Weight, alternate, require_rank, stacked_start
+from jaxft.weights import Site, Weight, alternate, quantized_in, require_rank, stacked_start
 
 Rounding = Callable[[np.ndarray], Weight]
 
@@ -53,10 +53,6 @@ def load_adapted(
         return model, adapt(params, method, key, names=module_names(model.config))
     path = model_folder(folder)
     config = model_config(path)
-    if read_config(path).get("quantization_config"):
-        raise UserError(
-            f"method.init {method.init}: {path} is quantized already, and the dense folder is needed"
-        )
     names = module_names(config)
     abstract = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
     sites = {site.path: site for site in sites_of(abstract, method, key, names, ("layers",), ())}
@@ -91,6 +87,24 @@ def _require_writable(base: Weight, method: Method) -> None:
         raise UserError(
             f"method.init {method.init}: the base that it leaves has to be written beside the adapter, and {error}"
         ) from error
+
+
+def shapes_of_starts(params: PyTree, method: Method, names: Mapping[str, str]) -> Starts:
+    """What `load_adapted` gives `adapt` as starts, without a matrix decomposed: for a tree of shapes, under tracing.
+
+    Raises UserError for what it refuses: a rank that a kernel has not, a moved base that cannot be written.
+    """
+    if method.init == "default":
+        return {}
+    starts = {}
+    for site in sites_of(params, method, jax.random.key(0), names, ("layers",), ()):
+        quantized = bool(quantized_in({"": site.base}))
+        if quantized or method.init == "pissa":
+            require_rank(site, method.init)
+            if quantized and _moves(method):
+                _require_writable(site.base, method)
+            starts[site.path] = (*stacked_start(site, {}), quantized and _moves(method))
+    return starts
 
 
 def _starts(

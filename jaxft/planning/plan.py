@@ -7,7 +7,6 @@ shardings are those of `jaxft train`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import re
@@ -23,31 +22,25 @@ from ml_collections import ConfigDict
 
 from jaxft.adaptation import partition
 from jaxft.assets import model_folder
-from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
 from jaxft.methods import defaults
 from jaxft.models import Config
-from jaxft.models.sharding import Placement, describe, divided_as
-from jaxft.models.transformer import initial_params
+from jaxft.models.sharding import Placement, describe
+from jaxft.planning.abstract import abstract_params
 from jaxft.planning.flops import count_flops
 from jaxft.planning.hlo import Program, read_program
 from jaxft.planning.topology import Devices, local_flops, local_memory
-from jaxft.quantization import quantize_params
 from jaxft.training.checkpoint import split_base
 from jaxft.training.precompute import beforehand, without
 from jaxft.training.prepare import (
-    adapted,
     batch_shapes,
     max_length_of,
-    method_of,
-    trained_by,
 )
 from jaxft.training.program import compiler_options, make_program
 from jaxft.training.reference import make_reference
 from jaxft.training.sharding import (
     batch_sharding,
     laid_out,
-    leaf_sharding,
     make_mesh,
     require_rows,
     shardings,
@@ -267,23 +260,7 @@ def _mesh_of(config: ConfigDict, target: Devices) -> Mesh:
 def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
     """The step of `jaxft train`, from shapes."""
     require_rows(config.batch_size // config.grad_accum, mesh, "batch_size")
-    method, base, dtype = method_of(config), config.base, jnp.dtype(config.param_dtype)
-    if method.weight is None and base.quantize != "none":
-        raise UserError(f"method {method.name} trains the base: config.base.quantize must be none")
-
-    def fresh() -> PyTree:
-        params = initial_params(model, jax.random.key(0), dtype)
-        if base.quantize == "none":
-            return params
-        params = quantize_params(
-            params, base.quantize, group_size=base.group_size, double_quant=base.double_quant
-        )
-        return divided_as(params, functools.partial(leaf_sharding, mesh))
-
-    params = jax.eval_shape(fresh)
-    # Where a and b begin changes no shape of theirs; pissa's frozen copy of them is left out.
-    method = dataclasses.replace(trained_by(config, params, method), init="default")
-    params = jax.eval_shape(lambda tree: adapted(config, model, tree, method), params)
+    method, params = abstract_params(config, model, mesh)
     trainable, frozen = partition(params, method)
     reference = make_reference(config, model, trainable, mesh)
     if beforehand(config):

@@ -81,7 +81,12 @@ class Data:
 def method_of(config: ConfigDict) -> Method:
     """The row of the table that `config.method` names, with its settings."""
     settings = {key: value for key, value in config.method.items() if key != "name"}
-    return row_of(config.method.name)(**settings)
+    method = row_of(config.method.name)(**settings)
+    if config.adapter and method.init != "default":
+        raise UserError(
+            f"config.adapter goes on from {config.adapter}: config.method.init {method.init} begins anew; take one"
+        )
+    return method
 
 
 def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, Method]:
@@ -106,10 +111,6 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
     }
     folder = model_folder(config.model)
     if config.adapter:
-        if method.init != "default":
-            raise UserError(
-                f"config.adapter goes on from {config.adapter}: config.method.init {method.init} begins anew; take one"
-            )
         model, params = load(folder, **options)
         method = trained_by(config, params, method)
         params = adapted(config, model.config, params, method)
@@ -129,11 +130,16 @@ def trained_by(config: ConfigDict, params: PyTree, method: Method) -> Method:
     return dataclasses.replace(method, train_also=(*method.train_also, *saved))
 
 
-def adapted(config: ConfigDict, model: Config, params: PyTree, method: Method) -> PyTree:
-    """The tree adapted anew, or by the folder `config.adapter`. Works on abstract trees, under `jax.eval_shape`."""
+def adapted(
+    config: ConfigDict, model: Config, params: PyTree, method: Method, **starts: Any
+) -> PyTree:
+    """The tree adapted anew, or by the folder `config.adapter`. Works on abstract trees, under `jax.eval_shape`.
+
+    `starts` are of `adapt`.
+    """
     if config.adapter:
         return adopt(load_adapter(params, config.adapter), method, config.adapter)
-    return adapt(params, method, jax.random.key(config.seed), names=module_names(model))
+    return adapt(params, method, jax.random.key(config.seed), names=module_names(model), **starts)
 
 
 def prepare_data(

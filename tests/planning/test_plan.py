@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import jaxft
@@ -13,7 +16,10 @@ from jaxft.adaptation import partition
 from jaxft.assets import tiny_folder
 from jaxft.configuration import load_config
 from jaxft.errors import UserError
+from jaxft.formats.config_file import model_config
+from jaxft.formats.merge import quantize_folder
 from jaxft.planning import command, find_batch, plan, variants
+from jaxft.planning.abstract import abstract_base, abstract_params
 from jaxft.planning.plan import _compiled
 from jaxft.planning.topology import CHIPS, Devices, local_devices, tpu_devices
 from jaxft.training.loop import train
@@ -55,6 +61,111 @@ def test_the_parts_are_those_of_the_loaded_model():
     arguments = made.base_bytes + made.adapter_bytes + made.optimizer_bytes
     assert made.peak_bytes == pytest.approx(arguments + made.temporary_bytes, rel=0.05)
     assert 0 < made.activation_bytes <= made.temporary_bytes
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("lora", {"method.init": "pissa"}),
+        ("qlora", {"method.init": "pissa", "base.double_quant": "False"}),
+        ("qlora", {"method.init": "pissa", "base.quantize": "int8", "base.group_size": "-1"}),
+        ("qlora", {"method.init": "loftq"}),
+        ("qlora", {"method.init": "loftq", "method.init_iterations": "2"}),
+    ],
+)
+def test_where_adapters_begin_is_planned_without_a_decomposition(recipe, settings, monkeypatch):
+    """The tree is the run's, with the frozen a0 and b0 that some starts leave."""
+    config = config_of(recipe, *(f"--config.{key}={value}" for key, value in settings.items()))
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        model, params, method = prepare_model(config, mesh)
+        monkeypatch.setattr(np.linalg, "svd", None)
+        planned_method, planned = abstract_params(config, model.config, mesh)
+    assert kinds(planned) == kinds(params)
+    assert planned_method == method
+
+
+def kinds(tree):
+    """What two trees have in common that take the same room: structure, shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+PACKED = Path(__file__).parents[1] / "golden/packed"
+STORED = {
+    **{folder.name: None for folder in sorted(PACKED.iterdir())},
+    "nf4": {"scheme": "nf4"},
+    "fp4": {"scheme": "fp4"},
+    "bitsandbytes_8bit": {"scheme": "int8"},
+}
+
+
+def stored(name, folder):
+    """A folder that is quantized already: a golden one, or one of bitsandbytes."""
+    if STORED[name] is None:
+        return PACKED / name
+    quantize_folder(PACKED.parent / "models/llama", folder / "stored", **STORED[name])
+    return folder / "stored"
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_quantized_folder_is_planned_as_it_is_loaded_from_its_configuration_alone(name, tmp_path):
+    """The same weights with the same parts; so the plan's bytes of the base are those of the loaded tree."""
+    folder = stored(name, tmp_path)
+    _, params = jaxft.load(folder)
+    told = tmp_path / "told"
+    told.mkdir()
+    shutil.copy(folder / "config.json", told)
+    config = config_of(
+        "lora", f"--config.model={told}", "--config.data.max_length=16", "--config.method.rank=2",
+        "--config.remat=none",
+    )  # fmt: skip
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        planned = abstract_base(config, model_config(told), mesh)
+    assert kinds(planned) == kinds(params)
+    assert plan(config, local_devices()).base_bytes == pytest.approx(nbytes(params), rel=0.01)
+
+
+def test_what_a_quantized_folder_leaves_out_is_planned_dense(tmp_path):
+    """By names, patterns and settings of their own, as each library has them."""
+
+    def bytes_of(name, **settings):
+        folder = tmp_path / "told"
+        folder.mkdir(exist_ok=True)
+        raw = json.loads((PACKED / name / "config.json").read_text())
+        raw["quantization_config"] |= settings
+        (folder / "config.json").write_text(json.dumps(raw))
+        config = config_of("lora", f"--config.model={folder}")
+        mesh = make_mesh(config.mesh)
+        with jax.set_mesh(mesh):
+            return sum(
+                leaf.size * leaf.dtype.itemsize
+                for leaf in jax.tree.leaves(abstract_base(config, model_config(folder), mesh))
+            )
+
+    dense = 2 * 64 * 32 * 4  # down_proj of two layers, in float32
+    packed = 2 * (64 * 32 // 2 + 64 // 16 * 32 * 5)  # codes; a scale and a zero for each group
+    for name, settings in {
+        "awq": {"modules_to_not_convert": ["down_proj"]},
+        "packed_4bit": {"ignore": ["lm_head", "re:.*down_proj$"]},
+        "gptq": {"dynamic": {"-:.*down_proj": {}}},
+    }.items():
+        assert bytes_of(name, **settings) - bytes_of(name) == dense - packed
+    with pytest.raises(UserError, match="layers of layers/mlp/down_proj/kernel are quantized in"):
+        bytes_of("awq", modules_to_not_convert=["layers.0.mlp.down_proj"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["--config.base.quantize=nf4"], r"is quantized already \(gptq\): it is loaded as it is"),
+        (["--config.method.init=pissa"], "is quantized, and its dense values are needed"),
+    ],
+)
+def test_what_cannot_be_done_with_a_quantized_folder_is_not_planned(settings, says):
+    with pytest.raises(UserError, match=says):
+        plan(config_of("lora", f"--config.model={PACKED / 'gptq'}", *settings), local_devices())
 
 
 def test_the_memory_is_that_of_the_step_that_trains(tmp_path, monkeypatch):
