@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 import jaxft
 from jaxft.errors import UserError
-from jaxft.formats import load
+from jaxft.formats import compressed_tensors, load
 from jaxft.formats.integers import pack_halves, unpack
+from jaxft.formats.safetensors import open_folder
 from jaxft.quantization import quantization_of
 from jaxft.weights import Permuted, Quantized, is_weight, quantized_in, weights_of
 
@@ -78,6 +79,21 @@ def test_an_adapter_trains_over_them_and_merges_into_a_dense_folder(golden, name
     assert "quantized: int" in (tmp_path / "adapter/README.md").read_text()
     assert merge_folder(folder, tmp_path / "adapter", tmp_path / "merged") < 2e-3  # float16 scales
     assert not quantized_in(load(tmp_path / "merged")[1])
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("kind", ["symmetric", "offset"])
+def test_activation_order_is_read_as_compressed_tensors_itself_packs_it(golden, scheme, kind):
+    """The values are those that the library dequantizes, and the rows of its groups are scattered."""
+    name = f"{scheme.removeprefix('int')}bit_{kind}"
+    expected = np.load(golden / "indexed/expected.npz")[name]
+    stored = open_folder(golden / "indexed")
+    names = [f"{name}.weight"]
+    [weight] = compressed_tensors.read_layers({}, stored, names, expected.T.shape, np.float32)
+    assert isinstance(weight, Permuted)
+    assert weight.scheme == scheme
+    assert (weight.zeros is not None) == (kind == "offset")
+    np.testing.assert_array_equal(np.asarray(jaxft.materialize(weight)).T, expected)
 
 
 def test_unpacking_is_the_inverse_of_packing():

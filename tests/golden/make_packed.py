@@ -7,7 +7,7 @@ Each folder holds config.json, the weights with every projection of the layers q
 
 The packers below are written from the libraries' formats and are their only user. Where gptqmodel, optimum and
 compressed-tensors are installed, `--check` asks transformers for the logits of the folders of the first two, and the
-third for its weights (its present version has no g_idx any more).
+third for its weights (its present version has no g_idx any more: `make_indexed.py` asks an older one).
 
     python tests/golden/make_packed.py [--check]
 """
