@@ -2,10 +2,11 @@
 
     python experiments/qlora_memory.py [--record]
 
-Needs the package `libtpu` (extra `tpu`). Each step is that of `jaxft train`: forward, backward, AdamW on the
-adapters, in bfloat16 over a base in nf4 with double quantization, adapters and their moments in float32, remat full.
-The peak is the compiler's: arguments, what it allocates beside them, and the program itself. Embedding, head and
-norms are bfloat16, as they are where the base is loaded so.
+Needs the package `libtpu` (extra `tpu`); its version matters, so the record keeps what each has said. Each step is
+that of `jaxft train`: forward, backward, AdamW on the adapters, in bfloat16 over a base in nf4 with double
+quantization, adapters and their moments in float32, remat full. The peak is the compiler's: arguments, what it
+allocates beside them, and the program itself. Embedding, head and norms are bfloat16, as they are where the base is
+loaded so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import functools
 import json
 import os
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -144,25 +146,29 @@ def measure(case: Case, topology: str) -> dict[str, Any]:
     return {"case": case.name, "limit_gb": case.limit, **found, "compile_seconds": seconds}
 
 
-def table(rows: list[dict[str, Any]], topology: str) -> str:
-    """The figures as Markdown."""
+def page(record: dict[str, list[dict[str, Any]]], topology: str) -> str:
+    """The figures of every version of the compiler as Markdown."""
     lines = [
         "# Memory of a QLoRA step on one TPU chip, by the TPU's compiler",
         "",
         f"Made by `experiments/qlora_memory.py` for one chip of `{topology}`: nf4 with double quantization, "
         "LoRA in float32 on all projections, AdamW, bfloat16, remat full. GB are 10^9 bytes.",
-        "",
-        "| step | arguments | temporaries | program | peak | must be below | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for row in rows:
-        said = "holds" if row["peak"] / GB < row["limit_gb"] else "MISSED"
-        parts = [f"{row[key] / GB:.2f} GB" for key in ("arguments", "temporaries", "program")]
-        peak = f"{row['peak'] / GB:.2f} GB ({row['peak'] / GIB:.2f} GiB)"
-        lines.append(
-            f"| {row['case']} | {' | '.join(parts)} | {peak} | {row['limit_gb']:g} GB | {said} |"
-        )
+    for versions, rows in record.items():
+        lines += [
+            *("", f"## {versions}", ""),
+            "| step | arguments | temporaries | program | peak | must be below | |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+            *(_line(row) for row in rows),
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    said = "holds" if row["peak"] / GB < row["limit_gb"] else "MISSED"
+    parts = [f"{row[key] / GB:.2f} GB" for key in ("arguments", "temporaries", "program")]
+    peak = f"{row['peak'] / GB:.2f} GB ({row['peak'] / GIB:.2f} GiB)"
+    return f"| {row['case']} | {' | '.join(parts)} | {peak} | {row['limit_gb']:g} GB | {said} |"
 
 
 def main() -> None:
@@ -178,9 +184,14 @@ def main() -> None:
     for case in CASES:
         rows.append(measure(case, arguments.topology))
         print(json.dumps(rows[-1]), flush=True)
-    text = table(rows, arguments.topology)
-    print(text)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "libtpu"))
+    kept = Path(__file__).with_suffix(".json")
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    print(page({versions: rows}, arguments.topology))
     if arguments.record:
+        known[versions] = rows
+        kept.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        text = page(known, arguments.topology)
         Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
 
 
