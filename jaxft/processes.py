@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -112,22 +109,6 @@ def wait(name: str) -> None:
 def preempted(step: int) -> bool:
     """Whether a process was asked to stop (SIGTERM), and all have come to the step at which they stop together."""
     return several() and multihost_utils.reached_preemption_sync_point(step)
-
-
-@contextlib.contextmanager
-def logs_of(workdir: Path) -> Iterator[Path]:
-    """Where this process writes logs and exports: RUN in the first; in any other a folder that goes away.
-
-    So all processes do the same, and one of them leaves a trace. The folder begins with RUN's logs, because what
-    is still to be evaluated is read from them.
-    """
-    if first():
-        yield workdir
-        return
-    with tempfile.TemporaryDirectory(prefix="jaxft-") as name:
-        for file in workdir.glob("*.jsonl"):
-            shutil.copy(file, name)
-        yield Path(name)
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxft import processes
+from jaxft import places, processes
 from jaxft.adaptation import base_tree, merge, moved_base, partition
 from jaxft.assets import model_folder
 from jaxft.configuration import validate
@@ -27,7 +27,8 @@ from jaxft.training.checkpoint import Checkpoints, split_base
 from jaxft.training.evaluation import answers, best_step, is_exhausted
 from jaxft.training.folder import Samples, check_folder, open_folder, replaced, tidy, written
 from jaxft.training.identity import check_identity, identity
-from jaxft.training.lock import Lock
+from jaxft.training.lock import Claim, Lock, lock_of
+from jaxft.training.logs import Logs, logs_of
 from jaxft.training.metrics import Metrics, Progress, further, reporters, say
 from jaxft.training.plots import plot_averages, plot_run
 from jaxft.training.precompute import computed_beforehand
@@ -56,9 +57,9 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
         UserError: a mistake in the configuration, the model, the data or the folder.
     """
     validate(config)
-    workdir = Path(workdir)
+    workdir = places.place(workdir)
     check_folder(config, workdir)
-    lock: Any = Lock(workdir) if processes.first() else contextlib.nullcontext()
+    lock = lock_of(workdir)
     with stoppable() as stop, lock:
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
@@ -67,8 +68,10 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
             reference = make_reference(config, model.config, trees[0], mesh)
             complete, reference = computed_beforehand(config, workdir, mesh, reference, trees[1])
             data = prepare_data(config, model.config, mesh, complete)
+            if (workdir / "config.json").exists():
+                lock.take()  # before its logs are read
             processes.wait("checked")
-            with processes.logs_of(workdir) as logs:
+            with logs_of(workdir, lock.check) as logs:
                 run = _Run(
                     config, workdir, logs, mesh, method, model, data, params, reference, stop
                 )
@@ -83,7 +86,7 @@ class _Run:
         self,
         config: ConfigDict,
         workdir: Path,
-        logs: Path,
+        logs: Logs,
         mesh: Mesh,
         method: Method,
         model: Transformer,
@@ -92,7 +95,8 @@ class _Run:
         reference: Reference,
         stop: Stop,
     ) -> None:
-        self.config, self.workdir, self.logs, self.method = config, workdir, logs, method
+        self.config, self.workdir, self.method = config, workdir, method
+        self.logs, self.publish = logs.folder, logs.publish
         self.reference, self.held = reference, reference.held
         self.mesh, self.model, self.data, self.stop = mesh, model, data, stop
         self.steps = updates_of(config, data.train.steps_per_epoch)
@@ -114,7 +118,7 @@ class _Run:
         self.shapes: set[tuple[int, ...]] = set()
         self.clock = self.began = time.perf_counter()
 
-    def open(self, lock: Lock) -> None:
+    def open(self, lock: Lock | Claim) -> None:
         """Makes the folder, or takes up what stands there. Nothing has been written before."""
         config, workdir = self.config, self.workdir
         if processes.first():
@@ -127,10 +131,11 @@ class _Run:
             workdir / "checkpoints",
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
+            may=lock.check,
         )
         self.step = self._restore()
         services = reporters(
-            config.report_to if processes.first() else (), workdir, config.to_dict()
+            config.report_to if processes.first() else (), self.logs, config.to_dict()
         )
         sets = tuple(self.data.held_out) or ("",)
         self.metrics = Metrics(self.logs / "metrics.jsonl", self.step, services, sets)
@@ -144,7 +149,7 @@ class _Run:
             self.stop.deferred = True
             self._train()
             output = self._export()
-            plot = plot_run(self.logs)
+            plot = self.workdir / plot_run(self.logs).relative_to(self.logs)
             plot_averages(self.logs)
             self.stop.check()
         finally:
@@ -244,6 +249,7 @@ class _Run:
         line |= further(read)
         if step % self.config.log_every == 0 or step == self.steps:
             self.metrics.write("train", step, line)
+            self.publish(at_once=False)
         self.last |= {f"train_{name}": value for name, value in line.items()}
         self.progress.update(step, line)
         if read["bad"]:
@@ -310,6 +316,7 @@ class _Run:
 
     def _save(self) -> None:
         """A checkpoint of the state, the drawn frozen leaves, the data iterator and what the run stands on."""
+        self.publish()
         drawn, _ = split_base(self._params(), self.frozen)
         beside = {"iterator": self.data.train.state(), "run": self.identity}
         best = self._best()
@@ -348,12 +355,13 @@ class _Run:
             except Damaged as error:
                 self.progress.say(f"{error}; the last step is exported, not the best")
         params, like = self._params(), model_folder(self.config.model)
-        target = self.logs / ("adapter" if self.method.weight else "model")
+        name = "adapter" if self.method.weight else "model"
+        target = self.logs / name
         moved = moved_base(params)
         if moved:
             with written(self.logs / "base"), replaced(self.logs / "base") as folder:
                 save(self.model, base_tree(params), folder, like=like)
-        self.base = str(self.logs / "base") if moved else self.config.model
+        self.base = str(self.workdir / "base") if moved else self.config.model
         with written(target), replaced(target) as folder:
             if self.method.weight:
                 save_adapter(params, folder, method=self.method, base=self.base)
@@ -362,8 +370,9 @@ class _Run:
             if self.config.data.chat_template:  # what it was trained on is what it is asked by
                 template = str(self.data.tokenizer.chat_template)
                 put(folder, "chat_template.jinja", template)
+        self.publish()
         processes.wait("exported")
-        return target
+        return self.workdir / name
 
     def _say_start(self) -> None:
         for line in self.data.lines:

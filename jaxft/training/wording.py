@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxft.places import is_remote
+
 
 def next_commands(model: str, output: Path, has_adapter: bool) -> list[str]:
     """What to do with a run's output."""
+    merged = Path("merged") if is_remote(output) else output.with_name("merged")
+    if not has_adapter and is_remote(output):
+        return [f"next: copy {output} to a folder, which jaxft generate takes as --model"]
     if not has_adapter:
         return [f'next: jaxft generate --model {output} --prompt "..."']
     both = f"--model {model} --adapter {output}"
     return [
         f'next: jaxft generate {both} --prompt "..."',
-        f"  or: jaxft merge {both} --output {output.with_name('merged')}",
+        f"  or: jaxft merge {both} --output {merged}",
     ]
 
 
