@@ -16,7 +16,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -104,6 +104,14 @@ def wait(name: str) -> None:
     """Until every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def common(numbers: Sequence[int], most: int) -> set[int]:
+    """Those of at most `most` numbers from 0 that every process has."""
+    own = np.full(most, -1, np.int32)
+    own[: len(numbers)] = numbers
+    rows = multihost_utils.process_allgather(own) if jax.process_count() > 1 else own[None]
+    return set[int].intersection(*(set(row.tolist()) for row in np.asarray(rows))) - {-1}
 
 
 def preempted(step: int) -> bool:

@@ -119,6 +119,11 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     @property
+    def current(self) -> int | None:
+        """The step that was saved or restored last."""
+        return self._current
+
+    @property
     def latest(self) -> int | None:
         """The last checkpoint's step, or None."""
         return max(self.steps, default=None)

@@ -18,7 +18,7 @@ from jaxft.configuration import difference, from_json, to_json
 from jaxft.errors import UserError
 
 # Keys that may differ when a run goes on: they do not change what is computed.
-HONOURED = ("mesh.", "report_to", "checkpoint.keep", "checkpoint.asynchronous")
+HONOURED = ("mesh.", "report_to", "checkpoint.keep", "checkpoint.asynchronous", "checkpoint.local")
 
 
 @contextlib.contextmanager
