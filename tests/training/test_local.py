@@ -141,7 +141,7 @@ def test_a_url_is_refused_before_anything_is_made(
 
 
 def test_of_two_processes_one_is_killed(alone: Path, tmp_path: Path) -> None:
-    """After 3 of 4 updates, RUN having 2: they go on from 3; from 2, where a host has lost its disk. To the same end."""
+    """After 3 of 4 updates, RUN having 2: they go on from 3, or from 2 where a host has lost its disk: to the same end."""
     settings = TOGETHER | {"checkpoint.local": str(tmp_path / "disk"), "checkpoint.local_every": 1}
     found = outcomes(start(2, tmp_path / "run", die_after=(0, 3), settings=settings))
     assert [code for code, _ in found] == [1, -9], found
