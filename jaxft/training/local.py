@@ -67,8 +67,8 @@ class Local:
             for path, leaf in flatten_with_paths(tree)
             for name, piece in _pieces(path, leaf).items()
         }
-        written = self._thread.submit(self._write, self.folder / str(step), pieces, dict(data))
-        self._pending = (step, written)
+        future = self._thread.submit(self._write, self.folder / str(step), pieces, dict(data))
+        self._pending = (step, future)
 
     def _write(self, whole: Path, pieces: dict[str, np.ndarray], data: dict[str, Any]) -> None:
         partial = whole.with_name(whole.name + PARTIAL)
@@ -83,9 +83,7 @@ class Local:
         places.write_text(partial / DATA, json.dumps(data))
         write_manifest(partial)
         partial.rename(whole)
-        for path in whole.parent.iterdir():
-            if path.name.isdecimal() and int(path.name) not in self.steps:
-                places.remove(path)
+        self._remove(lambda step: step not in self.steps)
 
     def wait(self) -> None:
         """Until what was begun is written; raises UserError, with path and bytes, if it cannot be."""
@@ -134,11 +132,22 @@ class Local:
         with np.load(self._of(step) / PIECES, allow_pickle=False) as found:
             yield found
 
+    def forget(self, after: int) -> None:
+        """Removes the states of later steps: the run goes on from this one, and its metrics end there."""
+        self._remove(lambda step: step > after)
+
+    def _remove(self, these: Callable[[int], bool]) -> None:
+        for path in list(self.folder.iterdir()) if self.folder and self.folder.exists() else ():
+            if path.name.isdecimal() and these(int(path.name)):
+                places.remove(path)
+
     def discard(self) -> None:
         """Removes the states: the run is done."""
         if self.folder is not None:
             self.wait()
             places.remove(self.folder)
+            with contextlib.suppress(OSError):  # another process of this host has its own there
+                self.folder.parent.rmdir()
 
     def close(self) -> None:
         """Lets go of the folder. What `wait` would raise is not raised here."""

@@ -324,11 +324,7 @@ class _Run:
 
     def _save_local(self) -> None:
         """The same on this host's disk, if it is due and RUN does not get it. What it has told is there before."""
-        if (
-            self.local.folder
-            and self._due(self.local.every)
-            and self.checkpoints.current != self.step
-        ):
+        if self._due(self.local.every) and self.checkpoints.current != self.step:
             self.publish()
             self.local.save(self.step, self._kept(), self._beside())
 
@@ -347,6 +343,7 @@ class _Run:
         if near is not None and (step is None or near > step):
             say("the hosts' disks have a newer state than RUN")
             step, source = near, self.local
+        self.local.forget(step or 0)
         if step is None:
             return 0
         beside = source.data(step)

@@ -67,7 +67,8 @@ def test_a_state_comes_back_as_it_lay(tmp_path: Path) -> None:
 
 def test_another_mesh_or_a_damaged_state_is_said_and_not_used(tmp_path: Path) -> None:
     """The one before it is, where there is one."""
-    local, tree = Local(tmp_path, 1), tree_on(4)
+    folder = tmp_path / "run" / "0"
+    local, tree = Local(folder, 1), tree_on(4)
     for step in (1, 2, 3):
         local.save(step, tree, {})
     local.wait()
@@ -75,11 +76,13 @@ def test_another_mesh_or_a_damaged_state_is_said_and_not_used(tmp_path: Path) ->
     said: list[str] = []
     assert local.newest(tree_on(2), said.append) is None
     assert "3: lies otherwise on the devices; it is not used" in said[-1]
-    flip(tmp_path / "3" / "pieces.npz", 300)
+    flip(folder / "3" / "pieces.npz", 300)
     assert local.newest(tree, said.append) == 2
     assert "3: damaged: pieces.npz" in said[-1]
+    local.forget(2)
+    assert local.steps == [2]
     local.discard()
-    assert not tmp_path.exists()
+    assert not folder.parent.exists()
 
 
 def test_without_a_folder_nothing_is_written() -> None:
@@ -112,7 +115,25 @@ def test_going_on_from_the_disk_equals_never_stopping(
     train(config, tmp_path / "run")
     assert "going on from the checkpoint of step 2" in capsys.readouterr().err
     same_end(tmp_path / "run", tmp_path / "whole")
-    assert not list((tmp_path / "disk").rglob("pieces.npz"))
+    assert not list((tmp_path / "disk").iterdir())
+
+
+def test_states_that_the_run_went_on_without_are_forgotten(
+    configure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that could not use them, as on another mesh, cuts the metrics off; a later one must not take them up."""
+    settings = BETWEEN | {"checkpoint.every": 2, "checkpoint.local": str(tmp_path / "disk")}
+    with monkeypatch.context() as patch:
+        cut_at(patch, 5)
+        with pytest.raises(Cut):
+            train(configure(**settings), tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Local, "newest", lambda *_: None)
+        cut_at(patch, 4)
+        with pytest.raises(Cut):
+            train(configure(**settings), tmp_path / "run")
+    train(configure(**settings), tmp_path / "run")
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_that_begins_anew_takes_nothing_from_the_one_before(
@@ -141,7 +162,7 @@ def test_a_url_is_refused_before_anything_is_made(
 
 
 def test_of_two_processes_one_is_killed(alone: Path, tmp_path: Path) -> None:
-    """After 3 of 4 updates, RUN having 2: they go on from 3, or from 2 where a host has lost its disk: to the same end."""
+    """After 3 of 4 updates, RUN having 2: they go on from 3, or from 2 where a disk is gone, to the same end."""
     settings = TOGETHER | {"checkpoint.local": str(tmp_path / "disk"), "checkpoint.local_every": 1}
     found = outcomes(start(2, tmp_path / "run", die_after=(0, 3), settings=settings))
     assert [code for code, _ in found] == [1, -9], found
