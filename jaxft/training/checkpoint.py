@@ -152,6 +152,10 @@ class Checkpoints:
         )
         with written(self._of(step)):
             self._require_room(tree)
+            if (
+                self._primary
+            ):  # a damaged one: Orbax would ask a bucket for more rights to remove it
+                places.remove(partial)
             self._orbax.save(partial, args=items, force=True)
         self._pending = (step, self._thread.submit(self._commit, step, frozenset(protect)))
         self._current = step
