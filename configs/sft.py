@@ -63,6 +63,8 @@ def get_config(method: str = "lora") -> ConfigDict:
                 every=500,  # updates between two checkpoints; 0: at the end alone
                 keep=2,  # how many of the last checkpoints stay
                 asynchronous=True,  # write while training goes on
+                local="",  # a folder on each host's own disk, for the newest state between those; "": none
+                local_every=50,  # updates between two states there
                 best=False,  # keep the one of lowest held-out loss too, and export it, not the last
             ),
             "eval_every": 500,  # updates between two evaluations; 0: at the end alone

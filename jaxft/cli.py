@@ -151,7 +151,9 @@ def _train_flags(parser: Parser) -> Parser:
         metavar="FILE.py:METHOD",
         help="a recipe and its argument, or a run's config.json",
     )
-    parser.add_argument("--workdir", required=True, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--workdir", required=True, metavar="RUN", help="the run's folder; may be gs://..."
+    )
     parser.add_argument(
         "--distributed",
         action="store_true",

@@ -7,19 +7,16 @@ Who they are, `join` reads from the environment:
     JAX_PROCESS_ID           which of them this one is, from 0
 
 What is not set, JAX finds out by itself under Slurm, Open MPI, Kubernetes and GKE, and on Cloud TPU machines. All
-processes see one file system (NFS, Filestore, a mounted bucket) in which the run's folder stands.
+processes see the place where the run's folder stands: a file system (NFS, Filestore, a mounted bucket), or gs://.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -109,25 +106,17 @@ def wait(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def common(numbers: Sequence[int], most: int) -> set[int]:
+    """Those of at most `most` numbers from 0 that every process has."""
+    own = np.full(most, -1, np.int32)
+    own[: len(numbers)] = numbers
+    rows = multihost_utils.process_allgather(own) if jax.process_count() > 1 else own[None]
+    return set[int].intersection(*(set(row.tolist()) for row in np.asarray(rows))) - {-1}
+
+
 def preempted(step: int) -> bool:
     """Whether a process was asked to stop (SIGTERM), and all have come to the step at which they stop together."""
     return several() and multihost_utils.reached_preemption_sync_point(step)
-
-
-@contextlib.contextmanager
-def logs_of(workdir: Path) -> Iterator[Path]:
-    """Where this process writes logs and exports: RUN in the first; in any other a folder that goes away.
-
-    So all processes do the same, and one of them leaves a trace. The folder begins with RUN's logs, because what
-    is still to be evaluated is read from them.
-    """
-    if first():
-        yield workdir
-        return
-    with tempfile.TemporaryDirectory(prefix="jaxft-") as name:
-        for file in workdir.glob("*.jsonl"):
-            shutil.copy(file, name)
-        yield Path(name)
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from jaxft.data import read_rows
 from jaxft.errors import UserError
 from jaxft.formats import load, load_adapter
 from jaxft.inference import generate
+from jaxft.places import place
 from jaxft.training.loop import Result, train
 from jaxft.training.metrics import read_metrics
 
@@ -94,7 +95,7 @@ def _train(config: ConfigDict, workdir: str | Path) -> Result:
     try:
         return train(config, workdir)
     except UserError as error:
-        if (Path(workdir) / "config.json").exists():
+        if (place(workdir) / "config.json").exists():
             hint = f"{error}; jaxft quickstart --workdir OTHER begins in a new folder"
             raise UserError(hint) from error
         raise

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxft"
 
 # A module imports only from those before it, or from its own place in the line.
 ORDER = (
-    ("errors", "assets", "processes"),
+    ("errors", "places", "assets", "processes"),
     ("files", "confined", "waiting"),
     ("tree",),
     ("weights",),

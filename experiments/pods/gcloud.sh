@@ -5,7 +5,7 @@
 #       SOURCE=git+https://github.com/OWNER/jaxft experiments/pods/gcloud.sh
 #
 # RUN, MODEL and TRAIN stand on a file system that every host mounts (Filestore, or a bucket through gcsfuse):
-# MOUNT is the command that mounts it. DRY_RUN=1 prints what would run.
+# RUN and TRAIN may be gs:// instead. MOUNT is the command that mounts it. DRY_RUN=1 prints what would run.
 set -euo pipefail
 : "${NAME:=jaxft}" "${ZONE:=us-east5-a}" "${TYPE:=v5litepod-16}" "${VERSION:=v2-alpha-tpuv5-lite}" "${MOUNT:=true}"
 run() { if [[ "${DRY_RUN:-}" == 1 ]]; then printf '%q ' "$@"; echo; else "$@"; fi; }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jaxft.places import local
+
 
 def tiny_folder() -> Path:
     """The Hugging Face folder of the embedded base, which `config.model = "tiny"` means."""
@@ -12,7 +14,7 @@ def tiny_folder() -> Path:
 
 def model_folder(name: str | Path) -> Path:
     """The folder that a model's name means: "tiny" the embedded base, any other name itself."""
-    return tiny_folder() if str(name) == "tiny" else Path(name)
+    return tiny_folder() if str(name) == "tiny" else local(name, "a model")
 
 
 def quickstart_data(name: str) -> Path:

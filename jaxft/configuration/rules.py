@@ -12,6 +12,7 @@ from jaxft.configuration.keys import conform, flatten
 from jaxft.configuration.preferences import check_preferences
 from jaxft.errors import UserError, nearest, shown
 from jaxft.methods import TAKES
+from jaxft.places import is_remote
 from jaxft.weights import STARTS
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -40,6 +41,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "grad_accum",
             "log_every",
             "checkpoint.keep",
+            "checkpoint.local_every",
             "optimizer.max_bad_steps",
             "samples.max_new_tokens",
             "method.rank",
@@ -129,6 +131,7 @@ def check(flat: dict[str, Any]) -> None:
     _mix(flat["data.mix"])
     _length(flat)
     _held_out(flat)
+    _local(flat["checkpoint.local"])
     _mesh(flat)
     _decay(flat["optimizer.decay"])
     if flat["optimizer.name"] != "adamw" or flat["optimizer.options"]:
@@ -184,6 +187,11 @@ def _length(flat: dict[str, Any]) -> None:
         )
     if flat["steps"] == 0 and flat["epochs"] == 0:
         raise UserError("config.steps and config.epochs are both 0: nothing would be trained")
+
+
+def _local(folder: str) -> None:
+    if is_remote(folder):
+        raise UserError(f"config.checkpoint.local: a folder on each host's own disk, not {folder}")
 
 
 def _held_out(flat: dict[str, Any]) -> None:

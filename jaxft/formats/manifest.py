@@ -1,7 +1,10 @@
-"""What a folder held when jaxft wrote it: the sha256 of each file, in the folder's `manifest.json`.
+"""What a folder held when jaxft wrote it: the digest of each file, in the folder's `manifest.json`.
 
 Neither Orbax nor safetensors notices every flipped bit (Orbax 0.12 restored 6 of 72 damaged checkpoints without a
 word). The manifest is the last file that is written, and it is checked before anything is read.
+
+The digest is the sha256. Of a file that was written into an object store it is the size: the store keeps checksums of
+its own, an object is whole or not there, and reading a checkpoint of many hosts back would take longer than writing it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxft.errors import UserError
+from jaxft.places import files_under, is_remote, size_of, write_text
 
 NAME = "manifest.json"
 LARGEST = 1 << 26  # bytes of a manifest: room for half a million files
@@ -32,9 +36,9 @@ class Damaged(UserError):
 
 
 def write_manifest(folder: Path, **about: Any) -> None:
-    """Writes the manifest of a folder that is whole: {"files": {name: sha256}}, and what `about` adds."""
-    inside = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    files = {name: p for name, p in inside.items() if p.is_file() and name not in (NAME, CARD)}
+    """Writes the manifest of a folder that is whole: {"files": {name: digest}}, and what `about` adds."""
+    inside = files_under(folder)
+    files = {name: path for name, path in inside.items() if name not in (NAME, CARD)}
     _write(folder, {"files": digests(files.values(), files.keys()), **about})
 
 
@@ -47,9 +51,7 @@ def put(folder: Path, name: str, text: str) -> None:
 
 
 def _write(folder: Path, manifest: Mapping[str, Any]) -> None:
-    part = folder / f".{NAME}.part"
-    part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    part.rename(folder / NAME)
+    write_text(folder / NAME, json.dumps(manifest, indent=2) + "\n")
 
 
 def check_manifest(folder: Path, *, required: bool = False) -> dict[str, Any]:
@@ -71,14 +73,8 @@ def check_manifest(folder: Path, *, required: bool = False) -> dict[str, Any]:
         return {}
     written = read_manifest(folder)
     files: dict[str, str] = written["files"]
-    there = {name: folder / name for name in files if (folder / name).is_file()}
-    found = digests(there.values(), there.keys())
-    wrong = [f"{name} is missing" for name in files if name not in there]
-    wrong += [
-        f"{name} ({there[name].stat().st_size:,} bytes) is not what was written: its sha256 differs"
-        for name in there
-        if found[name] != files[name]
-    ]
+    with ThreadPoolExecutor() as pool:
+        wrong = list(filter(None, pool.map(lambda name: _wrong(folder, name, files[name]), files)))
     if wrong:
         raise Damaged(
             f"{folder}: damaged: {'; '.join(wrong)} (if that was on purpose, delete its {NAME})"
@@ -86,11 +82,28 @@ def check_manifest(folder: Path, *, required: bool = False) -> dict[str, Any]:
     return written
 
 
+def _wrong(folder: Path, name: str, digest: str) -> str:
+    """What is wrong with a file of which the manifest says this; "" if nothing is."""
+    file = folder / name
+    if not file.is_file():
+        return f"{name} is missing"
+    size = size_of(file)
+    found = _size(size) if digest.startswith(_size("")) else _sha256(file)
+    if found == digest:
+        return ""
+    kind = "size" if digest.startswith(_size("")) else "sha256"
+    return f"{name} ({size:,} bytes) is not what was written: its {kind} differs"
+
+
+def _size(size: Any) -> str:
+    return f"bytes:{size}"
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that has one. Raises Damaged for what is none, or leads out of the folder."""
     path = folder / NAME
     try:
-        if path.stat().st_size > LARGEST:
+        if size_of(path) > LARGEST:
             raise ValueError("too large")
         written = json.loads(path.read_text(encoding="utf-8"))
         names = list(written["files"].items())
@@ -154,9 +167,13 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 
 
 def digests(files: Iterable[Path], names: Iterable[str]) -> dict[str, str]:
-    """{name: sha256 of its file}, several files at once."""
+    """{name: digest of its file}, several files at once."""
     with ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(_sha256, files), strict=True))
+        return dict(zip(names, pool.map(_digest, files), strict=True))
+
+
+def _digest(file: Path) -> str:
+    return _size(size_of(file)) if is_remote(file) else _sha256(file)
 
 
 def _sha256(file: Path) -> str:

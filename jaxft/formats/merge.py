@@ -19,6 +19,7 @@ from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.safetensors import open_folder
 from jaxft.formats.writing import save, write_model
 from jaxft.models.transformer import Transformer
+from jaxft.places import fetched
 from jaxft.quantization import quantization_of, quantize_params
 from jaxft.tree import PyTree
 
@@ -47,7 +48,7 @@ def merge_folder(
         UserError: the adapter was trained over another quantized base.
     """
     model = model_folder(model)
-    module, params = _trained_base(model, Path(adapter))
+    module, params = _trained_base(model, fetched(adapter))
     adapted = load_adapter(params, adapter)
     expected = _logits(module, adapted)
     dtypes = {NAMES[t.dtype] for t in open_folder(model).values() if t.dtype in NAMES}

@@ -30,6 +30,7 @@ from jaxft.formats.peft_writing import check_exportable, save_adapter
 from jaxft.formats.safetensors import FLOATS, Stored, open_folder
 from jaxft.methods import known_dtype
 from jaxft.models.families import Tensor
+from jaxft.places import fetched
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
 from jaxft.weights import (
     DoRA,
@@ -90,22 +91,19 @@ def load_adapter(
     """Puts a PEFT adapter in the places of the kernels it adapts: LoRA, rsLoRA, DoRA or VeRA.
 
     Modules saved whole (`modules_to_save`, biases) take the place of the base's leaves; a tied head
-    becomes an array of its own where the adapter holds a head or an embedding that PEFT unties.
+    becomes an array of its own where the adapter holds a head or an embedding that PEFT unties. Returns the new tree.
 
     Args:
         params: the base's tree, without adapters.
-        folder: holds adapter_config.json and adapter_model.safetensors.
+        folder: holds adapter_config.json and adapter_model.safetensors; may be a URL (gs://, s3://).
         names: {path: module name with {layer}}; by default those of the family whose tree it is.
         dtype: that of the adapter's arrays.
 
-    Returns:
-        The tree with the adapter's weights.
-
     Raises:
-        UserError: a damaged folder (also by its manifest, where it has one), an unknown kind or
-            option, a tensor too many, missing, or of a shape that does not fit the base.
+        UserError: a damaged folder (also by its manifest), an unknown kind or option, a tensor too many, missing, or
+            of a shape that does not fit the base.
     """
-    folder = Path(folder)
+    folder = fetched(folder)
     options = read_adapter_config(folder)
     table = names_in(params, names)
     modules = modules_in(table, params)
@@ -137,7 +135,7 @@ def saved_leaves(
         folder: the adapter's.
         names: as of `load_adapter`.
     """
-    folder = Path(folder)
+    folder = fetched(folder)
     options = read_adapter_config(folder)
     table = names_in(params, names)
     modules = modules_in(table, params)

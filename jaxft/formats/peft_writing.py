@@ -30,6 +30,7 @@ from jaxft.formats.peft_tensors import (
 )
 from jaxft.formats.safetensors import Lazy, write_file, write_json
 from jaxft.methods import Method
+from jaxft.places import is_remote, local
 from jaxft.quantization import quantization_of
 from jaxft.tree import PyTree
 from jaxft.weights import DoRA, VeRA
@@ -105,7 +106,7 @@ def save_adapter(
     Raises:
         UserError: no adapter, one that PEFT has no place for, or a folder that is not empty.
     """
-    target = Path(folder)
+    target = local(folder, "an adapter that is written")
     if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is not empty; jaxft overwrites nothing: name a new folder")
     if moved_base(params) and not str(base):
@@ -122,7 +123,9 @@ def save_adapter(
         write_file(part / "adapter_model.safetensors", tensors)
         write_json(part / "adapter_config.json", options)
         (part / "README.md").write_text(_card(options, method, params), encoding="utf-8")
-        write_manifest(part, base=fingerprint(model_folder(base), BASE) if base else {})
+        write_manifest(
+            part, base={} if not base or is_remote(base) else fingerprint(model_folder(base), BASE)
+        )
         if target.exists():
             shutil.rmtree(target)
         part.rename(target)

@@ -27,6 +27,7 @@ from jaxft.files import (
     read_bytes,
     stays_inside,
 )
+from jaxft.places import local
 from jaxft.processes import first
 
 # In the order in which the library lays them down, from the last to the first.
@@ -307,7 +308,7 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 def new_folder(folder: str | Path) -> Path:
     """Makes the folder. Raises UserError if something stands there: nothing is overwritten."""
-    path = Path(folder)
+    path = local(folder, "a model that is written")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: is not empty; jaxft overwrites nothing: name a new folder")
     path.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from jaxft.formats import load, load_adapter
 from jaxft.formats.manifest import tell_another_base
 from jaxft.inference.decoding import generate_tokens
 from jaxft.models import Config, Transformer
+from jaxft.places import fetched
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Messages
@@ -217,11 +218,11 @@ def main(
     folder = model_folder(model)
     asked: dict[str, Prompt] = {f"prompt {i}": text for i, text in enumerate(prompts, start=1)}
     asked, tools = _prompts_of(data) if data else (asked, [])
-    own = Path(adapter, "chat_template.jinja") if adapter else folder
+    own = fetched(adapter) / "chat_template.jinja" if adapter else folder
     tokenizer = load_tokenizer(folder, str(own) if own.is_file() else "")
     network, params = load(folder, dtype=dtype)
     if adapter:
-        tell_another_base(Path(adapter), folder)
+        tell_another_base(fetched(adapter), folder)
     answers = generate(
         network,
         load_adapter(params, adapter, dtype=dtype) if adapter else params,

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jaxft import places
 from jaxft.errors import UserError
+from jaxft.formats.manifest import NAME as MANIFEST
 from jaxft.formats.manifest import Damaged, check_manifest, write_manifest
 from jaxft.training.folder import written
 from jaxft.tree import PyTree, flatten_with_paths, partition
@@ -68,22 +69,33 @@ class Checkpoints:
     The checkpoint of step n holds the state after n updates, the drawn frozen leaves, and whatever
     else the caller tells (the data iterator's state). Trees are stored flat, by path. A checkpoint is
     written as `n.partial` and gets its manifest there; it is renamed to `n` when it is whole, and only
-    then do older ones go.
+    then do older ones go. In an object store, where no folder can be renamed, it is written as `n`, and whole once
+    its manifest, the last object, is there.
 
     Args:
         folder: where they stand.
         keep: how many of the last stay.
         asynchronous: write while training goes on.
+        may: raises where this process has lost the run to another; asked before a checkpoint becomes whole.
     """
 
-    def __init__(self, folder: Path, *, keep: int, asynchronous: bool = True) -> None:
-        self.folder, self._keep, self._asynchronous = folder.absolute(), keep, asynchronous
-        with written(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        asynchronous: bool = True,
+        may: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self._keep = places.absolute(folder), keep
+        self._asynchronous, self._may = asynchronous, may
+        self._ending = "" if places.is_remote(folder) else PARTIAL
         self._primary = jax.process_index() == 0
-        if self._primary:
-            for left in self.folder.glob(f"*{PARTIAL}*"):  # of a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
+        with written(self.folder):
+            places.make(self.folder)
+            if self._primary:
+                for left in self._unfinished():
+                    places.remove(left)
         logging.getLogger("absl").setLevel(
             logging.CRITICAL
         )  # Orbax's failures are told in one line
@@ -92,10 +104,24 @@ class Checkpoints:
         self._pending: tuple[int, Future[None]] | None = None
         self._current: int | None = None
 
+    def _unfinished(self) -> list[Path]:
+        """What a run that was killed had begun to write."""
+        if self._ending:
+            return list(self.folder.glob(f"*{PARTIAL}*"))
+        return [path for path in map(self._of, self.steps) if not (path / MANIFEST).exists()]
+
+    def _of(self, step: int) -> Path:
+        return self.folder / str(step)
+
     @property
     def steps(self) -> list[int]:
         """The steps of the checkpoints, in order; some may be damaged."""
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    @property
+    def current(self) -> int | None:
+        """The step that was saved or restored last."""
+        return self._current
 
     @property
     def latest(self) -> int | None:
@@ -119,13 +145,17 @@ class Checkpoints:
         if step == self._current:
             return
         self.wait()
-        partial = self.folder / f"{step}{PARTIAL}"
+        partial = self.folder / f"{step}{self._ending}"
         items = ocp.args.Composite(
             tree=ocp.args.StandardSave(dict(flatten_with_paths(tree))),
             data=ocp.args.JsonSave(dict(data)),
         )
-        with written(self.folder / str(step)):
+        with written(self._of(step)):
             self._require_room(tree)
+            if (
+                self._primary
+            ):  # a damaged one: Orbax would ask a bucket for more rights to remove it
+                places.remove(partial)
             self._orbax.save(partial, args=items, force=True)
         self._pending = (step, self._thread.submit(self._commit, step, frozenset(protect)))
         self._current = step
@@ -135,7 +165,7 @@ class Checkpoints:
     def _require_room(self, tree: PyTree) -> None:
         """OSError where the disk cannot hold the tree: said before anything is written."""
         need = int(OVERHEAD * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
-        if self._primary and need > shutil.disk_usage(self.folder).free:
+        if self._primary and need > places.free_bytes(self.folder):
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {need:,} bytes are needed")
 
     def _commit(self, step: int, protect: frozenset[int]) -> None:
@@ -143,33 +173,36 @@ class Checkpoints:
         self._orbax.wait_until_finished()
         if not self._primary:
             return
-        partial, whole = self.folder / f"{step}{PARTIAL}", self.folder / str(step)
+        self._may()
+        partial, whole = self.folder / f"{step}{self._ending}", self._of(step)
         write_manifest(partial)
-        shutil.rmtree(whole, ignore_errors=True)  # a damaged one, made again
-        partial.rename(whole)
+        if partial != whole:
+            places.remove(whole)  # a damaged one, made again
+            partial.rename(whole)
         past = [known for known in self.steps if known <= step]
         stay = {*past[-self._keep :], *protect}
         for known in set(self.steps) - stay:
-            shutil.rmtree(self.folder / str(known), ignore_errors=True)
+            places.remove(self._of(known))
 
     def wait(self) -> None:
         """Until what was begun is written; raises UserError, with path and bytes, if it cannot be."""
         if self._pending is None:
             return
         (step, future), self._pending = self._pending, None
-        with written(self.folder / str(step)):
+        with written(self._of(step)):
             try:
                 future.result()
             except Exception:
                 self._current = None
-                shutil.rmtree(self.folder / f"{step}{PARTIAL}", ignore_errors=True)
+                with contextlib.suppress(Exception):
+                    places.remove(self.folder / f"{step}{self._ending}")
                 raise
 
     def newest(self, say: Callable[[str], None]) -> int | None:
         """The last whole checkpoint's step, or None. Those that are damaged are named to `say`."""
         for step in reversed(self.steps):
             try:
-                check_manifest(self.folder / str(step), required=True)
+                check_manifest(self._of(step), required=True)
             except Damaged as error:
                 say(f"{error}; the checkpoint before it is used")
             else:
@@ -180,7 +213,7 @@ class Checkpoints:
         """What was told of the step beside the tree."""
         items = ocp.args.Composite(data=ocp.args.JsonRestore())
         with self._read(step):
-            return dict(self._orbax.restore(self.folder / str(step), args=items)["data"])
+            return dict(self._orbax.restore(self._of(step), args=items)["data"])
 
     def restore(self, step: int, like: PyTree) -> PyTree:
         """The tree of a checkpoint in the structure, dtypes and shardings of `like`.
@@ -189,7 +222,7 @@ class Checkpoints:
             Damaged: a file is not as it was written.
             UserError: the tree is another one, as of another method.
         """
-        check_manifest(self.folder / str(step), required=True)
+        check_manifest(self._of(step), required=True)
         wanted = dict(flatten_with_paths(like))
         abstract = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
@@ -197,7 +230,7 @@ class Checkpoints:
         }
         items = ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))
         with self._read(step):
-            restored = self._orbax.restore(self.folder / str(step), args=items)
+            restored = self._orbax.restore(self._of(step), args=items)
             leaves = [restored["tree"][path] for path in wanted]
         self._current = step
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -205,12 +238,11 @@ class Checkpoints:
     @contextlib.contextmanager
     def _read(self, step: int) -> Iterator[None]:
         try:
-            yield
+            with places.failing(self.folder):
+                yield
         except (ValueError, KeyError, OSError) as error:
             line = str(error).strip().split("\n")[0]
-            raise UserError(
-                f"{self.folder / str(step)}: this checkpoint cannot be read: {line}"
-            ) from error
+            raise UserError(f"{self._of(step)}: this checkpoint cannot be read: {line}") from error
 
     def close(self) -> None:
         """Lets go of the folder. What `wait` would raise is not raised here."""

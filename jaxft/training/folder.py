@@ -13,27 +13,28 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxft import places
 from jaxft.configuration import difference, from_json, to_json
 from jaxft.errors import UserError
 
 # Keys that may differ when a run goes on: they do not change what is computed.
-HONOURED = ("mesh.", "report_to", "checkpoint.keep", "checkpoint.asynchronous")
+HONOURED = ("mesh.", "report_to", "checkpoint.keep", "checkpoint.asynchronous", "checkpoint.local")
 
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[None]:
     """Tells what cannot be written in one line: the path, why, and the bytes that are free there."""
     try:
-        yield
+        with places.failing(path):
+            yield
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         found = re.search(r"OS error \d+: ([^\]]+)", str(error))
         reason = getattr(error, "strerror", None) or (found and found[1]) or str(error)
-        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         line = (reason.strip() or type(error).__name__).split("\n")[0]
-        free = shutil.disk_usage(there).free
-        raise UserError(f"{path}: cannot be written: {line} ({free:,} bytes are free)") from error
+        room = "" if places.is_remote(path) else f" ({places.free_bytes(path):,} bytes are free)"
+        raise UserError(f"{path}: cannot be written: {line}{room}") from error
 
 
 def check_folder(config: ConfigDict, workdir: Path) -> None:
@@ -64,22 +65,15 @@ def open_folder(config: ConfigDict, workdir: Path) -> None:
     if (workdir / "config.json").exists():
         return
     with written(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / "config.json", to_json(config))
+        places.make(workdir)
+        places.write_text(workdir / "config.json", to_json(config))
 
 
 def tidy(workdir: Path) -> None:
     """Removes what a run that was killed left half written beside its checkpoints."""
     for left in (*workdir.glob(".adapter.*"), *workdir.glob("*.tmp")):
         with written(left):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+            places.remove(left) if left.is_dir() else left.unlink()
 
 
 @contextlib.contextmanager
@@ -108,7 +102,7 @@ class Samples:
         lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
         kept = [line for line in lines if _step(line) in evaluated]
         with written(path):
-            write_text(path, "".join(line + "\n" for line in kept))
+            places.write_text(path, "".join(line + "\n" for line in kept))
         self._path = path
 
     def write(self, step: int, rows: list[dict[str, Any]]) -> None:

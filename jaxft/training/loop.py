@@ -12,22 +12,23 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxft import processes
-from jaxft.adaptation import base_tree, merge, moved_base, partition
-from jaxft.assets import model_folder
+from jaxft import places, processes
+from jaxft.adaptation import partition
 from jaxft.configuration import validate
 from jaxft.data import Batches
 from jaxft.errors import UserError
-from jaxft.formats import save, save_adapter
-from jaxft.formats.manifest import Damaged, put
+from jaxft.formats.manifest import Damaged
 from jaxft.inference.evaluate import held_out
 from jaxft.methods import Method
 from jaxft.models import Transformer
 from jaxft.training.checkpoint import Checkpoints, split_base
 from jaxft.training.evaluation import answers, best_step, is_exhausted
-from jaxft.training.folder import Samples, check_folder, open_folder, replaced, tidy, written
+from jaxft.training.export import export
+from jaxft.training.folder import Samples, check_folder, open_folder, tidy
 from jaxft.training.identity import check_identity, identity
-from jaxft.training.lock import Lock
+from jaxft.training.local import Local, local_of
+from jaxft.training.lock import Claim, Lock, lock_of
+from jaxft.training.logs import Logs, logs_of
 from jaxft.training.metrics import Metrics, Progress, further, reporters, say
 from jaxft.training.plots import plot_averages, plot_run
 from jaxft.training.precompute import computed_beforehand
@@ -38,7 +39,7 @@ from jaxft.training.result import Result
 from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.signals import Interrupted, Stop, stoppable
 from jaxft.training.step import State
-from jaxft.training.wording import next_commands, shortened
+from jaxft.training.wording import next_commands, skipped, trained_line, updates_line
 from jaxft.tree import PyTree, combine, count, filled
 from jaxft.waiting import fetch
 from jaxft.weights import count_parameters
@@ -56,9 +57,9 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
         UserError: a mistake in the configuration, the model, the data or the folder.
     """
     validate(config)
-    workdir = Path(workdir)
+    workdir = places.place(workdir)
     check_folder(config, workdir)
-    lock: Any = Lock(workdir) if processes.first() else contextlib.nullcontext()
+    lock = lock_of(workdir)
     with stoppable() as stop, lock:
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
@@ -67,8 +68,10 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
             reference = make_reference(config, model.config, trees[0], mesh)
             complete, reference = computed_beforehand(config, workdir, mesh, reference, trees[1])
             data = prepare_data(config, model.config, mesh, complete)
+            if (workdir / "config.json").exists():
+                lock.take()  # before its logs are read
             processes.wait("checked")
-            with processes.logs_of(workdir) as logs:
+            with logs_of(workdir, lock.check) as logs:
                 run = _Run(
                     config, workdir, logs, mesh, method, model, data, params, reference, stop
                 )
@@ -83,7 +86,7 @@ class _Run:
         self,
         config: ConfigDict,
         workdir: Path,
-        logs: Path,
+        logs: Logs,
         mesh: Mesh,
         method: Method,
         model: Transformer,
@@ -92,7 +95,8 @@ class _Run:
         reference: Reference,
         stop: Stop,
     ) -> None:
-        self.config, self.workdir, self.logs, self.method = config, workdir, logs, method
+        self.config, self.workdir, self.method = config, workdir, method
+        self.logs, self.publish = logs.folder, logs.publish
         self.reference, self.held = reference, reference.held
         self.mesh, self.model, self.data, self.stop = mesh, model, data, stop
         self.steps = updates_of(config, data.train.steps_per_epoch)
@@ -114,7 +118,7 @@ class _Run:
         self.shapes: set[tuple[int, ...]] = set()
         self.clock = self.began = time.perf_counter()
 
-    def open(self, lock: Lock) -> None:
+    def open(self, lock: Lock | Claim) -> None:
         """Makes the folder, or takes up what stands there. Nothing has been written before."""
         config, workdir = self.config, self.workdir
         if processes.first():
@@ -127,11 +131,12 @@ class _Run:
             workdir / "checkpoints",
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
+            may=lock.check,
         )
+        self.local = local_of(config.checkpoint, workdir)
         self.step = self._restore()
-        services = reporters(
-            config.report_to if processes.first() else (), workdir, config.to_dict()
-        )
+        names = config.report_to if processes.first() else ()
+        services = reporters(names, self.logs, config.to_dict())
         sets = tuple(self.data.held_out) or ("",)
         self.metrics = Metrics(self.logs / "metrics.jsonl", self.step, services, sets)
         self.samples = Samples(self.logs / "samples.jsonl", self.metrics.losses)
@@ -144,13 +149,15 @@ class _Run:
             self.stop.deferred = True
             self._train()
             output = self._export()
-            plot = plot_run(self.logs)
+            plot = self.workdir / plot_run(self.logs).relative_to(self.logs)
             plot_averages(self.logs)
+            self.local.discard()
             self.stop.check()
         finally:
             self.progress.close()
             self.metrics.close()
             self.checkpoints.close()
+            self.local.close()
         self._say_end(output)
         return Result(self.workdir, self.step, self.last, output, plot, self.data_wait)
 
@@ -184,11 +191,13 @@ class _Run:
             placed = place_batch(batch, self.config.batch_size, self.mesh)
             self.data_wait += time.perf_counter() - asked
             self._update(placed)
-            if self._due(self.config.eval_every) or self._due(self.config.checkpoint.every):
+            saved = self.config.checkpoint.every
+            if any(map(self._due, (saved, self.config.eval_every, self.local.every))):
                 self._log()
-                if self._due(self.config.checkpoint.every):
+                if self._due(saved):
                     self._save()
                 self._evaluate_if_due()
+                self._save_local()
                 self.clock = time.perf_counter()
 
     def _update(self, placed: Mapping[str, jax.Array]) -> None:
@@ -229,6 +238,7 @@ class _Run:
         if self.pending is None:
             return
         self.checkpoints.wait()
+        self.local.wait()
         (step, numbers, tokens), self.pending = self.pending, None
         read = {name: float(value) for name, value in fetch(numbers).items()}
         now = time.perf_counter()
@@ -244,6 +254,7 @@ class _Run:
         line |= further(read)
         if step % self.config.log_every == 0 or step == self.steps:
             self.metrics.write("train", step, line)
+            self.publish(at_once=False)
         self.last |= {f"train_{name}": value for name, value in line.items()}
         self.progress.update(step, line)
         if read["bad"]:
@@ -251,11 +262,7 @@ class _Run:
 
     def _bad(self, step: int, bad: int, line: Mapping[str, float]) -> None:
         """Tells of a step that was skipped; after `max_bad_steps` in a row the run is over."""
-        ids = self.data.train.origins(step - 1)
-        text = (
-            f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}, learning rate "
-            f"{line['learning_rate']:.3g}: the update is not applied; examples {shortened(ids)}"
-        )
+        text = skipped(step, line, self.data.train.origins(step - 1))
         if bad >= self.config.optimizer.max_bad_steps:
             self.checkpoints.wait()
             last = self.checkpoints.latest
@@ -310,31 +317,44 @@ class _Run:
 
     def _save(self) -> None:
         """A checkpoint of the state, the drawn frozen leaves, the data iterator and what the run stands on."""
-        drawn, _ = split_base(self._params(), self.frozen)
-        beside = {"iterator": self.data.train.state(), "run": self.identity}
+        self.publish()
         best = self._best()
-        self.checkpoints.save(
-            self.step,
-            (self.state, drawn, *self.reference.kept(self.held)),
-            beside,
-            protect=() if best is None else (best,),
-        )
+        protect = () if best is None else (best,)
+        self.checkpoints.save(self.step, self._kept(), self._beside(), protect)
+
+    def _save_local(self) -> None:
+        """The same on this host's disk, if it is due and RUN does not get it. What it has told is there before."""
+        if self._due(self.local.every) and self.checkpoints.current != self.step:
+            self.publish()
+            self.local.save(self.step, self._kept(), self._beside())
+
+    def _kept(self) -> PyTree:
+        drawn, _ = split_base(self._params(), self.frozen)
+        return (self.state, drawn, *self.reference.kept(self.held))
+
+    def _beside(self) -> dict[str, Any]:
+        return {"iterator": self.data.train.state(), "run": self.identity}
 
     def _restore(self) -> int:
-        """Takes up the last whole checkpoint; returns its step, or 0."""
+        """Takes up the last whole checkpoint, of RUN or of the hosts' disks; returns its step, or 0."""
         step = self.checkpoints.newest(say)
+        near = self.local.newest(self._kept(), say)
+        source: Checkpoints | Local = self.checkpoints
+        if near is not None and (step is None or near > step):
+            say("the hosts' disks have a newer state than RUN")
+            step, source = near, self.local
+        self.local.forget(step or 0)
         if step is None:
             return 0
-        beside = self.checkpoints.data(step)
+        beside = source.data(step)
         check_identity(beside["run"], self.identity, self.workdir, say)
-        self._take_up(step)
+        self._take_up(step, source)
         self.data.train.restore(beside["iterator"])
         return step
 
-    def _take_up(self, step: int) -> None:
-        drawn, base = split_base(self._params(), self.frozen)
-        like = (self.state, drawn, *self.reference.kept(self.held))
-        self.state, drawn, *kept = self.checkpoints.restore(step, like)
+    def _take_up(self, step: int, source: Checkpoints | Local) -> None:
+        _, base = split_base(self._params(), self.frozen)
+        self.state, drawn, *kept = source.restore(step, self._kept())
         self.held = tuple(kept) or self.held
         self.frozen = filled(drawn, base)
 
@@ -343,37 +363,24 @@ class _Run:
         best = self._best()
         if best is not None and best != self.step:
             try:
-                self._take_up(best)
+                self._take_up(best, self.checkpoints)
                 self.progress.say(f"exporting step {best}, whose held-out loss is the lowest")
             except Damaged as error:
                 self.progress.say(f"{error}; the last step is exported, not the best")
-        params, like = self._params(), model_folder(self.config.model)
-        target = self.logs / ("adapter" if self.method.weight else "model")
-        moved = moved_base(params)
-        if moved:
-            with written(self.logs / "base"), replaced(self.logs / "base") as folder:
-                save(self.model, base_tree(params), folder, like=like)
-        self.base = str(self.logs / "base") if moved else self.config.model
-        with written(target), replaced(target) as folder:
-            if self.method.weight:
-                save_adapter(params, folder, method=self.method, base=self.base)
-            else:
-                save(self.model, merge(params), folder, like=like)
-            if self.config.data.chat_template:  # what it was trained on is what it is asked by
-                template = str(self.data.tokenizer.chat_template)
-                put(folder, "chat_template.jinja", template)
+        template = str(self.data.tokenizer.chat_template)
+        name, self.base = export(
+            self.config, self.model, self._params(), self.method, template, self.logs, self.workdir
+        )
+        self.publish()
         processes.wait("exported")
-        return target
+        return self.workdir / name
 
     def _say_start(self) -> None:
         for line in self.data.lines:
             self.progress.say(line)
         trained, whole = count(self.state.trainable), count_parameters(self._params())
-        self.progress.say(
-            f"{self.method.name}: {trained:,} of {whole:,} parameters train ({100 * trained / whole:.3g} %); "
-            f"{self.steps} updates of {self.config.batch_size} sequences on {self.mesh.size} "
-            f"{jax.devices()[0].platform} device{'s' * (self.mesh.size > 1)}"
-        )
+        line = trained_line(self.method.name, trained, whole)
+        self.progress.say(f"{line}; {updates_line(self.steps, self.config.batch_size, self.mesh)}")
         if line := self.reference.line:
             self.progress.say(line)
         if self.step:

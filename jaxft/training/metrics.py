@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from jaxft import places
 from jaxft.errors import UserError
 from jaxft.processes import first
-from jaxft.training.folder import write_text, written
+from jaxft.training.folder import written
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
 
@@ -119,7 +120,7 @@ class Metrics:
         whole = {at for at, number in counts.items() if number == len(sets)}
         kept = [line for line in lines if line["split"] != "eval" or line["step"] in whole]
         with written(path):
-            write_text(path, "".join(map(_json_line, kept)))
+            places.write_text(path, "".join(map(_json_line, kept)))
             self._file = path.open("a", encoding="utf-8")
         self.losses: dict[int, float] = {}
         for line in held_out:
@@ -173,7 +174,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics.jsonl, null as nan; a line cut short by a crash is left out."""
     lines = []
     if path.exists():
-        for text in path.read_text("utf-8", "replace").split("\n"):
+        for text in path.read_bytes().decode("utf-8", "replace").split("\n"):
             with contextlib.suppress(json.JSONDecodeError):
                 line = json.loads(text)
                 if isinstance(line, dict) and {"step", "split"} <= line.keys():

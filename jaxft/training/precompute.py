@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +16,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 from ml_collections import ConfigDict
 
-from jaxft import processes
+from jaxft import places, processes
 from jaxft.assets import model_folder
 from jaxft.data.preferences import Comparison, Comparisons
 from jaxft.errors import UserError
 from jaxft.formats.manifest import BASE
 from jaxft.formats.manifest import fingerprint as base_fingerprint
 from jaxft.objectives import completion_log_probabilities
-from jaxft.training.folder import open_folder
+from jaxft.training.folder import open_folder, written
 from jaxft.training.preference_data import preference_batches
 from jaxft.training.reference import Reference
 from jaxft.training.sharding import host_rows, place_batch
@@ -80,11 +81,11 @@ class Precomputed:
             for index, found in self._pass(batches[number] for number in range(len(batches))):
                 values[index] = found
             if processes.first():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_suffix(".tmp.npz")
-                base = np.asarray(self._base())
-                np.savez(temporary, log_probabilities=values, data=np.asarray(data), base=base)
-                temporary.replace(path)
+                file, base = io.BytesIO(), np.asarray(self._base())
+                np.savez(file, log_probabilities=values, data=np.asarray(data), base=base)
+                with written(path):
+                    places.make(self.folder)
+                    places.write_bytes(path, file.getvalue())
         known = zip(examples.pairs(), values.tolist(), strict=True)
         return Comparisons(
             [dataclasses.replace(pair, reference=(one, two)) for pair, (one, two) in known]
@@ -114,7 +115,7 @@ class Precomputed:
 
     def _read(self, path: Path, data: str) -> Known:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 values, written, base = (file[key] for key in ("log_probabilities", "data", "base"))
         except (OSError, ValueError, KeyError, EOFError) as error:
             reason = str(error).split("\n")[0]

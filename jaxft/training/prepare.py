@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -39,6 +38,7 @@ from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
+from jaxft.places import fetched
 from jaxft.training.preference_data import (
     compares,
     preference_batches,
@@ -125,7 +125,7 @@ def trained_by(config: ConfigDict, params: PyTree, method: Method) -> Method:
     """The method, under which what the folder `config.adapter` saved whole trains too."""
     if not config.adapter:
         return method
-    tell_another_base(Path(config.adapter), model_folder(config.model))
+    tell_another_base(fetched(config.adapter), model_folder(config.model))
     saved = saved_leaves(params, config.adapter)
     return dataclasses.replace(method, train_also=(*method.train_also, *saved))
 

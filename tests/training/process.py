@@ -26,6 +26,7 @@ def main(die_after: int, words: list[str]) -> int:
     def mortal(self: Any) -> None:
         if die_after and self.step > die_after:
             self.checkpoints.wait()
+            self.local.wait()
             os.kill(os.getpid(), signal.SIGKILL)
         log(self)
 

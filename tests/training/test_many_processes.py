@@ -51,7 +51,7 @@ def free_port() -> int:
 
 def start(
     count: int,
-    workdir: Path,
+    workdir: str | Path,
     *,
     die_after: tuple[int, ...] = (),
     recipe: str = RECIPE,

@@ -1,0 +1,55 @@
+"""What a run leaves: RUN/adapter in PEFT's format, or RUN/model, a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxft.adaptation import base_tree, merge, moved_base
+from jaxft.assets import model_folder
+from jaxft.formats import save, save_adapter
+from jaxft.formats.manifest import put
+from jaxft.methods import Method
+from jaxft.models import Transformer
+from jaxft.training.folder import replaced, written
+from jaxft.tree import PyTree
+
+
+def export(
+    config: ConfigDict,
+    model: Transformer,
+    params: PyTree,
+    method: Method,
+    template: str,
+    logs: Path,
+    workdir: Path,
+) -> tuple[str, str]:
+    """Writes the adapter, with the base that it stands on where the start was taken off it; or the model.
+
+    Args:
+        config: the run's configuration.
+        model: the module.
+        params: the whole tree.
+        method: what adapted it.
+        template: the chat template of the data, which goes along where the configuration names one.
+        logs: where it is written; each folder takes its place whole.
+        workdir: RUN, where it stands in the end.
+
+    Returns:
+        The folder's name, and that of the base.
+    """
+    like = model_folder(config.model)
+    name, base = ("adapter" if method.weight else "model"), config.model
+    if moved_base(params):
+        with written(logs / "base"), replaced(logs / "base") as folder:
+            save(model, base_tree(params), folder, like=like)
+        base = str(workdir / "base")
+    with written(logs / name), replaced(logs / name) as folder:
+        if method.weight:
+            save_adapter(params, folder, method=method, base=base)
+        else:
+            save(model, merge(params), folder, like=like)
+        if config.data.chat_template:  # what it was trained on is what it is asked by
+            put(folder, "chat_template.jinja", template)
+    return name, base
