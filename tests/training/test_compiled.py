@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -233,6 +234,35 @@ def test_kernels_are_gathered_beside_other_work(method: str) -> None:
     assert len(kernels) == 2 * PROJECTIONS
     least = PROJECTIONS if method == "qlora" else 2 * PROJECTIONS - 1
     assert sum(one.overlapped for one in kernels) >= least
+
+
+WIDTHS = {"8B": {}, "70B": {"hidden": 8192, "intermediate": 28672, "heads": 64}}
+
+
+@pytest.mark.thorough  # minutes of compiling each
+@needs_tpu_compiler
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_pod_of_256_gathers_what_is_stored_and_adds_up_adapters_alone(
+    width: str, method: str
+) -> None:
+    """At Llama's widths, 2 layers. A sum bears its product's name; small things are gathered by sums too."""
+    model = dataclasses.replace(LLAMA_8B, layers=2, **WIDTHS[width])
+    mesh = mesh_of(devices_of("v5e:16x16", "v5litepod-256"), fsdp=256)
+    settings = {"method.rank": RANK}
+    text = compile_step(model, mesh, method, rows=512, length=2048, **settings).as_text()
+    found = [one for one in collectives_in(text) if one.in_loop]
+    sums = [one for one in found if one.kind != "all-gather" and "dot_general" in one.operation]
+    shapes = shapes_of(sums, "all-reduce", "reduce-scatter")
+    assert len(shapes) == 2 * PROJECTIONS
+    assert all(RANK in shape and len(shape) == 2 for shape in shapes), shapes
+    bases = {
+        kind for one in found if one not in sums
+        for kind, shape in one.shapes if math.prod(shape) >= model.hidden * 1024 // 4
+    }  # fmt: skip
+    assert bases <= ({"u8", "u32"} if method == "qlora" else {"bf16"})
+    gathers = [one for one in found if one.kind == "all-gather"]
+    assert sum(one.overlapped for one in gathers) >= len(gathers) - 1 > 0
 
 
 def test_the_reader_finds_loops_and_shapes() -> None:
