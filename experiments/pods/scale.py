@@ -107,22 +107,34 @@ def measure(name: str) -> dict[str, Any]:
         config = load_config(str(HERE.parents[1] / "configs" / f"sft.py:{method}"), settings)
         least = (rows, remat) == CHOICES[-1]
         with jax.numpy_dtype_promotion("standard"):
-            if not least and kept_bytes(config, target) > ROOM * target.chip.memory:
+            kept = kept_bytes(config, target)
+            if kept > (1.0 if least else ROOM) * target.chip.memory:
+                cell = {"fits": False, "peak_bytes": kept}  # and more: the program is not compiled
                 continue
             made = plan(config, target)
-        if made.fits or least:
+        cell = dataclasses.asdict(made)
+        if made.fits:
             break
-    cell = dataclasses.asdict(made) | {"mesh": mesh}
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    cell["processor_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)
-    return cell | {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    return cell | {
+        "devices": len(target.devices),
+        "batch_size": config.batch_size,
+        "remat": config.remat,
+        "mesh": mesh,
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        **{name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+    }
+
+
+def known() -> dict[str, Any]:
+    """The cells that were made."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
 
 
 def record(cells: list[str]) -> None:
-    """Compiles what is missing, one after the other, and keeps each at once."""
+    """Compiles what is missing, one after the other, and keeps each at once: several may do so beside each other."""
     for name in cells:
-        known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        if name in known:
+        if name in known():
             continue
         print(name, file=sys.stderr, flush=True)
         done = subprocess.run(
@@ -131,8 +143,8 @@ def record(cells: list[str]) -> None:
         if done.returncode:
             print(f"{name}: no result", file=sys.stderr, flush=True)
             continue
-        known[name] = json.loads(done.stdout.splitlines()[-1])
-        RECORD.write_text(json.dumps(known, indent=1) + "\n")
+        cell = json.loads(done.stdout.splitlines()[-1])
+        RECORD.write_text(json.dumps(known() | {name: cell}, indent=1) + "\n")
 
 
 def table() -> list[str]:
@@ -142,40 +154,40 @@ def table() -> list[str]:
         " tokens/s a device | MFU | moved GiB | compiled in s | processor s |",
         "|---" * 16 + "|",
     ]
-    known = json.loads(RECORD.read_text())
-    for name in sorted(known, key=names().index):
-        cell, (shape, method, slice_name) = known[name], name.split("/")
-        speed = f"{cell['tokens_per_second'] / cell['devices']:,.0f}" if cell["fits"] else ""
+    for name in sorted(known(), key=names().index):
+        cell, (shape, method, slice_name) = known()[name], name.split("/")
         mesh = " ".join(
             f"{axis.removeprefix('mesh.')}={size}"
             for axis, size in cell["mesh"].items()
             if size != 1
         )
+        begin = f"| {shape} | {method} | {slice_name} | {cell['devices']} | {mesh} |"
+        if not cell["fits"]:
+            lines.append(f"{begin} | | | over {cell['peak_bytes'] / GIB:.1f} | no | | | | | | |")
+            continue
         lines.append(
-            f"| {shape} | {method} | {slice_name} | {cell['devices']} | {mesh} | {cell['batch_size']} |"
-            f" {cell['remat']} | {cell['base_bytes'] / GIB:.2f} | {cell['peak_bytes'] / GIB:.2f} |"
-            f" {'yes' if cell['fits'] else 'no'} | {cell['seconds_per_step'] or 0:.3f} | {speed} |"
-            f" {cell['mfu'] or 0:.0%} | {cell['exchanged_bytes'] / GIB:.1f} | {cell['compile_seconds']:.0f} |"
-            f" {cell['processor_seconds']:.0f} |"
+            f"{begin} {cell['batch_size']} | {cell['remat']} | {cell['base_bytes'] / GIB:.2f} |"
+            f" {cell['peak_bytes'] / GIB:.2f} | yes | {cell['seconds_per_step']:.3f} |"
+            f" {cell['tokens_per_second'] / cell['devices']:,.0f} | {cell['mfu']:.0%} |"
+            f" {cell['exchanged_bytes'] / GIB:.1f} | {cell['compile_seconds']:.0f} | {cell['processor_seconds']:.0f} |"
         )
-    return [*lines, "", *weak_scaling(known)]
+    return [*lines, "", *weak_scaling()]
 
 
-def weak_scaling(known: dict[str, Any]) -> list[str]:
-    """What a chip keeps of its speed on 16 chips where 256 share the weights, with as many rows for each."""
-    said = []
+def weak_scaling() -> list[str]:
+    """What a chip of 16 keeps of its speed among 256 that share the weights, with as many rows for each."""
+    said, cells = [], {name: cell for name, cell in known().items() if cell["fits"]}
     for few in (name for name in names() if name.endswith("/v5e-16")):
         many = few.replace("v5e-16", "v5e-256")
-        if few in known and many in known and known[few]["fits"] and known[many]["fits"]:
-            of = [known[name]["tokens_per_second"] / known[name]["devices"] for name in (few, many)]
-            same = all(
-                known[few][key] * factor == known[many][key]
-                for key, factor in (("batch_size", 16), ("remat", 1))
+        if few not in cells or many not in cells or cells[few]["remat"] != cells[many]["remat"]:
+            continue
+        if cells[few]["batch_size"] * 16 == cells[many]["batch_size"]:
+            speeds = [
+                cells[name]["tokens_per_second"] / cells[name]["devices"] for name in (few, many)
+            ]
+            said.append(
+                f"- {few[:-7]}: a chip of 256 has {speeds[1] / speeds[0]:.0%} of the speed of one of 16."
             )
-            if same:
-                said.append(
-                    f"- {few.rsplit('/', 1)[0]}: {of[1] / of[0]:.0%} of the speed of 16 chips on 256."
-                )
     return said
 
 

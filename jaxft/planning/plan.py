@@ -346,7 +346,7 @@ def _flops(traced: _Traced, mesh: Mesh) -> int:
 
 
 def _activation_bytes(traced: _Traced, mesh: Mesh) -> int:
-    """What the forward pass hands to the backward pass and was not there before, divided as the batch is."""
+    """What the forward pass hands to the backward pass and was not there before: every axis of the mesh divides it."""
 
     def kept(trainable: PyTree, *others: Any) -> Any:
         return jax.vjp(lambda tree: traced.loss(tree, *others)[0], trainable)[1]
@@ -358,7 +358,7 @@ def _activation_bytes(traced: _Traced, mesh: Mesh) -> int:
         id(v): v.aval for v in jaxpr.outvars if id(v) not in given and isinstance(v, Var)
     }
     total = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in made.values())
-    return int(total) // math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "context"))
+    return int(total) // mesh.size
 
 
 def _seconds(target: Devices, program: Program | None, flops: int, dtype: str) -> float | None:
