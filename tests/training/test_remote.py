@@ -168,6 +168,7 @@ def test_an_adapter_is_read_from_the_store(
         load_adapter(params, "gs://bucket/nothing")
 
 
+@pytest.mark.thorough
 def test_two_processes_write_one_run(bucket: Bucket, alone: Path, tmp_path: Path) -> None:
     """All of them write the checkpoint straight into the store, and the first the rest."""
     found = outcomes(start(2, "gs://bucket/two"))
