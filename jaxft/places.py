@@ -24,10 +24,8 @@ from typing import Any
 
 from jaxft.errors import UserError, nearest
 
-EXTRAS = {
-    "gs": "gcsfs",
-    "s3": "s3fs",
-}  # scheme, which is also the extra's name: the package behind it
+# A scheme, which is also the extra's name, and the package behind it.
+EXTRAS = {"gs": "gcsfs", "s3": "s3fs"}
 
 
 def place(name: str | Path) -> Path:

@@ -102,11 +102,8 @@ def measure(name: str) -> dict[str, Any]:
     from jaxft.planning.topology import tpu_devices
 
     shape, method, slice_name = name.split("/")
-    target, mesh, folder = (
-        tpu_devices(SLICES[slice_name]),
-        mesh_of(shape, slice_name),
-        folder_of(shape),
-    )
+    target, mesh = tpu_devices(SLICES[slice_name]), mesh_of(shape, slice_name)
+    folder = folder_of(shape)
     for rows, remat in CHOICES:
         settings = mesh | {
             "model": folder, "dtype": "bfloat16", "param_dtype": "bfloat16", "data.max_length": LENGTH, "steps": 1000,
@@ -183,12 +180,12 @@ def table() -> list[str]:
             f" {cell['tokens_per_second'] / cell['devices']:,.0f} | {cell['mfu']:.0%} |"
             f" {cell['exchanged_bytes'] / GIB:.1f} | {cell['compile_seconds']:.0f} | {cell['processor_seconds']:.0f} |"
         )
-    return [*lines, "", *weak_scaling()]
+    return [*lines, "", *weak_scaling(cells)]
 
 
-def weak_scaling() -> list[str]:
+def weak_scaling(cells: dict[str, Any]) -> list[str]:
     """What a chip of 16 keeps of its speed among 256 that share the weights, with as many rows for each."""
-    said, cells = [], {name: cell for name, cell in known().items() if cell["fits"]}
+    said, cells = [], {name: cell for name, cell in cells.items() if cell["fits"]}
     for few in (name for name in names() if name.endswith("/v5e-16")):
         many = few.replace("v5e-16", "v5e-256")
         if few not in cells or many not in cells or cells[few]["remat"] != cells[many]["remat"]:

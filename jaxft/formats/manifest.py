@@ -87,11 +87,10 @@ def _wrong(folder: Path, name: str, digest: str) -> str:
     file = folder / name
     if not file.is_file():
         return f"{name} is missing"
-    size = size_of(file)
-    found = _size(size) if digest.startswith(_size("")) else _sha256(file)
-    if found == digest:
+    size, by_size = size_of(file), digest.startswith(_size(""))
+    if digest == (_size(size) if by_size else _sha256(file)):
         return ""
-    kind = "size" if digest.startswith(_size("")) else "sha256"
+    kind = "size" if by_size else "sha256"
     return f"{name} ({size:,} bytes) is not what was written: its {kind} differs"
 
 

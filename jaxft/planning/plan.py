@@ -32,19 +32,10 @@ from jaxft.planning.hlo import Program, read_program
 from jaxft.planning.topology import Devices, local_flops, local_memory
 from jaxft.training.checkpoint import split_base
 from jaxft.training.precompute import beforehand, without
-from jaxft.training.prepare import (
-    batch_shapes,
-    max_length_of,
-)
+from jaxft.training.prepare import batch_shapes, max_length_of
 from jaxft.training.program import compiler_options, make_program
 from jaxft.training.reference import make_reference
-from jaxft.training.sharding import (
-    batch_sharding,
-    laid_out,
-    make_mesh,
-    require_rows,
-    shardings,
-)
+from jaxft.training.sharding import batch_sharding, laid_out, make_mesh, require_rows, shardings
 from jaxft.tree import PyTree, combine
 
 FEW_STEPS = (
@@ -214,7 +205,7 @@ def kept_bytes(config: ConfigDict, target: Devices) -> int:
 def placements(config: ConfigDict, target: Devices) -> list[Placement]:
     """How every leaf of the adapted tree lies on the mesh, the costliest copies first."""
     mesh = _mesh_of(config, target)
-    model = model_config(model_folder(config.model))
+    model = _model_of(config)
     with jax.set_mesh(mesh):
         traced = _trace(config, model, mesh)
     return describe(combine(traced.state.trainable, traced.frozen), mesh)

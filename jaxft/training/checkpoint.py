@@ -63,6 +63,11 @@ def _quiet() -> None:
     sys.excepthook = hook
 
 
+def steps_in(folder: Path) -> list[int]:
+    """The steps whose folders stand in a folder, in order."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
 class Checkpoints:
     """The folder RUN/checkpoints, written by Orbax while training goes on.
 
@@ -116,7 +121,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """The steps of the checkpoints, in order; some may be damaged."""
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+        return steps_in(self.folder)
 
     @property
     def current(self) -> int | None:

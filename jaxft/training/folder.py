@@ -73,7 +73,7 @@ def tidy(workdir: Path) -> None:
     """Removes what a run that was killed left half written beside its checkpoints."""
     for left in (*workdir.glob(".adapter.*"), *workdir.glob("*.tmp")):
         with written(left):
-            places.remove(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from ml_collections import ConfigDict
 
 from jaxft import places, processes
 from jaxft.formats.manifest import Damaged, check_manifest, write_manifest
+from jaxft.training.checkpoint import PARTIAL, steps_in
 from jaxft.training.folder import written
 from jaxft.tree import PyTree, flatten_with_paths
 
 KEPT = 2  # the one before stays until every process has the newest
-PIECES, DATA, PARTIAL = "pieces.npz", "data.json", ".partial"
+PIECES, DATA = "pieces.npz", "data.json"
 
 
 class Local:
@@ -45,10 +46,10 @@ class Local:
     @property
     def steps(self) -> list[int]:
         """The steps of the last states, in order; some may be damaged."""
-        if self.folder is None or not self.folder.exists():
-            return []
-        names = [path.name for path in self.folder.iterdir() if path.name.isdecimal()]
-        return sorted(map(int, names))[-KEPT:]
+        return self._written()[-KEPT:]
+
+    def _written(self) -> list[int]:
+        return steps_in(self.folder) if self.folder and self.folder.exists() else []
 
     def save(self, step: int, tree: PyTree, data: Mapping[str, Any]) -> None:
         """Begins to write; the pieces are copied before this returns. All processes call it together.
@@ -83,7 +84,7 @@ class Local:
         places.write_text(partial / DATA, json.dumps(data))
         write_manifest(partial)
         partial.rename(whole)
-        self._remove(lambda step: step not in self.steps)
+        self._remove(self._written()[:-KEPT])
 
     def wait(self) -> None:
         """Until what was begun is written; raises UserError, with path and bytes, if it cannot be."""
@@ -134,12 +135,11 @@ class Local:
 
     def forget(self, after: int) -> None:
         """Removes the states of later steps: the run goes on from this one, and its metrics end there."""
-        self._remove(lambda step: step > after)
+        self._remove([step for step in self._written() if step > after])
 
-    def _remove(self, these: Callable[[int], bool]) -> None:
-        for path in list(self.folder.iterdir()) if self.folder and self.folder.exists() else ():
-            if path.name.isdecimal() and these(int(path.name)):
-                places.remove(path)
+    def _remove(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            places.remove(self._of(step))
 
     def discard(self) -> None:
         """Removes the states: the run is done."""

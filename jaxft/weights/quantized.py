@@ -126,9 +126,8 @@ class Quantized(Weight):
         def one(run: Run, piece: jax.Array) -> jax.Array:
             return run(x, x.ndim - 1) @ piece.astype(x.dtype)
 
-        if (
-            self.parts > 1
-        ):  # a device has but a part of the rows, and one product is one sum over devices
+        if self.parts > 1:
+            # A device has but a part of the rows, and one product is one sum over devices.
             dense = [self.dequantized(*run).astype(x.dtype) for run in self.runs()]
             return x @ self._joined(dense, 0)
         return functools.reduce(jnp.add, _in_turn(self, x, one))

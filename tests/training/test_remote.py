@@ -18,6 +18,7 @@ from jaxft.training.loop import train
 from .conftest import GOLDEN
 from .store import Bucket, served
 from .test_faults import SETTINGS, same_end
+from .test_faults import whole as whole
 from .test_loop import Cut, cut_at
 from .test_many_processes import alone as alone
 from .test_many_processes import assert_same_run, outcomes, start
@@ -33,15 +34,6 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
         for name, value in environment.items():
             patch.setenv(name, value)
         yield bucket
-
-
-@pytest.fixture(scope="module")
-def whole(configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run on a file system."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    with jax.numpy_dtype_promotion("standard"):
-        train(configure(**SETTINGS), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
