@@ -15,8 +15,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def count_flops(jaxpr: Any) -> int:
     """Multiplications and additions of all matrix products: 2 times rows, columns and summands.
 
-    A scan's body counts as often as it runs, a conditional as its dearest branch, a choice by platform as what it is
-    for any other (the plain definition), a `while` loop, whose length the program decides, once. Products alone are counted: they are all that matters in a decoder.
+    A scan's body counts as often as it runs, a conditional as its dearest branch, a choice by platform as its default
+    (the plain definition), a `while` loop, whose length the program decides, once. Products alone are counted: they
+    are all that matters in a decoder.
 
     >>> import jax, jax.numpy as jnp
     >>> square = jnp.ones((8, 8))
