@@ -62,10 +62,10 @@ ABOUT = (
 ABOUT_V6E = (
     "v6e reaches a third of its peak by estimate, where the others reach half. Its products are 4.7 times as fast as"
     " v5e's, but a pass over an array in memory is, by the compiler's own estimate, only twice as fast (165 against 82"
-    " thousand million numbers read and written a second, of float32 and of bfloat16 alike). In a step of 8B's LoRA with"
-    " 4 rows a device and `remat=dots`, counted from 4 layers, the frozen kernels' products take 30 % of the cycles, at 77 % of the peak;"
-    " attention outside of them 27 % (XLA writes its scores out), the adapters' products 18 % (they read and write whole"
-    " activations), the loss 3 %, and norms, gates, and what is kept and read again the rest."
+    " thousand million numbers read and written a second, float32 and bfloat16 alike). In a step of 8B's LoRA with 4"
+    " rows a device and `remat=dots`, counted from 4 layers, the frozen kernels' products take 30 % of the cycles, at"
+    " 77 % of the peak; attention outside of them 27 % (XLA writes its scores out), the adapters' products 18 % (they"
+    " read and write whole activations), the loss 3 %, and norms, gates, and what is kept and read again the rest."
 )
 
 
