@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxft.errors import UserError, nearest
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
-from jaxft.weights.base import Weight, replace, static, weight
+from jaxft.weights.base import Weight, keep, replace, static, weight
 from jaxft.weights.codebooks import TABLES, decode
 from jaxft.weights.halves import half, repacked, whole
 from jaxft.weights.rounding import (
@@ -145,7 +145,7 @@ class Quantized(Weight):
         return replace(self, codes=repacked(self.codes, self.parts, parts), parts=parts)
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return _product(x, self)
+        return keep(_product(x, self))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return _transposed_product(x, self)
@@ -269,7 +269,7 @@ class Flattened(Weight):
         return x @ _unflattened(self).T.astype(x.dtype)
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return _product(x, self)
+        return keep(_product(x, self))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return _transposed_product(x, self)
