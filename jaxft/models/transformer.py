@@ -17,7 +17,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from jaxft.models.attention import FOREVER, Branches, attention, attention_reference
@@ -26,7 +25,7 @@ from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_freq
 from jaxft.models.narrow import joined, narrowed
 from jaxft.models.ring import ring_attention
 from jaxft.models.sharding import constrain, gather, sizes_in_force, summed
-from jaxft.weights import KEPT, Tied, bind, contract, take
+from jaxft.weights import KEPT, NARROW, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
 
@@ -164,7 +163,7 @@ def _windows(config: Config) -> jax.Array | None:
 def _rematerialized(body: Any, remat: str) -> Any:
     if remat == "none":
         return body
-    names = {"full": (), "dots": ("projection", "attention_output", "attention_log_sum_exp")}[remat]
+    names = {"full": (), "dots": (KEPT, "attention_output", "attention_log_sum_exp")}[remat]
     policy = jax.checkpoint_policies.save_only_these_names(*names)
     return jax.checkpoint(body, prevent_cse=False, policy=policy)
 
@@ -192,10 +191,10 @@ def _normalized(config: Config, norm: Params, x: jax.Array) -> jax.Array:
 def _project(
     prepare: Any, layer: Params, names: Sequence[str], *inputs: jax.Array
 ) -> list[jax.Array]:
-    """`prepare(*inputs) @ kernel + bias` for each named projection of the layer; remat = dots keeps them by name.
+    """`prepare(*inputs) @ kernel + bias` for each named projection of the layer.
 
-    Kept for the backward pass are the inputs and what the weights mark by `keep`. What `prepare` gives (a norm's or
-    an activation's output, as wide as they) is made again there, and the products themselves are not needed. Kernels
+    Kept for the backward pass are the inputs and, of what the weights mark by `keep`, what it asks for: not the
+    products, as a rule. What `prepare` gives (a norm's or an activation's output) is made again there. Kernels
     are gathered from their shards in here, so that they are gathered again rather than kept whole, layer by layer.
     """
 
@@ -204,12 +203,11 @@ def _project(
         x = prepare(*inputs)
         return [contract(x, kernels[name]["kernel"]) for name in names]
 
-    policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT, NARROW)
     outputs = jax.checkpoint(products, prevent_cse=False, policy=policy)(*inputs)
     for place, (y, name) in enumerate(zip(outputs, names, strict=True)):
         if "bias" in layer[name]:
-            y = y + jnp.broadcast_to(layer[name]["bias"].astype(y.dtype), y.shape)
-        outputs[place] = checkpoint_name(y, "projection")
+            outputs[place] = y + jnp.broadcast_to(layer[name]["bias"].astype(y.dtype), y.shape)
     return outputs
 
 

@@ -2,6 +2,7 @@
 
 from jaxft.weights.base import (
     KEPT,
+    NARROW,
     Weight,
     base_of,
     bind,
@@ -40,6 +41,7 @@ PARTS = part_axes((LoRA, DoRA, DeltaLoRA, VeRA, Quantized, Flattened, Permuted, 
 
 __all__ = [
     "KEPT",
+    "NARROW",
     "PARTS",
     "SCHEMES",
     "SHARED",

@@ -111,7 +111,7 @@ class Weight:
         return self.base.dtype
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        """`x @ W'` (..., out), in x's dtype."""
+        """`x @ W'` (..., out), in x's dtype, marked by `keep`."""
         raise TypeError(f"{type(self).__name__} does not say how to contract")
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
@@ -151,15 +151,21 @@ def is_weight(leaf: Any) -> bool:
     return isinstance(leaf, Weight)
 
 
-KEPT = "weight_kept"
+KEPT, NARROW = "weight_kept", "weight_narrow"
 
 
 def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Marks what a weight would rather keep for the backward pass than compute again.
+    """Marks what a weight would rather keep for the backward pass than compute again, its product before all.
 
-    The decoder's `jax.checkpoint` around a projection saves what bears the name `KEPT` and nothing else.
+    The decoder's `jax.checkpoint` around a projection saves what bears the name `KEPT` or `NARROW`, remat = dots
+    around a layer `KEPT` alone; and of these, what the backward pass asks for.
     """
     return checkpoint_name(x, KEPT)
+
+
+def keep_narrow(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Marks what is cheap to compute again from what remat = dots keeps: an adapter's `x a`."""
+    return checkpoint_name(x, NARROW)
 
 
 def _matrix(kernel: jax.Array, rows: int) -> jax.Array:
@@ -184,9 +190,9 @@ def contract(x: Float[Array, "... in"], weight: Any) -> Float[Array, "... out"]:
     if isinstance(weight, Weight):
         return weight.contract(x)
     if weight.dtype == x.dtype:
-        return _dense_product(x, weight)
+        return keep(_dense_product(x, weight))
     # The cast copy of a kernel must be no residual of the backward pass.
-    return jax.checkpoint(_dense_product, prevent_cse=False)(x, weight)
+    return keep(jax.checkpoint(_dense_product, prevent_cse=False)(x, weight))
 
 
 def contract_transposed(x: Float[Array, "... out"], weight: Any) -> Float[Array, "... in"]:

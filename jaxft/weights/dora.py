@@ -55,7 +55,9 @@ class DoRA(LoRA):
         return jnp.where(adapted, self.magnitude.astype(norm.dtype) / norm, 1.0)
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return keep(super().contract(x)) * _along_last(self.ratio(), x)
+        ratio = self.ratio()
+        y = super().contract(x) * _along_last(jax.lax.stop_gradient(ratio), x)
+        return _with_gradient_to(ratio, keep(y))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return super().contract_transposed(x * _along_last(self.ratio(), x))
@@ -70,6 +72,31 @@ class DoRA(LoRA):
         moved = moved + base.reshape(moved.shape).astype(moved.dtype)
         ratio = jnp.broadcast_to(self.ratio()[..., None, :], moved.shape).astype(moved.dtype)
         return (moved * ratio).reshape(base.shape).astype(base.dtype)
+
+
+@jax.custom_vjp
+def _with_gradient_to(ratio: Float[Array, " out"], y: Float[Array, "... out"]) -> jax.Array:
+    """y, which is z * ratio: its gradient to the ratio, sum(dy z), is made of y, that of z being there already.
+
+    Most of what reads a product keeps it for its own backward pass. With y alone, neither is z kept beside it nor
+    made again. Where the ratio is 0, y tells nothing of z, and the gradient is 0.
+    """
+    return y
+
+
+def _with_gradient_forward(ratio: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
+    return y, (ratio, y)
+
+
+def _with_gradient_backward(kept: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    ratio, y = kept
+    wide = cotangent.astype(jnp.float32) * y.astype(jnp.float32)
+    total = wide.sum(axis=tuple(range(y.ndim - 1))).astype(ratio.dtype)
+    zero = ratio == 0
+    return jnp.where(zero, 0.0, total / jnp.where(zero, 1.0, ratio)), cotangent
+
+
+_with_gradient_to.defvjp(_with_gradient_forward, _with_gradient_backward)
 
 
 def _along_last(vector: jax.Array, x: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from jaxft.weights.base import (
     contract,
     contract_transposed,
     keep,
+    keep_narrow,
     materialize,
     replace,
     static,
@@ -41,8 +42,8 @@ def down(
         return drop(x, rate, key) @ a.astype(x.dtype)
 
     if key is None or rate == 0.0:
-        return keep(product(x, a, None))
-    return keep(jax.checkpoint(product, prevent_cse=False)(x, a, key))
+        return keep_narrow(product(x, a, None))
+    return keep_narrow(jax.checkpoint(product, prevent_cse=False)(x, a, key))
 
 
 @jax.custom_vjp
@@ -139,7 +140,7 @@ class LoRA(Weight):
         return up(narrow * self.scale.astype(x.dtype), self.b.astype(x.dtype))
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return contract(x, self.base) + self.delta(x)
+        return keep(contract(x, self.base) + self.delta(x))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         narrow = contract_transposed(x, self.b) * self.scale.astype(x.dtype)

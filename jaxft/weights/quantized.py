@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.errors import UserError, nearest
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
-from jaxft.weights.base import Weight, replace, static, weight
+from jaxft.weights.base import Weight, keep, replace, static, weight
 from jaxft.weights.codebooks import TABLES, decode
 from jaxft.weights.halves import half, repacked, whole
 from jaxft.weights.rounding import (
@@ -152,7 +152,7 @@ class Quantized(Weight):
         return replace(self, codes=codes, parts=parts)
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return _product(x, self)
+        return keep(_product(x, self))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return _transposed_product(x, self)
@@ -262,7 +262,7 @@ class Flattened(Weight):
         return x @ _unflattened(self).T.astype(x.dtype)
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return _product(x, self)
+        return keep(_product(x, self))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return _transposed_product(x, self)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxft.weights.base import Weight, contract, materialize, replace, static, weight
+from jaxft.weights.base import Weight, contract, keep, materialize, replace, static, weight
 from jaxft.weights.lora import down
 from jaxft.weights.site import Site
 
@@ -92,7 +92,8 @@ class VeRA(Weight):
         narrow = down(x, self.a, self.dropout, self.key)
         narrow = narrow * jnp.broadcast_to(self.d.astype(x.dtype), narrow.shape)
         wide = narrow @ self.b.astype(x.dtype)
-        return contract(x, self.base) + wide * jnp.broadcast_to(self.g.astype(x.dtype), wide.shape)
+        change = wide * jnp.broadcast_to(self.g.astype(x.dtype), wide.shape)
+        return keep(contract(x, self.base) + change)
 
     def change(self) -> Float[Array, "... in out"]:
         """a diag(d) b diag(g): what the adapter adds to W."""

@@ -17,6 +17,7 @@ from jaxft.models.transformer import (
     initial_params,
     positions_of,
 )
+from jaxft.planning.flops import count_flops
 from jaxft.tree import flatten_with_paths, map_with_paths
 
 SIZES = {
@@ -226,6 +227,50 @@ def test_remat_changes_memory_and_no_gradient(family):
     # Without remat the decoder keeps little more than its products, so that dots comes close to it.
     assert memory["full"] < memory["dots"] < 1.05 * memory["none"]
     assert memory["full"] < 0.7 * memory["none"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_dots_makes_no_product_of_a_frozen_kernel_again(family):
+    """DoRA's magnitude learns from the very output that is kept: its base is multiplied as often as LoRA's."""
+    config = dataclasses.replace(CONFIGS[family], remat="dots")
+
+    def flops(method):
+        params = jax.eval_shape(
+            lambda: jaxft.adapt(params_of(config), method(rank=1), jax.random.key(1))
+        )
+        trainable, frozen = jaxft.partition(params, method(rank=1))
+
+        def loss(trainable, frozen):
+            params = jaxft.combine(trainable, frozen)
+            return jnp.mean(Transformer(config).apply({"params": params}, TOKENS) ** 2)
+
+        return count_flops(jax.make_jaxpr(jax.grad(loss))(trainable, frozen))
+
+    kernels = jax.tree.leaves(params_of(config)["layers"])
+    once = 2 * TOKENS.size * sum(kernel.size for kernel in kernels if kernel.ndim == 3)
+    # What is left between them are products with a and b, whose rank is 1.
+    assert flops(jaxft.methods.dora) - flops(jaxft.methods.lora) < once / 4
+
+
+def test_dora_keeps_each_product_once():
+    """Beside what LoRA keeps: none of what the gated product keeps anyway, gate and up."""
+    config = with_layers(CONFIGS["llama"], 24)
+    config = dataclasses.replace(config, intermediate=160)
+    tokens = jnp.tile(TOKENS, (4, 2))
+
+    def temporaries(method):
+        params = jaxft.adapt(params_of(config), method(rank=2), jax.random.key(1))
+        trainable, frozen = jaxft.partition(params, method(rank=2))
+
+        def loss(trainable):
+            params = jaxft.combine(trainable, frozen)
+            return jnp.mean(Transformer(config).apply({"params": params}, tokens) ** 2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(trainable).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    gate_and_up = 24 * tokens.size * 2 * config.intermediate * 4
+    assert temporaries(jaxft.methods.dora) - temporaries(jaxft.methods.lora) < gate_and_up / 2
 
 
 def test_it_runs_in_bfloat16(config):

@@ -77,6 +77,18 @@ def test_the_magnitudes_gradient_is_a_finite_difference():
     np.testing.assert_allclose(slope, difference, rtol=2e-2, atol=2e-2)
 
 
+def test_a_magnitude_of_zero_has_a_gradient_of_zero():
+    """The output, of which the gradient is made, then tells nothing: it is not 0 / 0."""
+    base, x, bias, weights = normal(0, 6, 8), normal(4, 5, 6), normal(5, 8), parts()
+    magnitude = weights["magnitude"].at[2].set(0.0)
+    gradient = jax.grad(lambda m: jnp.sum(ours(base, weights | {"magnitude": m}, x, bias)))(
+        magnitude
+    )
+    assert gradient[2] == 0.0
+    assert np.all(np.isfinite(gradient))
+    assert np.all(gradient[3:] != 0.0)
+
+
 def test_the_gradient_of_the_input_is_that_of_the_dense_kernel():
     base, x, bias, weights = normal(0, 6, 8), normal(4, 5, 6), normal(5, 8), parts()
     weight = DoRA(
