@@ -15,8 +15,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def count_flops(jaxpr: Any) -> int:
     """Multiplications and additions of all matrix products: 2 times rows, columns and summands.
 
-    A scan's body counts as often as it runs, a conditional as its dearest branch, a `while` loop, whose
-    length the program decides, once. Products alone are counted: they are all that matters in a decoder.
+    A scan's body counts as often as it runs, a conditional as its dearest branch, a choice by platform as its default
+    (the plain definition), a `while` loop, whose length the program decides, once. Products alone are counted: they
+    are all that matters in a decoder.
 
     >>> import jax, jax.numpy as jnp
     >>> square = jnp.ones((8, 8))
@@ -35,6 +36,8 @@ def _of(equation: Any) -> int:
         summands = math.prod(shape[axis] for axis in left)
         return 2 * summands * math.prod(equation.outvars[0].aval.shape)
     inner = [count_flops(part) for part in _inner(equation.params)]
+    if name == "cond" and equation.params.get("branches_platforms"):
+        return inner[-1]
     if name == "cond":
         return max(inner, default=0)
     return sum(inner) * (equation.params["length"] if name == "scan" else 1)

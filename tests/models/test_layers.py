@@ -115,6 +115,31 @@ def test_rotary_rotates_the_halves_by_position_times_frequency():
     np.testing.assert_allclose(layers.rotary(x, positions, frequencies, 1.25), want, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rotary_by_a_product_is_rotary_by_halves_bit_for_bit(dtype):
+    """What TPUs compute, beside what all others do."""
+    x, angles = normal(0, 2, 3, 5, 8).astype(dtype), normal(1, 2, 1, 5, 4)
+    both = [
+        jax.jit(function)(x, jnp.cos(angles), jnp.sin(angles))
+        for function in (layers.rotated_by_product, layers.rotated_by_halves)
+    ]
+    assert both[0].dtype == dtype
+    np.testing.assert_array_equal(*both)
+
+
+def test_the_gradient_of_rotary_is_autodiffs():
+    """The rotation back, which the rule calls, is the transpose of the rotation."""
+    x, frequencies = normal(0, 2, 3, 5, 8), np.asarray([1.0, 0.5, 0.1, 0.01], np.float32)
+    positions = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+    angles = positions.astype(jnp.float32)[:, None, :, None] * frequencies[None, None, None, :]
+    ways = (
+        lambda x: layers.rotary(x, positions, frequencies, 1.25),
+        lambda x: layers.rotated_by_halves(x, 1.25 * jnp.cos(angles), 1.25 * jnp.sin(angles)),
+    )
+    gradients = [jax.vjp(way, x)[1](normal(1, *x.shape))[0] for way in ways]
+    np.testing.assert_allclose(*gradients, rtol=1e-6, atol=1e-6)
+
+
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 1000))
 def test_rotary_scores_depend_on_the_distance_alone(shift):

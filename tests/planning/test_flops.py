@@ -25,6 +25,15 @@ def test_loops_count_as_often_as_they_run_and_branches_as_the_dearest():
     assert count_flops(scanned) == 5 * 2 * once
 
 
+def test_a_choice_by_platform_counts_as_what_is_for_any_other():
+    square = jnp.ones((8, 8))
+
+    def chosen(x):
+        return jax.lax.platform_dependent(x, tpu=lambda x: x @ x @ x, default=lambda x: x @ x)
+
+    assert count_flops(jax.make_jaxpr(chosen)(square)) == 2 * 8**3
+
+
 def test_the_backward_pass_and_rematerialisation_are_counted():
     x, w = jnp.ones((4, 8)), jnp.ones((8, 8))
     once = 2 * 4 * 8 * 8
