@@ -1,7 +1,7 @@
 # The developer's verbs. PYTHON is the interpreter of the environment to use.
 PYTHON ?= .venv/bin/python
 
-.PHONY: help environment quickstart test lint type golden notebooks
+.PHONY: help environment quickstart test lint type golden indexed notebooks
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,3 +36,6 @@ golden: ## make the golden files again; PYTHON needs the extra `reference`
 	$(PYTHON) tests/data/golden/make_styles.py
 	$(PYTHON) tests/models/golden/make_rope.py
 	$(PYTHON) tests/weights/golden/make_quantized.py
+
+indexed: ## make tests/golden/indexed again; PYTHON needs torch and compressed-tensors 0.10.2, too old for `reference`
+	$(PYTHON) tests/golden/make_indexed.py

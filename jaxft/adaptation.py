@@ -96,10 +96,9 @@ def adapt(
 
 def _begun(site: Site, method: Method, starts: Starts) -> Weight:
     """The adapter of a site under a `method.init`."""
-    quantized = bool(quantized_in({"": site.base}))
     if site.path in starts:
         a, b, moved = starts[site.path]
-    elif quantized:
+    elif site.quantized:
         raise UserError(
             f"method.init {method.init}: {site.path} is quantized, and its dense values are needed: "
             "jaxft.load_adapted(folder, method, key, quantize=...) adapts the dense folder while it streams"
@@ -113,7 +112,7 @@ def _begun(site: Site, method: Method, starts: Starts) -> Weight:
         require_rank(site, method.init)
         (a, b), moved = start_of_dense(site), False
     site = dataclasses.replace(site, start=(a, b))
-    return Started.at(site, moved=moved) if moved or not quantized else LoRA.at(site)
+    return Started.at(site, moved=moved) if moved or not site.quantized else LoRA.at(site)
 
 
 def _require_method(method: Any, where: str) -> None:

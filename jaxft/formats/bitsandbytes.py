@@ -22,6 +22,9 @@ from jaxft.weights import Flattened, Quantized, Weight
 from jaxft.weights.codebooks import TABLES, dynamic_table
 from jaxft.weights.rounding import NESTED
 
+DEFAULT_BLOCK = (
+    64  # bitsandbytes' own, which transformers neither changes nor writes into config.json
+)
 STATE = ".quant_state.bitsandbytes__"
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 INT8_LARGEST = 127.0
@@ -42,6 +45,15 @@ def parts_of(stored: Mapping[str, Stored], name: str) -> list[str]:
             if other in stored
         ]
     return [*found, name] if found and name in stored else []
+
+
+def block_size(stored: Mapping[str, Stored]) -> int:
+    """The block of the first kernel of 4 bits there; bitsandbytes' own where there is none."""
+    for name, tensor in stored.items():
+        if STATE in name:
+            found = parse_object(tensor.read().tobytes(), f"{tensor.file}: {name}").get("blocksize")
+            return found if found in BLOCKS else DEFAULT_BLOCK
+    return DEFAULT_BLOCK
 
 
 def read_layers(

@@ -33,6 +33,7 @@ from jaxft.weights import Weight
 ENDINGS = ("qweight", "qzeros", "scales", "g_idx")
 FORMATS = ("gptq", "gptq_v2")
 BITS = (4, 8)
+INSIDE = "modules_in_block_to_quantize"
 
 
 def check(settings: Mapping[str, Any], where: str) -> None:
@@ -44,6 +45,19 @@ def check(settings: Mapping[str, Any], where: str) -> None:
         )
     if settings.get("bits") not in BITS:
         raise UserError(f"{where}: GPTQ of {shown(settings.get('bits'))} bits: jaxft reads 4 and 8")
+    inside = modules_quantized(settings)
+    if inside is not None and not all(isinstance(name, str) for name in inside):
+        raise UserError(f"{where}: {INSIDE} is {shown(settings[INSIDE])}, and no lists of names")
+
+
+def modules_quantized(settings: Mapping[str, Any]) -> list[Any] | None:
+    """The names, within a layer, of the only modules that are quantized; None where all are."""
+    lists = settings.get(INSIDE)
+    if not lists:
+        return None
+    if not isinstance(lists, list):
+        return [lists]
+    return [name for one in lists for name in (one if isinstance(one, list) else [one])]
 
 
 def _format(settings: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""How a quantized folder's kernels will lie in memory, by its config.json alone: no tensor is read."""
+"""How a quantized folder's kernels will lie in memory, by what its config.json says: no kernel is read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from jaxft.confined import first_matches
 from jaxft.errors import UserError
+from jaxft.formats.bitsandbytes import DEFAULT_BLOCK
+from jaxft.formats.gptq import modules_quantized
 from jaxft.formats.huggingface import names_of
 from jaxft.formats.prequantized import quantization_settings
 from jaxft.models import Config
@@ -54,7 +56,9 @@ class Layout:
 Rules = list[tuple[str, Layout | None]]
 
 
-def laid_out_as_stored(params: PyTree, config: Config, raw: Settings, where: str) -> PyTree:
+def laid_out_as_stored(
+    params: PyTree, config: Config, raw: Settings, where: str, block: int = DEFAULT_BLOCK
+) -> PyTree:
     """A fresh dense tree with its projections as `load` reads them from a folder that is quantized already.
 
     Args:
@@ -62,6 +66,7 @@ def laid_out_as_stored(params: PyTree, config: Config, raw: Settings, where: str
         config: the model's.
         raw: the folder's config.json; where it says nothing of quantization, the tree stays as it is.
         where: the file, for messages.
+        block: of bitsandbytes' 4 bits, of which config.json says nothing.
 
     Raises:
         UserError: a variant that is not read, layers of one leaf that are quantized in different ways.
@@ -69,7 +74,7 @@ def laid_out_as_stored(params: PyTree, config: Config, raw: Settings, where: str
     settings = quantization_settings(raw, where)
     if settings is None:
         return params
-    rules = RULES[settings["quant_method"]](settings)
+    rules = RULES[settings["quant_method"]]({**settings, "blocksize": block})
     tensors = tensors_of(config)
     modules = {
         path: [name.removesuffix(".weight") for name in names_of(tensors[path], config, path)]
@@ -108,8 +113,7 @@ def _bitsandbytes(settings: Settings) -> Rules:
         layout = Layout("int8", group_size=-1)
     else:
         double = bool(settings.get("bnb_4bit_use_double_quant", False))
-        # bitsandbytes' block, of which transformers writes nothing
-        layout = Layout(settings.get("bnb_4bit_quant_type", "fp4"), 64, double)
+        layout = Layout(settings.get("bnb_4bit_quant_type", "fp4"), settings["blocksize"], double)
     return [*_left_out(settings.get("llm_int8_skip_modules")), (".*", layout)]
 
 
@@ -127,7 +131,9 @@ def _gptq(settings: Settings) -> Rules:
          None if pattern.startswith("-:") else layout({**settings, **changed}))
         for pattern, changed in (settings.get("dynamic") or {}).items()
     ]  # fmt: skip
-    return [*own, (".*", layout(settings))]
+    inside = modules_quantized(settings)
+    rest = [".*"] if inside is None else [_named(name) for name in inside]
+    return [*own, *((pattern, layout(settings)) for pattern in rest)]
 
 
 def _awq(settings: Settings) -> Rules:

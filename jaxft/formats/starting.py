@@ -21,7 +21,7 @@ from jaxft.methods import Method
 from jaxft.models import Transformer, module_names
 from jaxft.models.transformer import initial_params
 from jaxft.tree import PyTree
-from jaxft.weights import Site, Weight, alternate, quantized_in, require_rank, stacked_start
+from jaxft.weights import Site, Weight, alternate, require_rank, stacked_start
 
 Rounding = Callable[[np.ndarray], Weight]
 
@@ -98,12 +98,11 @@ def shapes_of_starts(params: PyTree, method: Method, names: Mapping[str, str]) -
         return {}
     starts = {}
     for site in sites_of(params, method, jax.random.key(0), names, ("layers",), ()):
-        quantized = bool(quantized_in({"": site.base}))
-        if quantized or method.init == "pissa":
+        if site.quantized or method.init == "pissa":
             require_rank(site, method.init)
-            if quantized and _moves(method):
+            if site.quantized and _moves(method):
                 _require_writable(site.base, method)
-            starts[site.path] = (*stacked_start(site, {}), quantized and _moves(method))
+            starts[site.path] = (*stacked_start(site, {}), site.quantized and _moves(method))
     return starts
 
 

@@ -1,8 +1,9 @@
-"""The adapted tree that a run would load, as shapes: from config.json alone, with no weight made or read."""
+"""The adapted tree that a run would load, as shapes: from config.json, with no weight made or read."""
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ from ml_collections import ConfigDict
 
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
+from jaxft.files import exists
+from jaxft.formats.bitsandbytes import DEFAULT_BLOCK, block_size
 from jaxft.formats.config_file import read_config
 from jaxft.formats.layout import laid_out_as_stored
 from jaxft.formats.prequantized import quantization_settings, refuse_quantized
+from jaxft.formats.safetensors import open_folder
 from jaxft.formats.starting import shapes_of_starts
 from jaxft.methods import Method
 from jaxft.models import Config, module_names
@@ -37,9 +41,11 @@ def abstract_base(config: ConfigDict, model: Config, mesh: Mesh) -> PyTree:
     if settings is not None and base.quantize != "none":
         refuse_quantized(settings["quant_method"], str(folder))
 
+    block = _stored_block(folder)
+
     def fresh() -> PyTree:
         params = initial_params(model, jax.random.key(0), jnp.dtype(config.param_dtype))
-        params = laid_out_as_stored(params, model, raw, where)
+        params = laid_out_as_stored(params, model, raw, where, block)
         if base.quantize != "none":
             params = quantize_params(
                 params, base.quantize, group_size=base.group_size, double_quant=base.double_quant
@@ -47,6 +53,13 @@ def abstract_base(config: ConfigDict, model: Config, mesh: Mesh) -> PyTree:
         return divided_as(params, functools.partial(leaf_sharding, mesh))
 
     return jax.eval_shape(fresh)
+
+
+def _stored_block(folder: Path) -> int:
+    """The block of a folder of bitsandbytes: as it is stored where the weights are there, or else the default."""
+    if not any(exists(folder / f"model.safetensors{ending}") for ending in ("", ".index.json")):
+        return DEFAULT_BLOCK
+    return block_size(open_folder(folder))
 
 
 def abstract_params(config: ConfigDict, model: Config, mesh: Mesh) -> tuple[Method, PyTree]:

@@ -37,6 +37,7 @@ from jaxft.training.program import compiler_options, make_program
 from jaxft.training.reference import make_reference
 from jaxft.training.sharding import batch_sharding, laid_out, make_mesh, require_rows, shardings
 from jaxft.tree import PyTree, combine
+from jaxft.weights import quantized_in
 
 FEW_STEPS = (
     1000  # of the schedule where a configuration counts epochs: nothing planned depends on it
@@ -54,7 +55,8 @@ class Plan:
     Attributes:
         topology: what was planned for.
         devices: how many of them the mesh takes.
-        method, quantize, remat, batch_size, length: of the configuration.
+        method, remat, batch_size, length: of the configuration.
+        quantize: the schemes in which the base lies, whether the run quantizes it or the folder is so already.
         peak_bytes: the most memory in use at once: the arguments, the results that are not written over them, and
             the temporaries.
         base_bytes: the frozen leaves that are read from the model, and what is held for a reference.
@@ -110,6 +112,7 @@ class _Traced:
     held: tuple[PyTree, ...]
     drawn: PyTree
     base: PyTree
+    schemes: str
 
 
 def plan(config: ConfigDict, target: Devices) -> Plan:
@@ -146,7 +149,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         topology=target.name,
         devices=mesh.size,
         method=config.method.name,
-        quantize=config.base.quantize,
+        quantize=traced.schemes,
         remat=config.remat,
         batch_size=config.batch_size,
         length=length,
@@ -270,6 +273,7 @@ def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
         held=reference.held,
         drawn=_laid(drawn, mesh),
         base=_laid(rest, mesh),
+        schemes="+".join(sorted({weight.scheme for _, weight in quantized_in(frozen)})) or "none",
     )
 
 

@@ -45,7 +45,7 @@ def _line(plan: Plan, best: bool, price: float) -> str:
     memory = "".join(f"{size / GIB:>{w}.2f}" for size, w in zip(sizes, widths, strict=True))
     cost = plan.hours * plan.devices * price if plan.hours and price else None
     return (
-        f"{'* ' if best else '  '}{plan.method:11}{plan.quantize:6}{plan.remat:6}{plan.batch_size:>6}"
+        f"{'* ' if best else '  '}{plan.method:11}{plan.quantize:5} {plan.remat:6}{plan.batch_size:>6}"
         f"{plan.length:>8}{memory}"
         f" {'yes' if plan.fits else 'NO':5}{_number(plan.seconds_per_step, '.3g'):>8}"
         f"{_number(plan.tokens_per_second, ',.0f'):>10}{_number(plan.mfu, '.0%'):>6}"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from jaxft.errors import UserError, nearest
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
@@ -25,10 +25,11 @@ from jaxft.weights.rounding import (
     to_offset_integers,
     unnest,
 )
+from jaxft.weights.units import Run, in_turn, times, times_transposed
 
 SCHEMES = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
 """The schemes with their bits."""
-Run = Callable[[jax.Array, int], jax.Array]
+Units = tuple[jax.Array, jax.Array, jax.Array | None]
 
 
 @weight
@@ -99,50 +100,56 @@ class Quantized(Weight):
             return numbers - zeros.astype(jnp.float32)
         return numbers - 8.0 if self.scheme == "int4" else numbers
 
-    def runs(self) -> list[tuple[Run, Int[Array, "rows out"]]]:
-        """What takes rows that lie together in the codes from an axis, with the codes of each, one a byte."""
+    def runs(self) -> list[Run]:
+        """What takes rows that lie together in the codes from an axis."""
         if SCHEMES[self.scheme] == 8:
-            return [(lambda x, axis: x, self.codes)]
-        low, high = (functools.partial(half, which, self.parts) for which in (0, 1))
-        return [(low, self.codes & 15), (high, self.codes >> 4)]
+            return [lambda x, axis: x]
+        return [functools.partial(half, which, self.parts) for which in (0, 1)]
 
-    def dequantized(self, run: Run, codes: Int[Array, "rows out"]) -> Float[Array, "rows out"]:
-        """A run of rows in float32."""
-        zeros = None if self.zeros is None else self._beside(run, self.zeros)
-        return self._numbers(codes, zeros) * self._beside(run, self.step_sizes())
+    def units(self) -> Units:
+        """Codes, scales and zeros by the longest runs of rows with one scale, in half of one part.
 
-    def _beside(self, run: Run, scales: Shaped[Array, "groups out"]) -> Shaped[Array, "rows out"]:
-        """Each row's scale. Of half groups, which fit the halves of parts, none stands for rows of another run."""
-        rows, groups = self.matrix_shape[0], len(scales)
-        if self.parts == 1 or groups % self.parts or self.group_size % 2:
-            return run(spread(scales, rows), 0)
-        return spread(run(spread(scales, 2 * groups), 0), rows // 2)
+        An axis of the units and one of the rows in a unit: beside such codes the compiler of TPUs spreads a scale
+        where it is multiplied, beside those of a matrix it writes the scale of every row to memory first.
+        """
+        rows, out = self.matrix_shape
+        unit = math.gcd(self.group_size, rows // self.parts // len(self.runs()))
+        zeros = None if self.zeros is None else spread(self.zeros, rows // unit)
+        return self.codes.reshape(-1, unit, out), spread(self.step_sizes(), rows // unit), zeros
+
+    def dequantized(self, place: int, units: Units) -> Float[Array, "units rows out"]:
+        """The rows of a run in float32."""
+        run, (codes, scales, zeros) = self.runs()[place], units
+        if SCHEMES[self.scheme] == 4:
+            codes = codes >> 4 if place else codes & 15
+        offsets = None if zeros is None else run(zeros, 0)[:, None]
+        return self._numbers(codes, offsets) * run(scales, 0)[:, None]
 
     def _joined(self, runs: list[jax.Array], axis: int) -> jax.Array:
         """What was computed of each run, put together again along their axis."""
         return whole(runs, self.parts, axis) if len(runs) == 2 else runs[0]
 
     def product(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        def one(run: Run, piece: jax.Array) -> jax.Array:
-            return run(x, x.ndim - 1) @ piece.astype(x.dtype)
-
         if self.parts > 1:
             # A device has but a part of the rows, and one product is one sum over devices.
-            dense = [self.dequantized(*run).astype(x.dtype) for run in self.runs()]
-            return x @ self._joined(dense, 0)
-        return functools.reduce(jnp.add, _in_turn(self, x, one))
+            units, places = jax.lax.optimization_barrier(self.units()), range(len(self.runs()))
+            pieces = [self.dequantized(place, units).astype(x.dtype) for place in places]
+            return times(x, self._joined(pieces, 0))
+        return functools.reduce(
+            jnp.add, in_turn(self, x, lambda run, piece: times(run(x, x.ndim - 1), piece))
+        )
 
     def product_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
-        def one(run: Run, piece: jax.Array) -> jax.Array:
-            return jnp.einsum("...o,io->...i", x, piece.astype(x.dtype))
-
-        return self._joined(_in_turn(self, x, one), x.ndim - 1)
+        found = in_turn(self, x, lambda run, piece: times_transposed(x, piece))
+        return self._joined(found, x.ndim - 1)
 
     def divided(self, parts: int) -> Quantized:
         """The same weight in so many parts; its codes may be NumPy's."""
-        if SCHEMES[self.scheme] == 8 or parts == self.parts:
+        if parts == self.parts:
             return self
-        return replace(self, codes=repacked(self.codes, self.parts, parts), parts=parts)
+        eight = SCHEMES[self.scheme] == 8
+        codes = self.codes if eight else repacked(self.codes, self.parts, parts)
+        return replace(self, codes=codes, parts=parts)
 
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         return keep(_product(x, self))
@@ -171,23 +178,9 @@ class Quantized(Weight):
 
 def _dense(weight: Quantized) -> Float[Array, "in out"]:
     """The plain reference: the dequantized matrix in float32, with which a product could be taken."""
-    return weight._joined([weight.dequantized(run, codes) for run, codes in weight.runs()], 0)
-
-
-def _in_turn(
-    weight: Quantized, x: jax.Array, use: Callable[[Run, jax.Array], jax.Array]
-) -> list[jax.Array]:
-    """What `use` makes of each run's dequantized rows. A run waits until the one before it has been used.
-
-    So one run stands dequantized at a time, where the compiler does not take it into the product altogether, and it
-    is not shared between the forward pass made again and the backward pass, which would keep it in between.
-    """
-    found = [x]
-    for place in range(len(weight.runs())):
-        weight, found[-1] = jax.lax.optimization_barrier((weight, found[-1]))
-        run, codes = weight.runs()[place]
-        found.append(use(run, weight.dequantized(run, codes)))
-    return found[1:]
+    units = weight.units()
+    runs = [weight.dequantized(place, units) for place in range(len(weight.runs()))]
+    return weight._joined(runs, 0).reshape(weight.matrix_shape)
 
 
 @jax.custom_vjp

@@ -53,6 +53,11 @@ class Site:
         return math.prod(shape[: self.contracted]), math.prod(shape[self.contracted :])
 
     @property
+    def quantized(self) -> bool:
+        """Whether codes stand there."""
+        return getattr(self.base, "encodes", False)
+
+    @property
     def rank(self) -> int:
         """The largest rank: that of the arrays, in which smaller ranks are padded with zeros."""
         return max(self.ranks)

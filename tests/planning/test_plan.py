@@ -127,6 +127,17 @@ def test_a_quantized_folder_is_planned_as_it_is_loaded_from_its_configuration_al
     assert plan(config, local_devices()).base_bytes == pytest.approx(nbytes(params), rel=0.01)
 
 
+def test_the_scheme_and_block_of_a_quantized_folder_are_those_it_is_stored_in(tmp_path):
+    quantize_folder(
+        PACKED.parent / "models/llama", tmp_path / "stored", scheme="nf4", group_size=32
+    )
+    config = config_of("lora", f"--config.model={tmp_path / 'stored'}", "--config.method.rank=2")
+    _, params = jaxft.load(tmp_path / "stored")
+    found = plan(config, local_devices())
+    assert found.quantize == "nf4"
+    assert found.base_bytes == pytest.approx(nbytes(params), rel=0.01)
+
+
 def test_what_a_quantized_folder_leaves_out_is_planned_dense(tmp_path):
     """By names, patterns and settings of their own, as each library has them."""
 
@@ -152,6 +163,13 @@ def test_what_a_quantized_folder_leaves_out_is_planned_dense(tmp_path):
         "gptq": {"dynamic": {"-:.*down_proj": {}}},
     }.items():
         assert bytes_of(name, **settings) - bytes_of(name) == dense - packed
+    inside = [[f"self_attn.{part}_proj" for part in "qkvo"], ["mlp.gate_proj", "mlp.up_proj"]]
+    fewer = bytes_of("gptq", modules_in_block_to_quantize=inside)
+    assert fewer - bytes_of("gptq") == dense - packed
+    with pytest.raises(
+        UserError, match=r"modules_in_block_to_quantize is .*, and no lists of names"
+    ):
+        bytes_of("gptq", modules_in_block_to_quantize=[["mlp.up_proj"], 3])
     with pytest.raises(UserError, match="layers of layers/mlp/down_proj/kernel are quantized in"):
         bytes_of("awq", modules_to_not_convert=["layers.0.mlp.down_proj"])
 

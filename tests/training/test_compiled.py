@@ -155,6 +155,11 @@ TENSOR, GROUP, LENGTH = 4, 64, 192
 PLACES = (4, LENGTH)  # of activations on a device: rows, length
 
 
+def is_of_activations(shape: tuple[int, ...]) -> bool:
+    """Rows, length and features; those that come of codes may have units of features in front."""
+    return PLACES in (shape[:2], shape[1:3])
+
+
 @functools.cache
 def divided_collectives(scheme: str) -> list[Collective]:
     """Those in the loop over the layers of the step over fsdp = 2 x tensor = 4."""
@@ -192,7 +197,7 @@ def test_of_a_divided_quantized_base_codes_and_scales_are_gathered_over_fsdp_alo
     bases = {
         (kind, (math.prod(shape[:-1]), shape[-1]))
         for kind, shape in gathered
-        if shape[:2] != PLACES and RANK not in shape
+        if not is_of_activations(shape) and RANK not in shape
     }
     assert {shape for kind, shape in bases if kind in ("u8", "s8")} >= codes
     assert {shape for _, shape in bases} == codes | scales
@@ -204,7 +209,7 @@ def test_of_a_divided_quantized_base_codes_and_scales_are_gathered_over_fsdp_alo
 def test_on_a_divided_base_adapters_are_reduced_once_and_frozen_kernels_never(scheme: str) -> None:
     """Beside activations there are a and b of each projection, each as a device holds it."""
     reduced = shapes_of(divided_collectives(scheme), "all-reduce", "reduce-scatter")
-    matrices = [shape for shape in reduced if len(shape) > 1 and shape[:2] != PLACES]
+    matrices = [shape for shape in reduced if len(shape) > 1 and not is_of_activations(shape)]
     assert all(RANK in shape and len(shape) == 2 for shape in matrices), matrices
     assert len(matrices) == 2 * PROJECTIONS
 
@@ -216,7 +221,7 @@ def test_activations_are_exchanged_over_codes_as_over_floats(kind: str) -> None:
 
     def exchanged(scheme: str) -> int:
         shapes = shapes_of(divided_collectives(scheme), kind)
-        return sum(math.prod(shape) for shape in shapes if shape[:2] == PLACES)
+        return sum(math.prod(shape) for shape in shapes if is_of_activations(shape))
 
     assert exchanged("nf4") == exchanged("none") > 0
 

@@ -131,6 +131,33 @@ def test_packed_in_parts_a_weight_is_the_same(scheme, parts):
     np.testing.assert_array_equal(back.codes, plain.codes)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("rows", "group", "parts"), [(64, 8, 1), (64, 32, 4), (48, -1, 2)])
+def test_over_two_axes_of_rows_as_on_tpus_a_product_is_the_same(
+    monkeypatch, scheme, rows, group, parts
+):
+    """With whole groups in half a part, with less than a group in it, and with one group a column."""
+    group = rows if group == -1 else group
+    kernel = kernel_of(rows, 6)
+    weight = jaxft.quantize(kernel, scheme, group_size=group, symmetric=False).divided(parts)
+    x, y = kernel_of(30, rows, 1).reshape(2, 15, rows), kernel_of(30, 6, 2).reshape(2, 15, 6)
+
+    def both():
+        return jaxft.contract(x, weight), jaxft.contract_transposed(y, weight)
+
+    plain = both()
+    chosen = []
+
+    def on_tpu(*operands, tpu, default):
+        chosen.append(tpu)
+        return tpu(*operands)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_tpu)
+    for ours, theirs in zip(both(), plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert chosen
+
+
 def test_no_float_of_a_kernels_size_is_kept_for_the_backward_pass():
     weight = jaxft.quantize(kernel_of(256, 128), "nf4")
 
