@@ -39,7 +39,7 @@ class Program:
 
 # The compiler gives a fusion 16 MiB of a TPU core's fast memory by default (32 on v6e), with which the products of wide
 # kernels reach half of their speed; these kinds have 64 and more. With 64 it looks for longer (a third of the time to
-# compile), which pays on v6e (12 % of the estimated time of a step of 8B), and 96 do no more there.
+# compile), which pays on v6e (6 % of the estimated time of a step of 8B), and 96 do no more there.
 WIDE, WIDEST = ({"xla_tpu_scoped_vmem_limit_kib": str(mebi * 2**10)} for mebi in (32, 64))
 OPTIONS = {"TPU v5 lite": WIDE, "TPU v5": WIDE, "TPU v6 lite": WIDEST}
 
