@@ -213,5 +213,18 @@ def precondition_by_a(gradient: LoRA, frozen: LoRA) -> LoRA:
     eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
     gram = gram + eye * jnp.broadcast_to(padding[..., None, :], gram.shape)
     scale = jnp.where(frozen.scale == 0, 1.0, frozen.scale)
-    b = times(1.0 / jnp.square(scale), jnp.linalg.solve(gram, gradient.b))
+    b = times(1.0 / jnp.square(scale), _solve_each(gram, gradient.b))
     return replace(gradient, b=b)
+
+
+def _solve_each(
+    matrix: Float[Array, "*layers rank rank"], right: Float[Array, "*layers rank out"]
+) -> Float[Array, "*layers rank out"]:
+    """`jnp.linalg.solve`, layer by layer.
+
+    jaxlib divides a batch among the threads of XLA's pool and waits for them on one of these: as many such calls at a
+    time as there are threads wait for each other for ever (`ParallelBatchMap` in jaxlib/cpu/lapack_kernels.cc).
+    """
+    if matrix.ndim == 2:
+        return jnp.linalg.solve(matrix, right)
+    return jax.lax.map(lambda pair: _solve_each(*pair), (matrix, right))
