@@ -164,7 +164,7 @@ def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def keep_narrow(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Marks what is cheap to compute again from what remat = dots keeps: an adapter's `x a`."""
+    """Marks what is cheap to compute again from what remat = dots keeps, as an adapter's `x a`."""
     return checkpoint_name(x, NARROW)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.weights.base import keep, materialize, weight
+from jaxft.weights.base import keep, keep_narrow, materialize, weight
 from jaxft.weights.lora import LoRA
 from jaxft.weights.site import Site
 
@@ -57,7 +57,7 @@ class DoRA(LoRA):
     def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         ratio = self.ratio()
         y = super().contract(x) * _along_last(jax.lax.stop_gradient(ratio), x)
-        return _with_gradient_to(ratio, keep(y))
+        return _with_gradient_to(ratio, keep_narrow(y))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return super().contract_transposed(x * _along_last(self.ratio(), x))
@@ -78,8 +78,8 @@ class DoRA(LoRA):
 def _with_gradient_to(ratio: Float[Array, " out"], y: Float[Array, "... out"]) -> jax.Array:
     """y, which is z * ratio: its gradient to the ratio, sum(dy z), is made of y, that of z being there already.
 
-    Most of what reads a product keeps it for its own backward pass. With y alone, neither is z kept beside it nor
-    made again. Where the ratio is 0, y tells nothing of z, and the gradient is 0.
+    Most of what reads a product keeps it for its own backward pass: so z is not kept beside it. (Under remat = dots
+    z is what is kept, and y is made of it.) Where the ratio is 0, y tells nothing of z, and the gradient is 0.
     """
     return y
 

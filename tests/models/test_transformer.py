@@ -252,10 +252,11 @@ def test_dots_makes_no_product_of_a_frozen_kernel_again(family):
     assert flops(jaxft.methods.dora) - flops(jaxft.methods.lora) < once / 4
 
 
-def test_dora_keeps_each_product_once():
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_dora_keeps_each_product_once(remat):
     """Beside what LoRA keeps: none of what the gated product keeps anyway, gate and up."""
     config = with_layers(CONFIGS["llama"], 24)
-    config = dataclasses.replace(config, intermediate=160)
+    config = dataclasses.replace(config, intermediate=160, remat=remat)
     tokens = jnp.tile(TOKENS, (4, 2))
 
     def temporaries(method):
