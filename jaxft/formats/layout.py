@@ -12,10 +12,8 @@ import jax.numpy as jnp
 
 from jaxft.confined import first_matches
 from jaxft.errors import UserError
-from jaxft.formats.bitsandbytes import DEFAULT_BLOCK
 from jaxft.formats.gptq import modules_quantized
 from jaxft.formats.huggingface import names_of
-from jaxft.formats.prequantized import quantization_settings
 from jaxft.models import Config
 from jaxft.models.families import tensors_of
 from jaxft.tree import PyTree, map_with_paths, matches
@@ -56,25 +54,19 @@ class Layout:
 Rules = list[tuple[str, Layout | None]]
 
 
-def laid_out_as_stored(
-    params: PyTree, config: Config, raw: Settings, where: str, block: int = DEFAULT_BLOCK
-) -> PyTree:
+def laid_out_as_stored(params: PyTree, config: Config, settings: Settings, where: str) -> PyTree:
     """A fresh dense tree with its projections as `load` reads them from a folder that is quantized already.
 
     Args:
         params: of `initial_params`; traced, for nothing of it is worth computing.
         config: the model's.
-        raw: the folder's config.json; where it says nothing of quantization, the tree stays as it is.
+        settings: what config.json says of quantization; for bitsandbytes' 4 bits "blocksize" too, which it does not.
         where: the file, for messages.
-        block: of bitsandbytes' 4 bits, of which config.json says nothing.
 
     Raises:
         UserError: a variant that is not read, layers of one leaf that are quantized in different ways.
     """
-    settings = quantization_settings(raw, where)
-    if settings is None:
-        return params
-    rules = RULES[settings["quant_method"]]({**settings, "blocksize": block})
+    rules = RULES[settings["quant_method"]](settings)
     tensors = tensors_of(config)
     modules = {
         path: [name.removesuffix(".weight") for name in names_of(tensors[path], config, path)]

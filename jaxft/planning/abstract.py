@@ -38,14 +38,16 @@ def abstract_base(config: ConfigDict, model: Config, mesh: Mesh) -> PyTree:
     folder, base = model_folder(config.model), config.base
     raw, where = read_config(folder), str(folder / "config.json")
     settings = quantization_settings(raw, where)
-    if settings is not None and base.quantize != "none":
-        refuse_quantized(settings["quant_method"], str(folder))
-
-    block = _stored_block(folder)
+    if settings is not None:
+        if base.quantize != "none":
+            refuse_quantized(settings["quant_method"], str(folder))
+        if settings["quant_method"] == "bitsandbytes":
+            settings = {**settings, "blocksize": _stored_block(folder)}
 
     def fresh() -> PyTree:
         params = initial_params(model, jax.random.key(0), jnp.dtype(config.param_dtype))
-        params = laid_out_as_stored(params, model, raw, where, block)
+        if settings is not None:
+            params = laid_out_as_stored(params, model, settings, where)
         if base.quantize != "none":
             params = quantize_params(
                 params, base.quantize, group_size=base.group_size, double_quant=base.double_quant
