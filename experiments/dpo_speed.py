@@ -199,22 +199,6 @@ def work(name: str, folder: Path, rows: int) -> None:
     )
 
 
-class Worker(speed.Worker):
-    """A column's process."""
-
-    def __init__(self, name: str, python: str, folder: Path, rows: int) -> None:
-        words = ["--worker", name, "--folder", str(folder), "--rows", str(rows)]
-        self.name = name
-        self.process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        )
-        self._answer()
-
-
 def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
     """{column: figures}: the first update of each apart, then one update each in turn, every other turn backwards."""
     results: dict[str, dict[str, Any]] = {}
@@ -222,7 +206,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, 
         workers = []
         for name in (*arguments.columns, TRL):
             python = arguments.reference_python if name == TRL else sys.executable
-            workers.append(Worker(name, str(python), folder, arguments.rows))
+            words = ("--folder", str(folder), "--rows", str(arguments.rows))
+            workers.append(speed.Worker(name, str(python), __file__, *words))
             stack.callback(workers[-1].end)
             first = workers[-1].go(1)
             results[name] = {"first": first["seconds"], "losses": first["losses"]}

@@ -206,8 +206,8 @@ def answer(name: str, load: Callable[[], Update]) -> None:
 class Worker:
     """A column's process, loaded and waiting."""
 
-    def __init__(self, name: str, python: str, folder: Path) -> None:
-        command = [python, str(Path(__file__).resolve()), "--worker", name, "--folder", str(folder)]
+    def __init__(self, name: str, python: str, script: str, *words: str) -> None:
+        command = [python, str(Path(script).resolve()), "--worker", name, *words]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         self.name = name
         self.process = subprocess.Popen(
@@ -240,7 +240,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, 
     references = (PEFT, PEFT_QLORA) if "qlora" in arguments.columns else (PEFT,)
     for name in (*arguments.columns, *references):
         python = sys.executable if name in JAXFT_COLUMNS else arguments.reference_python
-        workers.append(Worker(name, str(python), folder))
+        workers.append(Worker(name, str(python), __file__, "--folder", str(folder)))
         first = workers[-1].go(1)
         results[name] = {"first_step_seconds": first["seconds"], "losses": first["losses"]}
         results[name] |= {"seconds": [], "cpu_seconds": []}

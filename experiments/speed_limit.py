@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speed import BATCH, GOALS, LENGTH, PEFT, VOCABULARY
+from speed import BATCH, GOALS, LENGTH, PEFT, VOCABULARY, Update, Worker, answer
 
 HERE = Path(__file__).resolve().parent
 HIDDEN, WIDE, NARROW, LAYERS = 576, 1536, 192, 30
@@ -92,36 +90,30 @@ def by_torch() -> Callable[[], None]:
 
 
 def work(name: str) -> None:
-    """A worker: for each line on stdin, the seconds of one pass."""
-    products = {"xla": by_xla, "torch": by_torch}[name]()
-    products()
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        products()
-        print(time.perf_counter() - start, flush=True)
+    """A worker: answers "go 1" with what one pass took, as those of speed.py."""
+
+    def load() -> Update:
+        products = {"xla": by_xla, "torch": by_torch}[name]()
+
+        def update() -> float:
+            products()
+            return 0.0
+
+        return update
+
+    answer(name, load)
 
 
 def measure(pythons: dict[str, str], rounds: int) -> dict[str, float]:
-    """{library: the median of its seconds}, in turns."""
-    workers = {
-        name: subprocess.Popen(
-            [python, __file__, "--worker", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name, python in pythons.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(rounds + 1):
-        for name, worker in workers.items():
-            worker.stdin.write("go\n")  # type: ignore[union-attr]
-            worker.stdin.flush()  # type: ignore[union-attr]
-            seconds[name].append(float(worker.stdout.readline()))  # type: ignore[union-attr]
-    for worker in workers.values():
-        worker.stdin.close()  # type: ignore[union-attr]
-        worker.wait()
-    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+    """{library: the median of its seconds}, in turns, the first two passes left out."""
+    workers = [Worker(name, python, __file__) for name, python in pythons.items()]
+    seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
+    for _ in range(rounds + 2):
+        for worker in workers:
+            seconds[worker.name].append(worker.go(1)["seconds"])
+    for worker in workers:
+        worker.end()
+    return {name: statistics.median(taken[2:]) for name, taken in seconds.items()}
 
 
 def report(seconds: dict[str, float]) -> list[str]:
