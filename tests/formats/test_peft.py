@@ -33,7 +33,7 @@ def base_of(folder):
     return Path(options["base_model_name_or_path"]).name
 
 
-def same(one, other):
+def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
@@ -55,7 +55,7 @@ def test_logits_are_those_of_peft_and_the_round_trip_is_exact(
     expected = np.load(folder / "expected.npz")
     assert deviation(logits_of(model, adapted, expected["input_ids"]), expected["logits"]) < 1e-4
     save_adapter(adapted, tmp_path / "out", trained=saved_leaves(base, folder))
-    same(load_adapter(base, tmp_path / "out"), adapted)
+    assert_same(load_adapter(base, tmp_path / "out"), adapted)
     own = {key: array for key, array in tensors(folder).items() if ".base_layer." not in key}
     written = tensors(tmp_path / "out")
     assert written.keys() >= own.keys()
@@ -101,7 +101,7 @@ def test_older_spellings_of_the_names_are_read(copy_of, golden, model_of):
     }
     store(folder, old)
     _, base = model_of("llama")
-    same(load_adapter(base, folder), load_adapter(base, golden / "adapters/dora"))
+    assert_same(load_adapter(base, folder), load_adapter(base, golden / "adapters/dora"))
 
 
 def test_a_module_saved_whole_may_carry_its_wrappers_name(copy_of, golden, model_of):
@@ -109,7 +109,7 @@ def test_a_module_saved_whole_may_carry_its_wrappers_name(copy_of, golden, model
     wrapped = "lm_head.modules_to_save.default.weight"
     store(folder, {key.replace("lm_head.weight", wrapped): x for key, x in tensors(folder).items()})
     _, base = model_of("llama")
-    same(load_adapter(base, folder), load_adapter(base, golden / "adapters/save_head"))
+    assert_same(load_adapter(base, folder), load_adapter(base, golden / "adapters/save_head"))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_targets_are_a_list_a_regular_expression_or_all(copy_of, edit, golden, m
     folder = copy_of("adapters/rslora")
     edit(folder / "adapter_config.json", **changes)
     _, base = model_of("llama")
-    same(load_adapter(base, folder), load_adapter(base, golden / "adapters/rslora"))
+    assert_same(load_adapter(base, folder), load_adapter(base, golden / "adapters/rslora"))
 
 
 def test_a_tied_head_is_untied_only_where_it_must_be(golden, model_of, tmp_path):
@@ -137,7 +137,7 @@ def test_a_tied_head_is_untied_only_where_it_must_be(golden, model_of, tmp_path)
     tree["embed"] = {"embedding": 2 * base["embed"]["embedding"]}
     save_adapter(tree, tmp_path / "out", method=method)
     assert {"base_model.model.lm_head.weight"} < tensors(tmp_path / "out").keys()
-    same(load_adapter(base, tmp_path / "out"), tree)
+    assert_same(load_adapter(base, tmp_path / "out"), tree)
 
 
 EXPORTED = {

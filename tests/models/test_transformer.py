@@ -199,26 +199,35 @@ def test_the_program_does_not_grow_with_depth(config):
     assert lines(2) == lines(8)
 
 
+def training_loss(config, method, tokens=TOKENS):
+    """(a loss of the trainable leaves, these) of an adapted decoder."""
+    params = jaxft.adapt(params_of(config), method, jax.random.key(1))
+    trainable, frozen = jaxft.partition(params, method)
+
+    def loss(trainable):
+        params = jaxft.combine(trainable, frozen)
+        return jnp.mean(Transformer(config).apply({"params": params}, tokens) ** 2)
+
+    return loss, trainable
+
+
+def compiled_gradient(config, method, tokens):
+    """The compiled gradient of `training_loss`, and its temporaries in bytes."""
+    loss, trainable = training_loss(config, method, tokens)
+    compiled = jax.jit(jax.grad(loss)).lower(trainable).compile()
+    return compiled, trainable, compiled.memory_analysis().temp_size_in_bytes
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_remat_changes_memory_and_no_gradient(family):
     config, method = CONFIGS[family], jaxft.methods.lora(rank=2)
     deep = with_layers(config, 24)  # so deep that what a layer keeps outweighs its working set
-    params = jaxft.adapt(params_of(deep), method, jax.random.key(1))
-    trainable, frozen = jaxft.partition(params, method)
     tokens = jnp.tile(TOKENS, (4, 2))
-
-    def step(remat):
-        model = Transformer(dataclasses.replace(deep, remat=remat))
-
-        def loss(trainable):
-            return jnp.mean(model.apply({"params": jaxft.combine(trainable, frozen)}, tokens) ** 2)
-
-        compiled = jax.jit(jax.grad(loss)).lower(trainable).compile()
-        return compiled.memory_analysis().temp_size_in_bytes, compiled(trainable)
-
     memory, gradients = {}, {}
     for remat in ("none", "dots", "full"):
-        memory[remat], gradients[remat] = step(remat)
+        rematerialized = dataclasses.replace(deep, remat=remat)
+        compiled, trainable, memory[remat] = compiled_gradient(rematerialized, method, tokens)
+        gradients[remat] = compiled(trainable)
     for remat in ("dots", "full"):
         for found, expected in zip(
             jax.tree.leaves(gradients[remat]), jax.tree.leaves(gradients["none"]), strict=True
@@ -235,16 +244,8 @@ def test_dots_makes_no_product_of_a_frozen_kernel_again(family):
     config = dataclasses.replace(CONFIGS[family], remat="dots")
 
     def flops(method):
-        params = jax.eval_shape(
-            lambda: jaxft.adapt(params_of(config), method(rank=1), jax.random.key(1))
-        )
-        trainable, frozen = jaxft.partition(params, method(rank=1))
-
-        def loss(trainable, frozen):
-            params = jaxft.combine(trainable, frozen)
-            return jnp.mean(Transformer(config).apply({"params": params}, TOKENS) ** 2)
-
-        return count_flops(jax.make_jaxpr(jax.grad(loss))(trainable, frozen))
+        loss, trainable = training_loss(config, method(rank=1))
+        return count_flops(jax.make_jaxpr(jax.grad(loss))(trainable))
 
     kernels = jax.tree.leaves(params_of(config)["layers"])
     once = 2 * TOKENS.size * sum(kernel.size for kernel in kernels if kernel.ndim == 3)
@@ -260,15 +261,7 @@ def test_dora_keeps_each_product_once(remat):
     tokens = jnp.tile(TOKENS, (4, 2))
 
     def temporaries(method):
-        params = jaxft.adapt(params_of(config), method(rank=2), jax.random.key(1))
-        trainable, frozen = jaxft.partition(params, method(rank=2))
-
-        def loss(trainable):
-            params = jaxft.combine(trainable, frozen)
-            return jnp.mean(Transformer(config).apply({"params": params}, tokens) ** 2)
-
-        compiled = jax.jit(jax.grad(loss)).lower(trainable).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        return compiled_gradient(config, method(rank=2), tokens)[-1]
 
     gate_and_up = 24 * tokens.size * 2 * config.intermediate * 4
     assert temporaries(jaxft.methods.dora) - temporaries(jaxft.methods.lora) < gate_and_up / 2

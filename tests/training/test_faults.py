@@ -29,7 +29,7 @@ from .test_loop import Cut, adapter_of, cut_at, held_out
 SETTINGS = held_out() | {"data.packing": True}  # one shape, one program
 
 
-def same_end(one: Path, other: Path) -> None:
+def assert_same_end(one: Path, other: Path) -> None:
     """Metrics, samples and adapters of two runs, bit for bit."""
     for split in ("train", "eval"):
         assert lines(one, split) == lines(other, split)
@@ -106,7 +106,7 @@ def test_a_signal_writes_a_checkpoint_and_the_next_start_goes_on(
     assert (tmp_path / "run" / "checkpoints" / str(stopped) / "manifest.json").exists()
     assert not (tmp_path / "run" / "adapter").exists()
     train(config, tmp_path / "run")
-    same_end(tmp_path / "run", whole)
+    assert_same_end(tmp_path / "run", whole)
 
 
 def test_a_signal_before_there_is_anything_to_save_ends_at_once(
@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_named_and_the_end_is_the_same(
     said = capsys.readouterr().err
     assert f"checkpoints/4: damaged: {largest.relative_to(cut / 'checkpoints' / '4')}" in said
     assert "going on from the checkpoint of step 2" in said
-    same_end(cut, whole)
+    assert_same_end(cut, whole)
 
 
 def test_without_any_whole_checkpoint_a_run_begins_again(
@@ -139,7 +139,7 @@ def test_without_any_whole_checkpoint_a_run_begins_again(
     for step in (2, 4):
         (cut / "checkpoints" / str(step) / "manifest.json").write_text("{")
     train(configure(**SETTINGS), cut)
-    same_end(cut, whole)
+    assert_same_end(cut, whole)
 
 
 def test_half_a_line_of_metrics_and_samples_is_written_again(
@@ -151,7 +151,7 @@ def test_half_a_line_of_metrics_and_samples_is_written_again(
     with (cut / "samples.jsonl").open("ab") as file:
         file.write('{"step": 4, "prompt": "é'.encode()[:-1])
     train(configure(**SETTINGS), cut)
-    same_end(cut, whole)
+    assert_same_end(cut, whole)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer_config.json"])
@@ -222,7 +222,7 @@ def test_of_two_processes_the_second_is_refused(
             train(configure(**SETTINGS), cut)
         assert (cut / "metrics.jsonl").read_text() == before
     train(configure(**SETTINGS), cut)
-    same_end(cut, whole)
+    assert_same_end(cut, whole)
 
 
 def test_two_that_begin_a_new_run_at_once(

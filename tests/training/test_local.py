@@ -21,7 +21,7 @@ from jaxft.training.sharding import make_mesh
 
 from .conftest import lines
 from .test_checkpoint import flip
-from .test_faults import SETTINGS, same_end
+from .test_faults import SETTINGS, assert_same_end
 from .test_loop import Cut, cut_at
 from .test_many_processes import SETTINGS as TOGETHER
 from .test_many_processes import alone as alone
@@ -114,7 +114,7 @@ def test_going_on_from_the_disk_equals_never_stopping(
     capsys.readouterr()
     train(config, tmp_path / "run")
     assert "going on from the checkpoint of step 2" in capsys.readouterr().err
-    same_end(tmp_path / "run", tmp_path / "whole")
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
     assert not list((tmp_path / "disk").iterdir())
 
 

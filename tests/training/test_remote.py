@@ -17,7 +17,7 @@ from jaxft.training.loop import train
 
 from .conftest import GOLDEN
 from .store import Bucket, served
-from .test_faults import SETTINGS, same_end
+from .test_faults import SETTINGS, assert_same_end
 from .test_faults import whole as whole
 from .test_loop import Cut, cut_at
 from .test_many_processes import alone as alone
@@ -70,7 +70,7 @@ def test_a_run_that_died_goes_on_and_its_end_is_that_of_a_local_run(
     result = train(configure(**SETTINGS), f"gs://bucket/{cut}")
     assert str(result.output) == f"gs://bucket/{cut}/adapter"
     ours = bucket.unpacked(cut, tmp_path / "run")
-    same_end(ours, whole)
+    assert_same_end(ours, whole)
     for folder in ("", "adapter", "plots", "checkpoints"):
         names = [{path.name for path in (run / folder).iterdir()} for run in (ours, whole)]
         assert names[0] - {"writer"} == names[1] - {"lock"}
@@ -84,7 +84,7 @@ def test_a_run_moves_from_the_store_to_a_disk(
     """As it was copied: the manifests hold there too."""
     ours = bucket.unpacked(cut, tmp_path / "run")
     train(configure(**SETTINGS), ours)
-    same_end(ours, whole)
+    assert_same_end(ours, whole)
 
 
 def test_a_checkpoint_without_its_manifest_was_never_whole(
@@ -101,7 +101,7 @@ def test_a_checkpoint_without_its_manifest_was_never_whole(
     said = capsys.readouterr().err
     assert "going on from the checkpoint of step 2" in said
     assert "damaged" not in said
-    same_end(bucket.unpacked(cut, tmp_path / "run"), whole)
+    assert_same_end(bucket.unpacked(cut, tmp_path / "run"), whole)
 
 
 def test_a_checkpoint_that_was_cut_short_is_named(
