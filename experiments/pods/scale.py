@@ -42,8 +42,8 @@ SLICES = {
 # Rows of 2,048 tokens for each device or group of devices that shares them, and what is recomputed: the first whose
 # arguments and kept activations leave room, and that then fits.
 CHOICES = ((4, "none"), (4, "dots"), (2, "dots"), (4, "full"), (2, "full"), (1, "full"))
-# On v6e two rows with nothing recomputed are estimated faster, token by token, than four that are recomputed.
-FEWER = ((2, "none"), (2, "dots"), (2, "full"), (1, "full"))
+# On v6e one row is estimated faster, token by token, than more: its activations stay in the chip's vector memory.
+FEWER = ((1, "none"), (1, "dots"), (1, "full"))
 ROOM = 0.85  # of a device's memory, for the arguments and what is kept for the backward pass
 FIRST = (
     "8b/lora/v5e-256", "8b/lora/v5e-16", "70b/lora/v5p-128", "8b/lora/v5p-128", "405b/qlora/v5e-16",

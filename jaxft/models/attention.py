@@ -3,7 +3,8 @@
 `attention_reference` is the plain definition and serves decoding; `attention` is the same for
 training: it walks over blocks of queries, never computes the scores above the diagonal of blocks,
 and keeps the output and the log-sum-exp instead of the probabilities (FlashAttention 2, arXiv
-2307.08691).
+2307.08691). On a TPU the library's kernel does the same (`splash.py`), for the masks and shapes
+that it takes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxft.models import splash
+
 MASKED = -1e30  # the score of a key that is not seen: finite, so that no row gives NaN
 FLOOR = -1e20  # the least maximum of a row: a row that sees nothing then has probabilities 0
 MOST_BLOCKS = 8  # the loop over blocks is unrolled: this bounds the time to compile
 LEAST_BLOCK = 128
-FOREVER = 2**30  # a window that no sequence fills
 
 
 class Branches(NamedTuple):
@@ -82,6 +84,7 @@ def attention(
     key_segments: Int[Array, "batch length"],
     *,
     window: int | Int[Array, ""] | None = None,
+    windows: tuple[int, ...] = (),
     softcap: float | None = None,
     scale: float,
     branches: Branches | None = None,
@@ -91,11 +94,19 @@ def attention(
     What is kept for it: the arguments, the output and the log-sum-exp of each row of scores; the
     last two bear the names "attention_output" and "attention_log_sum_exp" for a policy of
     `jax.checkpoint`. Products accumulate in float32, whatever the dtype of the inputs.
+
+    `windows` are the values that a traced `window` may have: a TPU's kernel is made for each, and
+    without them there is none.
     """
+    if isinstance(window, int):
+        windows = (window,)
+    known = window is None or bool(windows)
     if window is not None:
         window = jnp.asarray(window, jnp.int32)
     masks = _Masks(query_segments, key_segments, window, branches)
-    return _attention(query, key, value, masks, softcap, scale)
+    by_kernel = known and branches is None and query_segments is key_segments
+    by_kernel = by_kernel and splash.fits(query, key)
+    return _attention(query, key, value, masks, windows if by_kernel else None, softcap, scale)
 
 
 class _Masks(NamedTuple):
@@ -107,16 +118,17 @@ class _Masks(NamedTuple):
     branches: Branches | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _attention(
     query: Array,
     key: Array,
     value: Array,
     masks: _Masks,
+    windows: tuple[int, ...] | None,
     softcap: float | None,
     scale: float,
 ) -> Array:
-    return _forward(query, key, value, masks, softcap, scale)[0]
+    return _forward(query, key, value, masks, windows, softcap, scale)[0]
 
 
 def _forward(
@@ -124,10 +136,58 @@ def _forward(
     key: Array,
     value: Array,
     masks: _Masks,
+    windows: tuple[int, ...] | None,
     softcap: float | None,
     scale: float,
 ) -> tuple[Array, tuple[Any, ...]]:
-    """The output, and what the backward pass needs."""
+    """The output, and what the backward pass needs. A kernel takes part where `windows` is not None."""
+    plain = functools.partial(_forward_by_blocks, softcap=softcap, scale=scale)
+    if windows is None:
+        output, log_sum_exp = plain(query, key, value, masks)
+    else:
+
+        def kernel(query: Array, key: Array, value: Array, masks: _Masks) -> tuple[Array, Array]:
+            where = (masks.query_segments, masks.window)
+            options: dict[str, Any] = {"windows": windows, "softcap": softcap, "scale": scale}
+            return splash.forward(query, key, value, *where, **options)
+
+        output, log_sum_exp = jax.lax.platform_dependent(
+            query, key, value, masks, tpu=kernel, default=plain
+        )
+    output = checkpoint_name(output, "attention_output")
+    log_sum_exp = checkpoint_name(log_sum_exp, "attention_log_sum_exp")
+    return output, (query, key, value, masks, output, log_sum_exp)
+
+
+def _backward(
+    windows: tuple[int, ...] | None,
+    softcap: float | None,
+    scale: float,
+    kept: tuple[Any, ...],
+    cotangent: Array,
+) -> Any:
+    plain: Any = functools.partial(_backward_by_blocks, softcap=softcap, scale=scale)
+    if windows is None:
+        return *plain(*kept, cotangent), None
+
+    def kernel(
+        query: Array, key: Array, value: Array, masks: _Masks, *rest: Array
+    ) -> tuple[Array, ...]:
+        where = (masks.query_segments, masks.window)
+        options: dict[str, Any] = {"windows": windows, "softcap": softcap, "scale": scale}
+        return splash.backward(query, key, value, *where, *rest, **options)
+
+    gradients = jax.lax.platform_dependent(*kept, cotangent, tpu=kernel, default=plain)
+    return *gradients, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _forward_by_blocks(
+    query: Array, key: Array, value: Array, masks: _Masks, *, softcap: float | None, scale: float
+) -> tuple[Array, Array]:
+    """The output, and the log-sum-exp (batch, heads, length, 1) of each row of scores."""
     outputs, sums = [], []
     grouped = _grouped(query, key)
     for start, stop in _blocks(query.shape[2]):
@@ -142,18 +202,25 @@ def _forward(
         outputs.append(_unrows(output / total, stop - start).astype(query.dtype))
         sums.append(_unrows(highest + jnp.log(total), stop - start))
     output = jnp.concatenate(outputs, axis=3).reshape(query.shape)
-    output = checkpoint_name(output, "attention_output")
-    log_sum_exp = checkpoint_name(jnp.concatenate(sums, axis=3), "attention_log_sum_exp")
-    kept = (query, key, value, masks, output, log_sum_exp)
-    return output, kept
+    return output, jnp.concatenate(sums, axis=3).reshape(*query.shape[:3], 1)
 
 
-def _backward(softcap: float | None, scale: float, kept: tuple[Any, ...], cotangent: Array) -> Any:
-    """The probabilities of each block again, from its scores and the log-sum-exp."""
-    query, key, value, masks, output, log_sum_exp = kept
+def _backward_by_blocks(
+    query: Array,
+    key: Array,
+    value: Array,
+    masks: _Masks,
+    output: Array,
+    log_sum_exp: Array,
+    cotangent: Array,
+    *,
+    softcap: float | None,
+    scale: float,
+) -> tuple[Array, Array, Array]:
+    """The gradients: the probabilities of each block again, from its scores and the log-sum-exp."""
     delta = jnp.sum(output.astype(jnp.float32) * cotangent.astype(jnp.float32), -1, keepdims=True)
     grouped, cotangent = _grouped(query, key), _grouped(cotangent, key)
-    delta = _grouped(delta, key)
+    delta, log_sum_exp = _grouped(delta, key), _grouped(log_sum_exp, key)
     d_queries = []
     # (head_dim, length): these products would else transpose the scores, twice as slow on a CPU
     d_key = jnp.zeros_like(key.swapaxes(2, 3), dtype=jnp.float32)
@@ -174,10 +241,7 @@ def _backward(softcap: float | None, scale: float, kept: tuple[Any, ...], cotang
     d_query = jnp.concatenate(d_queries, axis=3).reshape(query.shape).astype(query.dtype)
     d_key = d_key.swapaxes(2, 3).astype(key.dtype)
     d_value = d_value.swapaxes(2, 3).astype(value.dtype)
-    return d_query, d_key, d_value, None
-
-
-_attention.defvjp(_forward, _backward)
+    return d_query, d_key, d_value
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

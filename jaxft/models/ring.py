@@ -19,8 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.models.attention import FLOOR, FOREVER, MASKED, Branches, _capped, _grouped, _product
+from jaxft.models.attention import FLOOR, MASKED, Branches, _capped, _grouped, _product
 from jaxft.models.sharding import ACTIVATIONS, BATCH
+from jaxft.models.splash import FOREVER
 from jaxft.tree import first_match
 
 AXIS = "context"

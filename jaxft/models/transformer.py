@@ -19,12 +19,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.models.attention import FOREVER, Branches, attention, attention_reference
+from jaxft.models.attention import Branches, attention, attention_reference
 from jaxft.models.config import Config
-from jaxft.models.layers import activate, gated, layer_norm, rms_norm, rope_frequencies, rotary
+from jaxft.models.layers import (
+    activate,
+    gated,
+    joined_heads,
+    layer_norm,
+    rms_norm,
+    rope_frequencies,
+    rotary,
+    split_heads,
+)
 from jaxft.models.narrow import joined, narrowed
 from jaxft.models.ring import ring_attention
 from jaxft.models.sharding import constrain, gather, sizes_in_force, summed
+from jaxft.models.splash import FOREVER
 from jaxft.weights import KEPT, NARROW, Tied, bind, contract, take
 
 Params = Mapping[str, Any]
@@ -249,21 +259,25 @@ def _attend(
     past: tuple[jax.Array, ...] | None,
 ) -> tuple[jax.Array, ...]:
     query, key, value = _query_key_value(config, layer, norm, x)
+    scale = config.query_scale
     if config.positions == "rotary":
         scaling = dict(config.rope_scaling)
         frequencies, factor = rope_frequencies(
             config.head_dim, config.rope_theta, scaling, config.max_length
         )
-        query = rotary(query, positions, frequencies, factor)
+        # The rotation is computed in float32: the scale is rounded with its result, not once more.
+        query, scale = rotary(query, positions, frequencies, factor * scale), 1.0
         key = rotary(key, positions, frequencies, factor)
     settings: dict[str, Any] = {
         "softcap": config.attention_softcap,
-        "scale": config.query_scale,
+        "scale": scale,
         "window": window,
     }
     written: tuple[jax.Array, ...] = ()
     if past is None:
-        attend = attention if sizes_in_force()["context"] == 1 else ring_attention
+        windows = tuple(sorted({window or FOREVER for window in config.windows}))
+        whole = sizes_in_force()["context"] == 1
+        attend = functools.partial(attention, windows=windows) if whole else ring_attention
         y = attend(query, key, value, segments, segments, branches=branches, **settings)
     else:
         keys, values, number, seen, index = past
@@ -273,11 +287,7 @@ def _attend(
         key, value = keys[number], values[number]
         y = attention_reference(query, key, value, segments, seen, offset=index, **settings)
     y = constrain(y, "heads")
-
-    def joined(y: jax.Array) -> jax.Array:
-        return y.transpose(0, 2, 1, 3).reshape(*x.shape[:-1], config.heads * config.head_dim)
-
-    return (summed(_project(joined, layer, ["o_proj"], y)[0]), *written)
+    return (summed(_project(joined_heads, layer, ["o_proj"], y)[0]), *written)
 
 
 def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
@@ -297,10 +307,7 @@ def _query_key_value(
         parts = jnp.split(_project(norm, layer, ["qkv_proj"], x)[0], ends, axis=-1)
     else:
         parts = _project(norm, layer, ("q_proj", "k_proj", "v_proj"), x)
-    split = (
-        part.reshape(*x.shape[:-1], heads, config.head_dim).transpose(0, 2, 1, 3)
-        for part, heads in zip(parts, sizes, strict=True)
-    )
+    split = map(split_heads, parts, sizes)
     return tuple(constrain(part, "heads") for part in split)
 
 

@@ -10,13 +10,16 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable
 
 HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+ = .*)$")
 OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(")
 # Nineteen digits are the largest number there is: the compiler has no estimate for a product fused with a collective.
 CYCLES = re.compile(r'"estimated_cycles":"(\d{1,18})"')
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?%?([\w.\-]+)")
+COMPUTATION = re.compile(r"[\w.\-]+")
 CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 ARRAY = re.compile(r"\b(pred|[sufb]\w*?\d+\w*)\[([\d,]*)\]")
@@ -31,7 +34,7 @@ class Program:
     """What one device does in one run of a program.
 
     Attributes:
-        cycles: the compiler's estimate for all instructions, one after the other.
+        cycles: the estimate for all instructions, one after the other.
         exchanged: bytes of each kind of collective's result.
     """
 
@@ -39,8 +42,13 @@ class Program:
     exchanged: dict[str, int]
 
 
-def read_program(text: str) -> Program:
-    """Sums over a compiled program's text, loops times their length."""
+def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0) -> Program:
+    """Sums over a compiled program's text, loops times their length; of a conditional the dearest branch.
+
+    Args:
+        text: of the program.
+        kernel: cycles of a custom call, of which the compiler has no estimate, by its instruction.
+    """
     computations, entry = _computations(text)
 
     @functools.cache
@@ -53,12 +61,18 @@ def read_program(text: str) -> Program:
             kind = opcode[1] if opcode else ""
             estimate = CYCLES.search(line)
             cycles += int(estimate[1]) if estimate else 0
+            if kind == "custom-call" and not estimate:
+                cycles += kernel(line)
             base = kind.removesuffix("-start")
             if base in COLLECTIVES and (ends or UNDER_WAY not in line):
-                exchanged[COLLECTIVES.index(base)] += _bytes(
-                    line[: opcode.start()] if opcode else ""
-                )
+                result = line[: opcode.start()] if opcode else ""
+                exchanged[COLLECTIVES.index(base)] += _bytes(result.partition(" = ")[2])
             trips = _trips(line, computations) if kind == "while" else 1
+            branches = BRANCHES.search(line)
+            if branches:
+                inner_cycles, inner_bytes = max(map(cost, COMPUTATION.findall(branches[1])))
+                cycles += inner_cycles
+                exchanged = [a + b for a, b in zip(exchanged, inner_bytes, strict=True)]
             for called in CALLED.findall(line):
                 inner_cycles, inner_bytes = cost(called)
                 # A fusion's own estimate covers what is fused; what it sends is inside.
@@ -71,7 +85,7 @@ def read_program(text: str) -> Program:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The instructions of each computation, after the `=`, and the name of the first to run."""
+    """The instructions of each computation, and the name of the first to run."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", list[str]()
     for line in text.splitlines():

@@ -7,6 +7,7 @@ shardings are those of `jaxft train`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -29,6 +30,7 @@ from jaxft.models.sharding import Placement, describe
 from jaxft.planning.abstract import abstract_params
 from jaxft.planning.flops import count_flops
 from jaxft.planning.hlo import Program, read_program
+from jaxft.planning.kernels import kernel_cycles
 from jaxft.planning.topology import Devices, local_flops, local_memory
 from jaxft.training.checkpoint import split_base
 from jaxft.training.precompute import beforehand, without
@@ -68,8 +70,8 @@ class Plan:
         fits: whether the peak is below that.
         flops: of the matrix products, recomputation included.
         exchanged_bytes: results of the collectives.
-        seconds_per_step: an estimate: of a TPU the greater of the compiler's cycles and the exchange over the links;
-            of this machine, the products at the speed measured for one.
+        seconds_per_step: an estimate: of a TPU the greater of the compiler's cycles and the exchange over the links,
+            attention's kernel counted by its schedule; of this machine, the products at the speed measured for one.
         tokens_per_second: of all devices.
         mfu: the products without recomputation over what the device could do in that time; None locally.
         hours: of all updates; None where the configuration counts epochs of data that were not read.
@@ -321,7 +323,10 @@ def _compiled(
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
     temporary = analysis.temp_size_in_bytes
     peak = held - analysis.alias_size_in_bytes + temporary
-    return peak, temporary, memory, read_program(compiled.as_text()) if target.chip else None
+    if target.chip is None:
+        return peak, temporary, memory, None
+    kernel = functools.partial(kernel_cycles, target.name.partition(":")[0])
+    return peak, temporary, memory, read_program(compiled.as_text(), kernel)
 
 
 def _too_much(error: Exception, arguments: int) -> tuple[int, int, int]:

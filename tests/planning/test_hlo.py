@@ -60,3 +60,24 @@ def test_a_collective_that_other_work_runs_beside_counts_once():
     assert (
         read_program(beside.replace("  ROOT %all", end)).exchanged["all-gather"] == 32 * 8 * 128 * 2
     )
+
+
+def test_a_custom_call_costs_what_the_caller_says():
+    line = '  %k.1 = f32[8]{0} custom-call(%p.0), custom_call_target="tpu_custom_call"\n  ROOT %tuple.1'
+    text = TEXT.replace("  ROOT %tuple.1", line)
+    assert read_program(text).cycles == 32 * 100 + 7
+    program = read_program(text, lambda instruction: 11 * instruction.startswith("k.1 = f32[8]"))
+    assert program.cycles == 32 * (100 + 11) + 7
+
+
+def test_of_a_conditional_the_dearest_branch_counts():
+    branch = """\
+%branch.{0} (p.5: bf16[8,16]) -> bf16[8,16] {{
+  ROOT %fusion.{0} = bf16[8,16]{{1,0}} fusion(%p.5), calls=%other, backend_config={{"estimated_cycles":"{0}"}}
+}}
+
+"""
+    line = "  %c.1 = bf16[8,16]{1,0} conditional(%i, %p.3, %p.3), branch_computations={%branch.20, %branch.30}\n"
+    text = TEXT.replace("ENTRY", branch.format(20) + branch.format(30) + "ENTRY")
+    text = text.replace("  %all-reduce.1", line + "  %all-reduce.1")
+    assert read_program(text).cycles == 32 * 100 + 7 + 30

@@ -1,0 +1,194 @@
+"""The attention kernel's time on TPUs, by the schedule that the TPU's compiler makes of it, beside plain attention's.
+
+    python experiments/attention_tpu.py [--record]
+
+Needs the package `libtpu` (extra `tpu`), and no TPU. The compiler estimates the cycles of its own operations, but not
+those of a kernel. It does schedule it, instruction by instruction, and can write the schedule down: how many bundles
+of instructions it issues for a block of scores that is computed, and how many for a step of the grid beside. The same
+is done with a plain product, of which there is an estimate too; the kernel's bundles are scaled as that product's
+estimate stands to its bundles, which is above one, because data are not always there when an instruction is. What
+comes out is what `jaxft plan` counts (`jaxft/planning/kernels.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RECORD = Path(__file__).with_suffix(".md")
+TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+HEAD_DIMS = (64, 128, 256)
+BATCH, HEADS, KEY_HEADS, LENGTH, BLOCK = 2, 32, 8, 2048, 512
+SQUARE = 4096  # of the plain product
+BUNDLE = re.compile(r"^\s*0x([0-9a-f]+)\s")
+STEPS = re.compile(r"scmp\.ge\.s32\.totalorder %\S+, (\d+) /\* loop exit")
+PRODUCT = re.compile(r"\bvmat(mul|push|prep)")
+EDGE = re.compile(r"(Start|End) region (\d+)")
+
+
+def bundles(text: str) -> tuple[int, int, int, int]:
+    """(of a block that is computed, of beginning and ending a row of blocks, of a step beside, how many steps).
+
+    Of the regions of a schedule, which are run on conditions, the first is the smallest that holds the products; the
+    next two are the largest beside it.
+    """
+    begin: dict[str, int] = {}
+    regions: list[tuple[int, int]] = []
+    products, runs = [], 1
+    for line in text.splitlines():
+        number = BUNDLE.match(line)
+        if number is None:
+            continue
+        place = int(number[1], 16)
+        products += [place] * bool(PRODUCT.search(line))
+        for edge, region in EDGE.findall(line):
+            if edge == "Start":
+                begin[region] = place
+            elif region in begin:
+                regions.append((begin[region], place))
+        found = STEPS.search(line)
+        runs = int(found[1]) - 2 if found else runs  # two for filling and emptying the pipeline
+
+    def size(region: tuple[int, int]) -> int:
+        return region[1] - region[0] + 1
+
+    first, last = products[0], products[-1]
+    around = sorted((r for r in regions if r[0] <= first and last <= r[1]), key=size)
+    inner, body = around[0], around[-1]
+    beside: list[tuple[int, int]] = []
+    for region in sorted(regions, key=size, reverse=True):
+        apart = all(region[1] < other[0] or region[0] > other[1] for other in (inner, *beside))
+        if apart and body[0] <= region[0] and region[1] <= body[1] and len(beside) < 2:
+            beside.append(region)
+    edges = sum(map(size, beside))
+    return size(inner), edges, size(body) - size(inner) - edges, runs
+
+
+def measure(topology: str) -> None:
+    """Prints a line of figures for each head_dim, in this process, whose compiler writes its schedules down."""
+    folder = Path(tempfile.mkdtemp())
+    os.environ["LIBTPU_INIT_ARGS"] = (
+        f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        " --xla_jf_dump_llo_pass_label_regex=final_bundles"
+    )
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from jaxft.models.attention import _attention, _Masks
+    from jaxft.planning.hlo import read_program
+    from jaxft.planning.topology import tpu_devices
+
+    target = tpu_devices(topology)
+    place = NamedSharding(Mesh(np.array(target.devices[:1]), ("x",)), PartitionSpec())
+
+    def compiled(function: Any, *shapes: tuple[tuple[int, ...], Any]) -> tuple[int, dict[str, str]]:
+        """(the estimate of the cycles, the schedules by the kernel's name)."""
+        for old in folder.iterdir():
+            old.unlink()
+        abstract = [jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes]
+        text = jax.jit(function).lower(*abstract).compile().as_text()
+        written = {
+            name: path.read_text()
+            for path in folder.iterdir()
+            if "schedule-analysis" not in path.name
+            for name in re.findall(r"splash_mha_(fwd|dq|dkv)|(?<=-)(fusion)-", path.name)
+            for name in [name[0] or name[1]]
+        }
+        return read_program(text).cycles, written
+
+    bf16, square = jnp.bfloat16, (SQUARE, SQUARE)
+    estimate, written = compiled(lambda x, y: x @ y, (square, bf16), (square, bf16))
+    *parts, runs = bundles(written["fusion"])
+    scale = estimate / (sum(parts) * runs)
+    for head_dim in HEAD_DIMS:
+        shapes = [
+            ((BATCH, count, LENGTH, head_dim), bf16) for count in (HEADS, KEY_HEADS, KEY_HEADS)
+        ]
+
+        def loss(windows: Any, query: Any, key: Any, value: Any, segments: Any) -> Any:
+            masks = _Masks(segments, segments, None, None)
+            y = _attention(query, key, value, masks, windows, None, 1.0)
+            return jnp.sum(jnp.square(y.astype(jnp.float32)))
+
+        def both(windows: Any) -> Any:
+            return jax.value_and_grad(lambda *arrays: loss(windows, *arrays), argnums=(0, 1, 2))
+
+        ids = ((BATCH, LENGTH), jnp.int32)
+        plain, _ = compiled(both(None), *shapes, ids)
+        beside, written = compiled(both(()), *shapes, ids)
+        figures = [topology.split(":")[0], head_dim, round(scale, 2), plain, beside]
+        for name in ("fwd", "dq", "dkv"):
+            *parts, runs = bundles(written[name])
+            steps = BATCH * HEADS * (LENGTH // BLOCK) ** 2
+            assert runs in (steps, steps // 2), (
+                name,
+                runs,
+            )  # two cores share the steps of v4 and v5p
+            figures += [round(scale * part * runs / steps) for part in parts]
+        print(*figures, flush=True)
+
+
+def page(rows: list[list[float]], versions: str) -> str:
+    """attention_tpu.md."""
+    blocks = LENGTH // BLOCK
+    times = [BATCH * HEADS * count for count in (blocks * (blocks + 1) // 2, blocks, blocks**2)]
+    lines = [
+        "# The attention kernel on TPUs, by the compiler's schedule",
+        "",
+        f"Made by `experiments/attention_tpu.py` ({versions}), bfloat16, blocks of {BLOCK} by {BLOCK}. Cycles of a"
+        " chip, bundles of the schedule times `scale`: for a block of scores that is computed, for beginning and ending"
+        " a row of blocks, and for a step of the grid beside, which hidden blocks are too. `plain` and `kernel`:"
+        " attention forward and backward, causal with segments,"
+        f" {BATCH} x {LENGTH} tokens, {HEADS} heads over {KEY_HEADS}, in XLA's operations (the compiler's estimate) and"
+        " by the kernel, with the operations around it.",
+        "",
+        "| chip | head_dim | scale | fwd block | row | step | dq block | row | step | dkv block | row | step |"
+        " plain | kernel | plain x kernel |",
+        "|" + " ---: |" * 15,
+    ]
+    for chip, head_dim, scale, plain, beside, *parts in rows:
+        kernel = beside + sum(a * b for a, b in zip(parts, times * 3, strict=True))
+        cells = " | ".join(f"{part:,}" for part in parts)
+        lines.append(
+            f"| {chip} | {head_dim} | {scale} | {cells} | {plain:,} | {kernel:,} | {plain / kernel:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Compiles in a process a chip, prints, and with --record writes attention_tpu.md."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--record", action="store_true", help="write the table beside this script")
+    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if flags.one:
+        return measure(flags.one)
+    from importlib.metadata import version
+
+    rows: list[Any] = []
+    for topology in TOPOLOGIES:
+        command = [sys.executable, __file__, "--one", topology]
+        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True)
+        for line in done.stdout.splitlines():
+            chip, head_dim, scale, *counts = line.split()
+            rows.append([chip, int(head_dim), float(scale), *map(int, counts)])
+    text = page(rows, f"jax {version('jax')} with libtpu {version('libtpu')}")
+    print(text)
+    if flags.record:
+        RECORD.write_text(text)
+    return None
+
+
+if __name__ == "__main__":
+    main()
