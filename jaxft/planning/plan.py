@@ -44,7 +44,7 @@ from jaxft.weights import quantized_in
 FEW_STEPS = (
     1000  # of the schedule where a configuration counts epochs: nothing planned depends on it
 )
-# What the compiler says of a program that does not fit: in all, or of what it makes beside the arguments.
+# What the compiler says of a program that does not fit: after it has laid out the buffers, or before.
 USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 MADE = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -64,10 +64,11 @@ class Plan:
         base_bytes: the frozen leaves that are read from the model, and what is held for a reference.
         adapter_bytes: the trainable leaves and the drawn ones.
         optimizer_bytes: the optimizer's state.
-        temporary_bytes: what the step makes and drops: activations, gradients, gathered kernels.
+        temporary_bytes: what the step makes and drops: activations, gradients, gathered kernels; of a TPU by
+            `tpu_temporaries`.
         activation_bytes: of the temporaries, what the forward pass keeps for the backward pass, by the program's text.
         memory_bytes: what a device has; None if it does not say.
-        fits: whether the peak is below that.
+        fits: whether the peak is below that; of a TPU, whether its compiler takes the program.
         flops: of the matrix products, recomputation included.
         exchanged_bytes: results of the collectives.
         seconds_per_step: an estimate: of a TPU the greater of the compiler's cycles and the exchange over the links,
@@ -160,7 +161,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         temporary_bytes=temporary,
         activation_bytes=min(kept, temporary),
         memory_bytes=memory,
-        fits=memory is None or peak <= memory,
+        fits=program is not None or memory is None or peak <= memory,
         flops=flops,
         exchanged_bytes=sum(program.exchanged.values()) if program else 0,
         seconds_per_step=duration,
@@ -320,8 +321,8 @@ def _compiled(
     except Exception as error:
         return *_too_much(error, arguments), None
     analysis = compiled.memory_analysis()
+    temporary = analysis.temp_size_in_bytes if target.chip is None else tpu_temporaries(analysis)
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-    temporary = analysis.temp_size_in_bytes
     peak = held - analysis.alias_size_in_bytes + temporary
     if target.chip is None:
         return peak, temporary, memory, None
@@ -330,13 +331,27 @@ def _compiled(
 
 
 def _too_much(error: Exception, arguments: int) -> tuple[int, int, int]:
-    """(peak, temporary, memory) as the TPU compiler's refusal tells them; another error is raised on."""
+    """(peak, temporary, memory) as the TPU compiler's refusal tells them; another error is raised on.
+
+    What it calls temporaries are the arguments too, but no gaps between buffers.
+    """
     used, made = USED.search(str(error)), MADE.search(str(error))
     found = used or made
     if found is None:
         raise error
     size, room = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
-    return (size, max(size - arguments, 0), room) if used else (size + arguments, size, room)
+    return size, max(size - arguments, 0), room
+
+
+def tpu_temporaries(analysis: Any) -> int:
+    """Bytes of a TPU program's temporaries, or slightly more, from its `memory_analysis()`.
+
+    The compiler adds the gaps between buffers to their extent, which they are part of (seen where it refuses a program
+    and prints both); the most that is live at once tells the gaps. It is at least the buffers without them.
+    """
+    extent = analysis.temp_size_in_bytes
+    live = max(analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes, 0)
+    return min(extent, (extent + live) // 2)
 
 
 def _flops(traced: _Traced, mesh: Mesh) -> int:
