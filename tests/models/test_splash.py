@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,9 @@ import pytest
 
 from jaxft.models import splash
 from jaxft.models.attention import Branches, attention, attention_reference
+from jaxft.models.config import Config
 from jaxft.models.splash import FOREVER
+from jaxft.models.transformer import hidden_states, initial_params
 from jaxft.training.sharding import make_mesh
 
 from .test_attention import assert_close, inputs, with_gradients
@@ -121,3 +124,17 @@ def test_rows_or_heads_that_the_mesh_does_not_divide_stay_in_blocks():
         mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1} | sizes)
         with jax.set_mesh(mesh):
             assert splash.fits(query, key) == fits
+
+
+def test_layers_of_two_windows_have_a_kernel_for_each():
+    """Which of the two a layer takes is data: the layers are one program."""
+    config = Config(
+        family="llama", vocabulary=64, hidden=64, intermediate=64, layers=4, heads=2, key_heads=1,
+        head_dim=64, max_length=256, windows=(0, 32, 0, 32),
+    )  # fmt: skip
+    for windows, kernels in (((0, 32, 0, 32), 2), ((32,) * 4, 1), ((), 1)):
+        model = dataclasses.replace(config, windows=windows)
+        params = jax.eval_shape(lambda key: initial_params(config, key), jax.random.key(0))
+        tokens = jax.ShapeDtypeStruct((1, 128), jnp.int32)
+        run = functools.partial(hidden_states, model)
+        assert kernels_in(text_for_tpus(run, params, tokens)) == kernels
