@@ -327,7 +327,7 @@ def _compiled(
     if target.chip is None:
         return peak, temporary, memory, None
     kernel = functools.partial(kernel_cycles, target.name.partition(":")[0])
-    return peak, temporary, memory, read_program(compiled.as_text(), kernel)
+    return min(peak, memory), temporary, memory, read_program(compiled.as_text(), kernel)
 
 
 def _too_much(error: Exception, arguments: int) -> tuple[int, int, int]:
