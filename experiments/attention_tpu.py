@@ -129,10 +129,8 @@ def measure(topology: str) -> None:
         for name in ("fwd", "dq", "dkv"):
             *parts, runs = bundles(written[name])
             steps = BATCH * HEADS * (LENGTH // BLOCK) ** 2
-            assert runs in (steps, steps // 2), (
-                name,
-                runs,
-            )  # two cores share the steps of v4 and v5p
+            # The two cores of a chip of v5p share the steps.
+            assert runs in (steps, steps // 2), (name, runs)
             figures += [round(scale * part * runs / steps) for part in parts]
         print(*figures, flush=True)
 

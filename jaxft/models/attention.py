@@ -10,6 +10,7 @@ that it takes.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -141,19 +142,8 @@ def _forward(
     scale: float,
 ) -> tuple[Array, tuple[Any, ...]]:
     """The output, and what the backward pass needs. A kernel takes part where `windows` is not None."""
-    plain = functools.partial(_forward_by_blocks, softcap=softcap, scale=scale)
-    if windows is None:
-        output, log_sum_exp = plain(query, key, value, masks)
-    else:
-
-        def kernel(query: Array, key: Array, value: Array, masks: _Masks) -> tuple[Array, Array]:
-            where = (masks.query_segments, masks.window)
-            options: dict[str, Any] = {"windows": windows, "softcap": softcap, "scale": scale}
-            return splash.forward(query, key, value, *where, **options)
-
-        output, log_sum_exp = jax.lax.platform_dependent(
-            query, key, value, masks, tpu=kernel, default=plain
-        )
+    run = _by_platform(_forward_by_blocks, splash.forward, windows, softcap, scale)
+    output, log_sum_exp = run(query, key, value, masks)
     output = checkpoint_name(output, "attention_output")
     log_sum_exp = checkpoint_name(log_sum_exp, "attention_log_sum_exp")
     return output, (query, key, value, masks, output, log_sum_exp)
@@ -166,19 +156,28 @@ def _backward(
     kept: tuple[Any, ...],
     cotangent: Array,
 ) -> Any:
-    plain: Any = functools.partial(_backward_by_blocks, softcap=softcap, scale=scale)
+    run = _by_platform(_backward_by_blocks, splash.backward, windows, softcap, scale)
+    return *run(*kept, cotangent), None
+
+
+def _by_platform(
+    by_blocks: Callable[..., Any],
+    by_kernel: Callable[..., Any],
+    windows: tuple[int, ...] | None,
+    softcap: float | None,
+    scale: float,
+) -> Callable[..., Any]:
+    """(query, key, value, masks, ...) -> what `by_blocks` gives; for TPUs by the kernel, unless `windows` is None."""
+    options = {"softcap": softcap, "scale": scale}
+    plain = functools.partial(by_blocks, **options)
     if windows is None:
-        return *plain(*kept, cotangent), None
+        return plain
 
-    def kernel(
-        query: Array, key: Array, value: Array, masks: _Masks, *rest: Array
-    ) -> tuple[Array, ...]:
+    def kernel(query: Array, key: Array, value: Array, masks: _Masks, *rest: Array) -> Any:
         where = (masks.query_segments, masks.window)
-        options: dict[str, Any] = {"windows": windows, "softcap": softcap, "scale": scale}
-        return splash.backward(query, key, value, *where, *rest, **options)
+        return by_kernel(query, key, value, *where, *rest, windows=windows, **options)
 
-    gradients = jax.lax.platform_dependent(*kept, cotangent, tpu=kernel, default=plain)
-    return *gradients, None
+    return functools.partial(jax.lax.platform_dependent, tpu=kernel, default=plain)
 
 
 _attention.defvjp(_forward, _backward)

@@ -163,11 +163,16 @@ def positions_of(segments: Int[Array, "batch length"]) -> Int[Array, "batch leng
     return index - start
 
 
+def _reaches(config: Config) -> tuple[int, ...]:
+    """How far each layer sees; () where the configuration names no windows."""
+    return tuple(window or FOREVER for window in config.windows)
+
+
 def _windows(config: Config) -> jax.Array | None:
     """(layers,): how far each layer sees, scanned as data; None where all see everything."""
     if not any(config.windows):
         return None
-    return jnp.asarray([window or FOREVER for window in config.windows], jnp.int32)
+    return jnp.asarray(_reaches(config), jnp.int32)
 
 
 def _rematerialized(body: Any, remat: str) -> Any:
@@ -275,7 +280,7 @@ def _attend(
     }
     written: tuple[jax.Array, ...] = ()
     if past is None:
-        windows = tuple(sorted({window or FOREVER for window in config.windows}))
+        windows = tuple(sorted(set(_reaches(config))))
         whole = sizes_in_force()["context"] == 1
         attend = functools.partial(attention, windows=windows) if whole else ring_attention
         y = attend(query, key, value, segments, segments, branches=branches, **settings)
