@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -40,6 +41,24 @@ class Version(argparse.Action):
 
         print(f"jaxft {version('jaxft')}")
         sys.exit(0)
+
+
+def program() -> int:
+    """`main` as a process of its own, in which Orbax is quiet where a write fails.
+
+    It closes an event loop that its other writes still call; each would print a traceback around jaxft's one line.
+    """
+    told = sys.unraisablehook
+
+    def tell(what: sys.UnraisableHookArgs) -> None:
+        if str(what.exc_value) != "Event loop is closed":
+            told(what)
+
+    sys.unraisablehook = tell
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "Task exception was never retrieved" not in record.getMessage()
+    )
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
