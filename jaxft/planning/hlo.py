@@ -21,7 +21,9 @@ BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?%?([\w.\-]+)")
 COMPUTATION = re.compile(r"[\w.\-]+")
 CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
+CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
+OPERANDS = re.compile(r"%([\w.\-]+)[,)]")
+INDEX = re.compile(r"index=(\d+)$")
 ARRAY = re.compile(r"\b(pred|[sufb]\w*?\d+\w*)\[([\d,]*)\]")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # An asynchronous collective stands in every fusion that works while it is under way, and ends in one of them.
@@ -36,10 +38,12 @@ class Program:
     Attributes:
         cycles: the estimate for all instructions, one after the other.
         exchanged: bytes of each kind of collective's result.
+        exposed: of these, the bytes that come while nothing else runs.
     """
 
     cycles: int
     exchanged: dict[str, int]
+    exposed: int
 
 
 def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0) -> Program:
@@ -53,7 +57,7 @@ def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0
 
     @functools.cache
     def cost(name: str) -> tuple[int, tuple[int, ...]]:
-        cycles, exchanged = 0, [0] * len(COLLECTIVES)
+        cycles, exchanged = 0, [0] * (len(COLLECTIVES) + 1)  # the last is what is exposed
         lines = computations.get(name, [])
         ends = any(ENDS in line for line in lines)
         for line in lines:
@@ -66,7 +70,9 @@ def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0
             base = kind.removesuffix("-start")
             if base in COLLECTIVES and (ends or UNDER_WAY not in line):
                 result = line[: opcode.start()] if opcode else ""
-                exchanged[COLLECTIVES.index(base)] += _bytes(result.partition(" = ")[2])
+                size = _bytes(result.partition(" = ")[2])
+                exchanged[COLLECTIVES.index(base)] += size
+                exchanged[-1] += 0 if ends or kind != base else size
             trips = _trips(line, computations) if kind == "while" else 1
             branches = BRANCHES.search(line)
             if branches:
@@ -81,7 +87,7 @@ def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0
         return cycles, tuple(exchanged)
 
     cycles, exchanged = cost(entry)
-    return Program(cycles, dict(zip(COLLECTIVES, exchanged, strict=True)))
+    return Program(cycles, dict(zip(COLLECTIVES, exchanged[:-1], strict=True)), exchanged[-1])
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -99,13 +105,40 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How often a loop runs: as is known, or by the constant that its condition compares with."""
+    """How often a loop runs: as is known, or from zero to the constant that its condition compares with."""
     known = TRIPS.search(line)
     if known:
         return int(known[1])
-    condition = CONDITION.search(line)
-    lines = computations.get(condition[1], []) if condition else []
-    return max((int(n) for text in lines for n in CONSTANT.findall(text)), default=1)
+    condition, body = CONDITION.search(line), CALLED.search(line)
+    tests = computations.get(condition[1], []) if condition else []
+    limit = max((int(n) for text in tests for n in CONSTANT.findall(text)), default=1)
+    counters = [int(found[1]) for text in tests if (found := INDEX.search(text.split(", meta")[0]))]
+    if body is None or len(counters) != 1:
+        return limit
+    return -(-limit // _step(computations.get(body[1], []), counters[0]))
+
+
+def _step(body: list[str], counter: int) -> int:
+    """What a loop's body adds to that part of its tuple: a product cut into windows does two at a time."""
+    made = dict(line.split(" = ", 1) for line in body)
+
+    def added(name: str) -> int:
+        made_by = made.get(name, "")
+        constant = CONSTANT.search(made_by)
+        if constant:
+            return int(constant[1])
+        adds = " add(" in made_by or " copy(" in made_by
+        return sum(map(added, _operands(made_by))) if adds else 0
+
+    root = _operands(body[-1]) if body else []
+    return max(added(root[counter]), 1) if counter < len(root) else 1
+
+
+def _operands(instruction: str) -> list[str]:
+    """Names of what an instruction takes."""
+    opcode = OPCODE.search(instruction)
+    given = instruction[opcode.end() :].partition("), ")[0] + ")" if opcode else ""
+    return OPERANDS.findall(given)
 
 
 def _bytes(result: str) -> int:

@@ -71,8 +71,9 @@ class Plan:
         fits: whether the peak is below that; of a TPU, whether its compiler takes the program.
         flops: of the matrix products, recomputation included.
         exchanged_bytes: results of the collectives.
-        seconds_per_step: an estimate: of a TPU the greater of the compiler's cycles and the exchange over the links,
-            attention's kernel counted by its schedule; of this machine, the products at the speed measured for one.
+        seconds_per_step: an estimate: of a TPU the greater of the exchange over the links and of the compiler's cycles
+            with what is exchanged while nothing else runs, attention's kernel counted by its schedule; of this
+            machine, the products at the speed measured for one.
         tokens_per_second: of all devices.
         mfu: the products without recomputation over what the device could do in that time; None locally.
         hours: of all updates; None where the configuration counts epochs of data that were not read.
@@ -383,5 +384,6 @@ def _seconds(target: Devices, program: Program | None, flops: int, dtype: str) -
     if program is None:
         return None
     links = max(sum(size > 1 for size in target.axes), 1)
-    exchange = sum(program.exchanged.values()) / (target.chip.link * links)
-    return max(program.cycles / target.chip.clock, exchange)
+    speed = target.chip.link * links
+    works = program.cycles / target.chip.clock + program.exposed / speed
+    return max(works, sum(program.exchanged.values()) / speed)

@@ -41,7 +41,23 @@ class Program:
 # kernels reach half of their speed; these kinds have 64 and more. With 64 it looks for longer (a third of the time to
 # compile), which pays on v6e (6 % of the estimated time of a step of 8B), and 96 do no more there.
 WIDE, WIDEST = ({"xla_tpu_scoped_vmem_limit_kib": str(mebi * 2**10)} for mebi in (32, 64))
-OPTIONS = {"TPU v5 lite": WIDE, "TPU v5": WIDE, "TPU v6 lite": WIDEST}
+# A product with a collective is cut into windows that follow each other round a ring where its result is as large as a
+# kernel's gradient or the activations that `tensor` divides. An adapter's are not: cutting them costs more than their
+# one sum, and beside such loops the compiler gathers kernels while nothing else runs.
+WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "16"}
+# Kernels are gathered while products run; by default only v5e does so.
+BESIDE = {
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+}
+OPTIONS = {
+    "TPU v5 lite": WIDE | WHOLE,
+    "TPU v5": WIDE | WHOLE | BESIDE,
+    "TPU v6 lite": WIDEST | WHOLE | BESIDE,
+}
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
