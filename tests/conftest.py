@@ -1,12 +1,16 @@
-"""What holds in every test: no silent promotion of dtypes or ranks, and eight devices on the CPU.
+"""What holds in every test: no silent promotion of dtypes or ranks, eight devices on the CPU, programs made quickly.
 
 Warnings are errors too (pyproject.toml). The settings are made before any test asks JAX for a device.
 """
 
 from __future__ import annotations
 
+import os
+
 import jax
 
+# Most of these programs run once and are small: compiling them takes longer. Processes that tests start do so too.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -23,9 +23,7 @@ def read_model(name: str):
 
 @functools.cache
 def _apply(model):
-    quickly = {"xla_backend_optimization_level": 0}  # compiling takes longer than these models
-    apply = lambda params, *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
-    return jax.jit(apply, compiler_options=quickly)
+    return jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
 
 
 def run_model(model, params, *inputs) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jaxft.planning.hlo import read_program
 
 TEXT = """\
@@ -36,6 +38,7 @@ def test_a_loop_counts_as_often_as_its_condition_says():
     assert program.cycles == 32 * 100 + 7
     assert program.exchanged["all-gather"] == 32 * 8 * 128 * 2
     assert program.exchanged["all-reduce"] == 16
+    assert program.exposed == sum(program.exchanged.values())
 
 
 def test_a_known_trip_count_goes_before_the_condition():
@@ -43,6 +46,37 @@ def test_a_known_trip_count_goes_before_the_condition():
         "body=%body.1", 'body=%body.1, backend_config={"known_trip_count":{"n":"3"}}'
     )
     assert read_program(text).cycles == 3 * 100 + 7
+
+
+WINDOWS = """\
+%body.1 (p.1: (bf16[8,16], u32[])) -> (bf16[8,16], u32[]) {
+  %p.1 = (bf16[8,16]{1,0}, u32[]{:T(128)}) parameter(0)
+  %two.1 = u32[]{:T(128)} constant(2)
+  %x.1 = bf16[8,16]{1,0} get-tuple-element(%p.1), index=0
+  %i.1 = u32[]{:T(128)} get-tuple-element(%p.1), index=1
+  %i.2 = u32[]{:T(128)} add(%i.1, %two.1), metadata={op_name="a/dot_general"}
+  %fusion.1 = bf16[8,16]{1,0:T(8,128)(2,1)} fusion(%x.1), calls=%f, backend_config={"estimated_cycles":"100"}
+  ROOT %tuple.1 = (bf16[8,16]{1,0}, u32[]{:T(128)}) tuple(%fusion.1, /*index=1*/%i.2), metadata={}
+}
+
+%condition.1 (p.2: (bf16[8,16], u32[])) -> pred[] {
+  %constant.1 = u32[]{:T(128)} constant(7)
+  %p.2 = (bf16[8,16]{1,0}, u32[]{:T(128)}) parameter(0)
+  %i.3 = u32[]{:T(128)} get-tuple-element(%p.2), index=1, metadata={op_name="b"}
+  ROOT %lt.1 = pred[] compare(%i.3, %constant.1), direction=LT
+}
+
+ENTRY %main.1 (p.3: (bf16[8,16], u32[])) -> (bf16[8,16], u32[]) {
+  ROOT %while.1 = (bf16[8,16]{1,0}, u32[]) while(%p.3), condition=%condition.1, body=%body.1
+}
+"""
+
+
+@pytest.mark.parametrize(("step", "runs"), [(1, 7), (2, 4), (7, 1)])
+def test_a_loop_counts_in_the_steps_that_its_body_takes(step: int, runs: int):
+    """A product that is cut into windows counts in u32, two windows at a time."""
+    text = WINDOWS.replace("constant(2)", f"constant({step})")
+    assert read_program(text).cycles == runs * 100
 
 
 def test_the_largest_number_is_no_estimate():
@@ -57,9 +91,9 @@ def test_a_collective_that_other_work_runs_beside_counts_once():
     )
     assert read_program(beside).exchanged["all-gather"] == 0
     end = '  %c.1 = bf16[8,128]{1,0} custom-call(%p.0), custom_call_target="AsyncCollectiveDone"\n  ROOT %all'
-    assert (
-        read_program(beside.replace("  ROOT %all", end)).exchanged["all-gather"] == 32 * 8 * 128 * 2
-    )
+    program = read_program(beside.replace("  ROOT %all", end))
+    assert program.exchanged["all-gather"] == 32 * 8 * 128 * 2
+    assert program.exposed == program.exchanged["all-reduce"] == 16
 
 
 def test_a_custom_call_costs_what_the_caller_says():

@@ -29,6 +29,11 @@ TPU = importlib.util.find_spec("libtpu") is not None
 needs_tpu_compiler = pytest.mark.skipif(not TPU, reason="needs libtpu")
 PLATFORMS = ["cpu", pytest.param("tpu", marks=needs_tpu_compiler)]
 RANK = 16
+SLICES = {
+    "v5e": ("v5e:2x4", "v5litepod-8"),
+    "v5p": ("v5p:2x2x2", "v5p-16"),
+    "v6e": ("v6e:2x4", "v6e-8"),
+}
 MODEL = Config(
     family="llama", vocabulary=1024, hidden=256, intermediate=640, layers=4, heads=4, key_heads=2,
     head_dim=128, max_length=512, dtype="bfloat16", remat="dots",
@@ -48,9 +53,9 @@ CASES = [
 
 
 @functools.cache
-def fsdp_collectives(platform: str, method: str) -> list[Collective]:
+def fsdp_collectives(platform: str, method: str, kind: str = "v5e") -> list[Collective]:
     """Those of the step over fsdp = 8."""
-    devices: Any = jax.devices() if platform == "cpu" else devices_of("v5e:2x4", "v5litepod-8")
+    devices: Any = jax.devices() if platform == "cpu" else devices_of(*SLICES[kind])
     settings = {"method.rank": RANK}
     compiled = compile_step(MODEL, mesh_of(devices, fsdp=8), method, rows=8, length=256, **settings)
     return collectives_in(compiled.as_text())
@@ -232,10 +237,12 @@ def test_activations_are_exchanged_over_codes_as_over_floats(kind: str) -> None:
 
 
 @needs_tpu_compiler
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_kernels_are_gathered_beside_other_work(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "kind"), [("lora", "v5e"), ("lora", "v5p"), ("lora", "v6e"), ("qlora", "v5e")]
+)
+def test_kernels_are_gathered_beside_other_work(method: str, kind: str) -> None:
     """Of a dense base all but one, of which nothing stands before; of codes, whose products are loops, half."""
-    found = fsdp_collectives("tpu", method)
+    found = fsdp_collectives("tpu", method, kind)
     sizes = {rows * columns // (1 + (method == "qlora")) for rows, columns in KERNELS}
     kernels = [
         one for one in found
