@@ -23,6 +23,7 @@ PRODUCT = re.compile(r"^([\w.\-]+) = (\S+) convolution\((.*?)\)")
 SIZES = re.compile(r"\[([\d,]*)\]")
 RANK, SMALL = 16, 128
 PARTS = ("frozen kernels", "attention's kernel", "adapters", "loss", "the rest")
+ALONE = "exchanged while nothing else runs"
 
 
 def compiled(slice_name: str, rows: int, remat: str) -> tuple[str, Any, Any]:
@@ -115,7 +116,8 @@ def main() -> None:
     text, made, target = compiled(flags.slice, flags.rows, flags.remat)
     layers = scale.SHAPES["8b"][2]
     parts = parts_of(text, flags.slice.split("-")[0], layers)
-    total = sum(parts.values())
+    total = round(made.seconds_per_step * target.chip.clock)
+    parts[ALONE] = total - sum(parts.values())
     half = 2 * made.mfu * total
     hidden, intermediate, _, _ = scale.SHAPES["8b"]
     kernels = layers * hidden * (2 * hidden + 2 * 1024 + 3 * intermediate)
@@ -134,8 +136,8 @@ def main() -> None:
         f"The MFU is {made.mfu:.0%}; at 50 % the step would take {half / 1e6:.0f}. The products with frozen kernels, at"
         f" the peak, take {ideal / 1e6:.0f}: they run at {ideal / parts['frozen kernels']:.0%} of it. Beside them,"
         f" attention's kernel and the loss, 50 % leaves"
-        f" {(half - sum(parts[name] for name in PARTS if name not in ('adapters', 'the rest'))) / 1e6:.0f}"
-        " for the adapters and the rest.",
+        f" {(half - sum(parts[name] for name in PARTS[:2]) - parts['loss']) / 1e6:.0f}"
+        " for the adapters, the rest and the exchange.",
     ]
     print("\n".join(lines))
     if flags.record:

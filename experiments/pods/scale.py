@@ -54,8 +54,8 @@ FIRST = (
 
 ABOUT = (
     "the training step of `jaxft train`, rank 16 on all projections, rows of 2,048 tokens, the first of the script's"
-    " choices that fits. Memory and bytes are a device's; times are estimates, the greater of the compiler's cycles and"
-    " the exchange over the links; the MFU counts no recomputation. The compiler's seconds are those of two cores with"
+    " choices that fits. Memory and bytes are a device's; times are estimates, the greater of the exchange over the links"
+    " and of the compiler's cycles with what is exchanged while nothing else runs; the MFU counts no recomputation. The compiler's seconds are those of two cores with"
     " other work beside; the processor's are of planning the choice that fits."
 )
 
@@ -71,11 +71,12 @@ ABOUT_V6E = (
 def mesh_of(shape: str, slice_name: str) -> dict[str, int]:
     """How a slice is divided.
 
-    Four devices share each row of the largest shape, and of 70B on v6e, where nothing is then recomputed. The TPU
+    Four devices share each row of the largest shape, and two of 70B on v6e, where nothing is then recomputed. The TPU
     compiler gathers over all three axes of a torus by adding up padded copies, so that a slice of v5p is divided into
     four that each hold the weights.
     """
-    tensor = 4 if shape == "405b" or (shape == "70b" and slice_name.startswith("v6e")) else 1
+    shared = {"405b": 4, "70b": 2 if slice_name.startswith("v6e") else 1}
+    tensor = shared.get(shape, 1)
     data = 4 if slice_name.startswith("v5p") and tensor == 1 else 1
     return {"mesh.data": data, "mesh.fsdp": -1, "mesh.tensor": tensor}
 
