@@ -157,6 +157,24 @@ def _summed(x: jax.Array) -> jax.Array:
 _summed.defvjp(lambda x: (x, None), lambda _, cotangent: (constrain(cotangent, "normalized"),))
 
 
+def forked(x: Float[Array, "batch length size"]) -> tuple[jax.Array, jax.Array]:
+    """What several kernels read, by one name for the kernels and by another for what adapts them.
+
+    Where `tensor` divides the kernels' columns each has a part of the gradient to x, which the devices add up: of
+    kernels alone the compiler sums the parts before (the `f` of arXiv 1909.08053), and what comes of adapters, which
+    is whole, must not stand between.
+    """
+    return _forked(x) if sizes_in_force()["tensor"] > 1 else (x, x)
+
+
+@jax.custom_vjp
+def _forked(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x, x
+
+
+_forked.defvjp(lambda x: ((x, x), None), lambda _, cotangents: (cotangents[0] + cotangents[1],))
+
+
 def gather(kernels: PyTree) -> PyTree:
     """Holds kernels, by their paths or the names of their projections, to their specs without fsdp.
 

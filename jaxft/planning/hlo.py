@@ -70,7 +70,7 @@ def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0
             base = kind.removesuffix("-start")
             if base in COLLECTIVES and (ends or UNDER_WAY not in line):
                 result = line[: opcode.start()] if opcode else ""
-                size = _bytes(result.partition(" = ")[2])
+                size = _bytes(result.partition(" = ")[2], start=kind != base)
                 exchanged[COLLECTIVES.index(base)] += size
                 exchanged[-1] += 0 if ends or kind != base else size
             trips = _trips(line, computations) if kind == "while" else 1
@@ -141,13 +141,13 @@ def _operands(instruction: str) -> list[str]:
     return OPERANDS.findall(given)
 
 
-def _bytes(result: str) -> int:
-    """Bytes of an instruction's result; of a pair that an asynchronous start gives, the second half."""
+def _bytes(result: str, start: bool) -> int:
+    """Bytes of a collective's result; an asynchronous start gives it beside what is sent."""
     sizes = [
         math.prod(int(n) for n in shape.split(",") if n) * _width(dtype)
         for dtype, shape in ARRAY.findall(result)
     ]
-    return int(max(sizes, default=0)) if result.startswith("(") else int(sum(sizes))
+    return int(max(sizes, default=0) if start else sum(sizes))
 
 
 def _width(dtype: str) -> float:

@@ -110,8 +110,8 @@ class Weight:
         """The dtype of the dense array it stands for."""
         return self.base.dtype
 
-    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        """`x @ W'` (..., out), in x's dtype, marked by `keep`."""
+    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
+        """`x @ W'` (..., out), in x's dtype, marked by `keep`; an adapter reads `beside`, if that is given."""
         raise TypeError(f"{type(self).__name__} does not say how to contract")
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
@@ -177,18 +177,21 @@ def _dense_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ _matrix(kernel, x.shape[-1]).astype(x.dtype)
 
 
-def contract(x: Float[Array, "... in"], weight: Any) -> Float[Array, "... out"]:
+def contract(
+    x: Float[Array, "... in"], weight: Any, beside: Float[Array, "... in"] | None = None
+) -> Float[Array, "... out"]:
     """`x @ W'`: the product of an input with any weight.
 
     Args:
         x: (..., in).
         weight: an array (in, out), or a `Weight` that stands for one.
+        beside: x by another name, which adapters read: gradients to it are summed apart from the bases'.
 
     Returns:
         (..., out) in x's dtype.
     """
     if isinstance(weight, Weight):
-        return weight.contract(x)
+        return weight.contract(x, beside)
     if weight.dtype == x.dtype:
         return keep(_dense_product(x, weight))
     # The cast copy of a kernel must be no residual of the backward pass.

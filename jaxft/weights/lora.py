@@ -139,8 +139,9 @@ class LoRA(Weight):
         narrow = down(x, self.a, self.dropout, self.key)
         return up(narrow * self.scale.astype(x.dtype), self.b.astype(x.dtype))
 
-    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return keep(contract(x, self.base) + self.delta(x))
+    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
+        y = contract(x, self.base, beside)
+        return keep(y + self.delta(x if beside is None else beside))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         narrow = contract_transposed(x, self.b) * self.scale.astype(x.dtype)

@@ -67,7 +67,7 @@ class Permuted(Weight):
         """Where each row of W stands in `ordered`."""
         return jnp.argsort(self.order, axis=-1)
 
-    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
         return contract(_columns(x, self.order), self.ordered)
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:

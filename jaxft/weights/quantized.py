@@ -151,7 +151,7 @@ class Quantized(Weight):
         codes = self.codes if eight else repacked(self.codes, self.parts, parts)
         return replace(self, codes=codes, parts=parts)
 
-    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
         return keep(_product(x, self))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
@@ -261,7 +261,7 @@ class Flattened(Weight):
     def product_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return x @ _unflattened(self).T.astype(x.dtype)
 
-    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
         return keep(_product(x, self))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:

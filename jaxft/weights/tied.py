@@ -35,7 +35,7 @@ class Transposed(Weight):
         *stack, rows, columns = self.base.shape
         return (*stack, columns, rows)
 
-    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
         return contract_transposed(x, self.base)
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:

@@ -88,12 +88,12 @@ class VeRA(Weight):
         bound = super().bind(params)
         return replace(bound, a=shared["a"][:rows, :rank], b=shared["b"][:rank, :columns])
 
-    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        narrow = down(x, self.a, self.dropout, self.key)
+    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
+        narrow = down(x if beside is None else beside, self.a, self.dropout, self.key)
         narrow = narrow * jnp.broadcast_to(self.d.astype(x.dtype), narrow.shape)
         wide = narrow @ self.b.astype(x.dtype)
         change = wide * jnp.broadcast_to(self.g.astype(x.dtype), wide.shape)
-        return keep(contract(x, self.base) + change)
+        return keep(contract(x, self.base, beside) + change)
 
     def change(self) -> Float[Array, "... in out"]:
         """a diag(d) b diag(g): what the adapter adds to W."""

@@ -96,6 +96,17 @@ def test_a_collective_that_other_work_runs_beside_counts_once():
     assert program.exposed == program.exchanged["all-reduce"] == 16
 
 
+def test_of_several_results_all_count_and_of_a_start_what_comes():
+    several = TEXT.replace("f32[4]{0} all-reduce(%p.3)", "(f32[4]{0}, bf16[6]{0}) all-reduce(%p.3)")
+    assert read_program(several).exchanged["all-reduce"] == 16 + 12
+    start = TEXT.replace(
+        "f32[4]{0} all-reduce(%p.3)",
+        "(bf16[2]{0}, bf16[8]{0}, u32[]{:S(2)}) all-gather-start(%p.3)",
+    )
+    program = read_program(start)
+    assert program.exchanged["all-gather"] - program.exposed == 16
+
+
 def test_a_custom_call_costs_what_the_caller_says():
     line = '  %k.1 = f32[8]{0} custom-call(%p.0), custom_call_target="tpu_custom_call"\n  ROOT %tuple.1'
     text = TEXT.replace("  ROOT %tuple.1", line)

@@ -225,15 +225,24 @@ def test_on_a_divided_base_adapters_are_reduced_once_and_frozen_kernels_never(sc
 
 
 @needs_tpu_compiler
-@pytest.mark.parametrize("kind", ["all-reduce", "all-gather"])
-def test_activations_are_exchanged_over_codes_as_over_floats(kind: str) -> None:
-    """As many numbers, in each pass over the layers."""
+def test_activations_are_added_up_twice_in_each_pass_over_a_layer() -> None:
+    """Forward what o_proj and down_proj give; backward the gradients to what q, k and v read, and gate and up."""
+    shapes = shapes_of(divided_collectives("none"), "all-reduce", "reduce-scatter")
+    whole = (*PLACES, DIVIDED.hidden)
+    assert shapes.count(whole) == 4
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize(("kind", "more"), [("all-gather", 0), ("all-reduce", 3)])
+def test_activations_are_exchanged_over_codes_as_over_floats(kind: str, more: int) -> None:
+    """As many numbers in each pass over the layers; of codes alone, each kernel's gradient to its input by itself."""
 
     def exchanged(scheme: str) -> int:
         shapes = shapes_of(divided_collectives(scheme), kind)
         return sum(math.prod(shape) for shape in shapes if is_of_activations(shape))
 
-    assert exchanged("nf4") == exchanged("none") > 0
+    whole = math.prod(PLACES) * DIVIDED.hidden
+    assert exchanged("nf4") - more * whole == exchanged("none") > 0
 
 
 @needs_tpu_compiler
