@@ -32,16 +32,9 @@ LOST = (
     "a process of this run ended (its own output says why), and with it the others; the same "
     "command on all of them goes on from the last checkpoint"
 )
-# Words by which XLA tells that another process, or the way to it, is gone.
-SIGNS = (
-    "gloo",
-    "connection",
-    "coordination service",
-    "heartbeat",
-    "unavailable",
-    "another task",
-    "aborted",
-)
+# Words by which XLA tells that another process, or the way to it, is gone; a bucket's client may use the last three.
+SURE_SIGNS = ("gloo", "coordination service", "heartbeat", "another task")
+SIGNS = (*SURE_SIGNS, "connection", "unavailable", "aborted")
 
 
 def expected(environment: Mapping[str, str]) -> bool:
@@ -159,7 +152,19 @@ def lost(error: BaseException) -> bool:
     >>> lost(RuntimeError("Gloo AllReduce failed: Connection closed by peer")), lost(RuntimeError("out of memory"))
     (True, False)
     """
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
+    signs = SIGNS if isinstance(error, RuntimeError) else ()
+    return surely_lost(error) or any(sign in str(error).lower() for sign in signs)
+
+
+def surely_lost(error: BaseException) -> bool:
+    """The same where a write failed, which may have waited for another process or for a bucket.
+
+    >>> surely_lost(ValueError("UNKNOWN: Gloo AllGather failed")), surely_lost(RuntimeError("Connection closed"))
+    (True, False)
+    """
+    text = str(error).lower()
+    made_by_xla = isinstance(error, RuntimeError | ValueError)
+    return made_by_xla and any(sign in text for sign in SURE_SIGNS)
 
 
 def leave(status: int) -> NoReturn:

@@ -54,9 +54,9 @@ FIRST = (
 
 ABOUT = (
     "the training step of `jaxft train`, rank 16 on all projections, rows of 2,048 tokens, the first of the script's"
-    " choices that fits. Memory and bytes are a device's; times are estimates, the greater of the exchange over the links"
-    " and of the compiler's cycles with what is exchanged while nothing else runs; the MFU counts no recomputation. The compiler's seconds are those of two cores with"
-    " other work beside; the processor's are of planning the choice that fits."
+    " choices that fits. Memory and bytes are a device's; times are estimates, the greater of the exchange over the"
+    " links and of the compiler's cycles with what is exchanged while nothing else runs; the MFU counts no"
+    " recomputation. The processor's seconds are of planning the choice that fits."
 )
 
 ABOUT_V6E = (
@@ -181,8 +181,8 @@ def table() -> list[str]:
         f"Made by `experiments/pods/scale.py` ({', '.join(sorted(versions))}): {ABOUT}",
         "",
         "| model | method | slice | devices | mesh | rows | remat | base GiB | peak GiB | fits | s/step |"
-        " tokens/s a device | MFU | moved GiB | compiled in s | processor s |",
-        "|---" * 16 + "|",
+        " tokens/s a device | MFU | moved GiB | processor s |",
+        "|---" * 15 + "|",
     ]
     for name in sorted(cells, key=names().index):
         cell, (shape, method, slice_name) = cells[name], name.split("/")
@@ -191,13 +191,13 @@ def table() -> list[str]:
         mesh = " ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
         begin = f"| {shape} | {method} | {slice_name} | {cell['devices']} | {mesh} |"
         if not cell["fits"]:
-            lines.append(f"{begin} | | | over {cell['peak_bytes'] / GIB:.1f} | no | | | | | | |")
+            lines.append(f"{begin} | | | over {cell['peak_bytes'] / GIB:.1f} | no | | | | | |")
             continue
         lines.append(
             f"{begin} {cell['batch_size']} | {cell['remat']} | {cell['base_bytes'] / GIB:.2f} |"
             f" {cell['peak_bytes'] / GIB:.2f} | yes | {cell['seconds_per_step']:.3f} |"
             f" {cell['tokens_per_second'] / cell['devices']:,.0f} | {cell['mfu']:.0%} |"
-            f" {cell['exchanged_bytes'] / GIB:.1f} | {cell['compile_seconds']:.0f} | {cell['processor_seconds']:.0f} |"
+            f" {cell['exchanged_bytes'] / GIB:.1f} | {cell['processor_seconds']:.0f} |"
         )
     return [*lines, "", *weak_scaling(cells), "", ABOUT_V6E]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxft import places
+from jaxft import places, processes
 from jaxft.configuration import difference, from_json, to_json
 from jaxft.errors import UserError
 
@@ -30,6 +30,8 @@ def written(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
+        if processes.surely_lost(error):  # they write together: it is not the place that fails
+            raise
         found = re.search(r"OS error \d+: ([^\]]+)", str(error))
         reason = getattr(error, "strerror", None) or (found and found[1]) or str(error)
         line = (reason.strip() or type(error).__name__).split("\n")[0]

@@ -16,8 +16,10 @@ import jaxft
 from jaxft.errors import UserError
 from jaxft.formats.manifest import Damaged
 from jaxft.methods import METHODS
+from jaxft.processes import lost
 from jaxft.training import checkpoint
 from jaxft.training.checkpoint import Checkpoints, split_base
+from jaxft.training.folder import written
 from jaxft.tree import flatten_with_paths
 
 
@@ -162,6 +164,20 @@ def test_a_save_that_fails_is_told_and_harms_nothing(
     assert checkpoints.newest(pytest.fail) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "3"}
     checkpoints.close()
+
+
+def test_another_process_that_is_gone_is_no_failure_to_write(tmp_path: Path) -> None:
+    """They write together: what XLA says of it is told as the loss of a process, not as a full disk."""
+    gone = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+    with pytest.raises(ValueError, match="Gloo") as error, written(tmp_path / "4"):
+        raise gone
+    assert error.value is gone
+    assert lost(gone)
+    with (
+        pytest.raises(UserError, match="4: cannot be written: Connection reset"),
+        written(tmp_path / "4"),
+    ):
+        raise RuntimeError("Connection reset by the bucket")
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
