@@ -172,7 +172,7 @@ def _forked(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x, x
 
 
-_forked.defvjp(lambda x: ((x, x), None), lambda _, cotangents: (cotangents[0] + cotangents[1],))
+_forked.defvjp(lambda x: ((x, x), None), lambda _, cotangents: (cotangents[1] + cotangents[0],))
 
 
 def gather(kernels: PyTree) -> PyTree:

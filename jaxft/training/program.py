@@ -41,10 +41,6 @@ class Program:
 # kernels reach half of their speed; these kinds have 64 and more. With 64 it looks for longer (a third of the time to
 # compile), which pays on v6e (6 % of the estimated time of a step of 8B), and 96 do no more there.
 WIDE, WIDEST = ({"xla_tpu_scoped_vmem_limit_kib": str(mebi * 2**10)} for mebi in (32, 64))
-# A product with a collective is cut into windows that follow each other round a ring where its result is as large as a
-# kernel's gradient or the activations that `tensor` divides. An adapter's are not: cutting them costs more than their
-# one sum, and beside such loops the compiler gathers kernels while nothing else runs.
-WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "16"}
 # Kernels are gathered while products run; by default only v5e does so.
 BESIDE = {
     "xla_enable_async_all_gather": "true",
@@ -54,15 +50,23 @@ BESIDE = {
     "xla_tpu_overlap_compute_collective_tc": "true",
 }
 OPTIONS = {
-    "TPU v5 lite": WIDE | WHOLE,
-    "TPU v5": WIDE | WHOLE | BESIDE,
-    "TPU v6 lite": WIDEST | WHOLE | BESIDE,
+    "TPU v5 lite": WIDE,
+    "TPU v5": WIDE | BESIDE,
+    "TPU v6 lite": WIDEST | BESIDE,
 }
+# A product whose result is at least so many MiB and goes with a collective is cut into windows, which follow each other
+# round a ring: activations that `tensor` divides are sent beside the products so. Gradients are added up whole: windows
+# cost an adapter's more than their one sum, and beside such loops the compiler gathers kernels while nothing else runs.
+WINDOWS = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+ACTIVATIONS, NEVER = 16, 10**6
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """What the compiler is told beside the program, by the kind of the mesh's devices."""
-    return OPTIONS.get(mesh.devices.flat[0].device_kind, {})
+    """What the compiler is told beside the program, by the mesh and the kind of its devices."""
+    options = OPTIONS.get(mesh.devices.flat[0].device_kind)
+    if options is None:
+        return {}
+    return options | {WINDOWS: str(ACTIVATIONS if mesh.shape["tensor"] > 1 else NEVER)}
 
 
 def make_program(
