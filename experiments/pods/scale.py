@@ -60,11 +60,8 @@ ABOUT = (
 )
 
 ABOUT_V6E = (
-    "v6e stays below half of its peak by estimate over fsdp alone, where the others pass it. Its products are 4.7 times"
-    " as fast as v5e's,"
-    " but a pass over an array in memory is, by the compiler's own estimate, only twice as fast. `parts.md` says where"
-    " the time goes for 8B: with the products of frozen kernels, attention and the loss as they are, 50 % would leave"
-    " less than the adapters' products alone take, which are of rank 16 and read or write whole activations."
+    "8B stays below half of v6e's peak by estimate. Its products are 4.7 times as fast as v5e's, but a pass over an array"
+    " in memory is, by the compiler's own estimate, only twice as fast: `parts.md` says where the time goes."
 )
 
 
