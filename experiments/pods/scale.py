@@ -60,8 +60,8 @@ ABOUT = (
 )
 
 ABOUT_V6E = (
-    "8B stays below half of v6e's peak by estimate. Its products are 4.7 times as fast as v5e's, but a pass over an array"
-    " in memory is, by the compiler's own estimate, only twice as fast: `parts.md` says where the time goes."
+    "8B stays below half of v6e's peak by estimate. Its products are 4.7 times as fast as v5e's, but a pass over an"
+    " array in memory is, by the compiler's own estimate, only twice as fast: `parts.md` says where the time goes."
 )
 
 
