@@ -81,6 +81,8 @@ def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0
                 exchanged = [a + b for a, b in zip(exchanged, inner_bytes, strict=True)]
             for called in CALLED.findall(line):
                 inner_cycles, inner_bytes = cost(called)
+                if kind == "call-start":  # on another core, to be waited for later
+                    inner_bytes = (*inner_bytes[:-1], 0)
                 # A fusion's own estimate covers what is fused; what it sends is inside.
                 cycles += trips * (0 if estimate else inner_cycles)
                 exchanged = [a + trips * b for a, b in zip(exchanged, inner_bytes, strict=True)]

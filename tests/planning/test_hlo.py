@@ -96,6 +96,18 @@ def test_a_collective_that_other_work_runs_beside_counts_once():
     assert program.exposed == program.exchanged["all-reduce"] == 16
 
 
+def test_what_another_core_gathers_is_not_exposed():
+    """v6e's SparseCores: a start names the computation, an end waits for it."""
+    text = TEXT.replace(
+        "  %all-reduce.1 =",
+        "  %g.1 = ((bf16[8,16], token[]), bf16[8,128]) call-start(%p.3), to_apply=%fused.1\n"
+        "  %g.2 = bf16[8,128]{1,0} call-done(%g.1)\n  %all-reduce.1 =",
+    )
+    before, program = read_program(TEXT), read_program(text)
+    assert program.exchanged["all-gather"] - before.exchanged["all-gather"] == 8 * 128 * 2
+    assert program.exposed == before.exposed
+
+
 def test_of_several_results_all_count_and_of_a_start_what_comes():
     several = TEXT.replace("f32[4]{0} all-reduce(%p.3)", "(f32[4]{0}, bf16[6]{0}) all-reduce(%p.3)")
     assert read_program(several).exchanged["all-reduce"] == 16 + 12

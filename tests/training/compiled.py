@@ -140,6 +140,7 @@ def collectives_in(text: str) -> list[Collective]:
         }  # fmt: skip
         more = (called & bodies.keys()) - inside
         inside |= more
+    beside = set(re.findall(r" call-start\(.*?to_apply=%?([\w.\-]+)", text))  # on another core
     found = []
     for name, lines in bodies.items():
         ends = any(ENDS in line for line in lines)
@@ -158,7 +159,7 @@ def collectives_in(text: str) -> list[Collective]:
                         match[2],
                         name,
                         name in inside,
-                        bool(match[3]) or UNDER_WAY in line,
+                        bool(match[3]) or UNDER_WAY in line or name in beside,
                         shapes,
                         operation[1] if operation else "",
                     )

@@ -31,7 +31,6 @@ PLATFORMS = ["cpu", pytest.param("tpu", marks=needs_tpu_compiler)]
 RANK = 16
 SLICES = {
     "v5e": ("v5e:2x4", "v5litepod-8"),
-    "v5p": ("v5p:2x2x2", "v5p-16"),
     "v6e": ("v6e:2x4", "v6e-8"),
 }
 MODEL = Config(
@@ -246,9 +245,7 @@ def test_activations_are_exchanged_over_codes_as_over_floats(kind: str, more: in
 
 
 @needs_tpu_compiler
-@pytest.mark.parametrize(
-    ("method", "kind"), [("lora", "v5e"), ("lora", "v5p"), ("lora", "v6e"), ("qlora", "v5e")]
-)
+@pytest.mark.parametrize(("method", "kind"), [("lora", "v5e"), ("lora", "v6e"), ("qlora", "v5e")])
 def test_kernels_are_gathered_beside_other_work(method: str, kind: str) -> None:
     """Of a dense base all but one, of which nothing stands before; of codes, whose products are loops, half."""
     found = fsdp_collectives("tpu", method, kind)
