@@ -42,8 +42,6 @@ SLICES = {
 # Rows of 2,048 tokens for each device or group of devices that shares them, and what is recomputed: the first whose
 # arguments and kept activations leave room, and that then fits.
 CHOICES = ((4, "none"), (4, "dots"), (2, "dots"), (4, "full"), (2, "full"), (1, "full"))
-# On v6e one row is estimated faster, token by token, than more: its activations stay in the chip's vector memory.
-FEWER = ((1, "none"), (1, "dots"), (1, "full"))
 ROOM = 0.85  # of a device's memory, for the arguments and what is kept for the backward pass
 FIRST = (
     "8b/lora/v5e-256", "8b/lora/v5e-16", "70b/lora/v5p-128", "8b/lora/v5p-128", "405b/qlora/v5e-16",
@@ -66,14 +64,12 @@ ABOUT_V6E = (
 
 
 def mesh_of(shape: str, slice_name: str) -> dict[str, int]:
-    """How a slice is divided.
+    """How a slice is divided: four devices share each row of the largest shape.
 
-    Four devices share each row of the largest shape, and two of 70B on v6e, where nothing is then recomputed. The TPU
-    compiler gathers over all three axes of a torus by adding up padded copies, so that a slice of v5p is divided into
-    four that each hold the weights.
+    The TPU compiler gathers over all three axes of a torus by adding up padded copies, so that a slice of v5p is
+    divided into four that each hold the weights.
     """
-    shared = {"405b": 4, "70b": 2 if slice_name.startswith("v6e") else 1}
-    tensor = shared.get(shape, 1)
+    tensor = 4 if shape == "405b" else 1
     data = 4 if slice_name.startswith("v5p") and tensor == 1 else 1
     return {"mesh.data": data, "mesh.fsdp": -1, "mesh.tensor": tensor}
 
@@ -113,14 +109,13 @@ def measure(name: str) -> dict[str, Any]:
     shape, method, slice_name = name.split("/")
     target, mesh = tpu_devices(SLICES[slice_name]), mesh_of(shape, slice_name)
     folder = folder_of(shape)
-    choices = FEWER if slice_name.startswith("v6e") else CHOICES
-    for rows, remat in choices:
+    for rows, remat in CHOICES:
         settings = mesh | {
             "model": folder, "dtype": "bfloat16", "param_dtype": "bfloat16", "data.max_length": LENGTH, "steps": 1000,
             "batch_size": rows * len(target.devices) // mesh["mesh.tensor"], "remat": remat,
         }  # fmt: skip
         config = load_config(str(HERE.parents[1] / "configs" / f"sft.py:{method}"), settings)
-        least = (rows, remat) == choices[-1]
+        least = (rows, remat) == CHOICES[-1]
         before = processor_seconds()
         with jax.numpy_dtype_promotion("standard"):
             kept = kept_bytes(config, target)

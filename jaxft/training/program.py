@@ -41,9 +41,7 @@ class Program:
 # kernels reach half of their speed; these kinds have 64 and more. With 64 it looks for longer (a third of the time to
 # compile), which pays on v6e (6 % of the estimated time of a step of 8B), and 96 do no more there.
 WIDE, WIDEST = ({"xla_tpu_scoped_vmem_limit_kib": str(mebi * 2**10)} for mebi in (32, 64))
-# v6e's SparseCores gather kernels while products run. v5e does so of itself; on others the compiler forbids v5e's way.
-BESIDE = {"xla_tpu_enable_sparse_core_collective_offload_all_gather": "true"}
-OPTIONS = {"TPU v5 lite": WIDE, "TPU v5": WIDE, "TPU v6 lite": WIDEST | BESIDE}
+OPTIONS = {"TPU v5 lite": WIDE, "TPU v5": WIDE, "TPU v6 lite": WIDEST}
 # A product whose result is at least so many MiB and goes with a collective is cut into windows, which follow each other
 # round a ring: activations that `tensor` divides are sent beside the products so. Gradients are added up whole: windows
 # cost an adapter's more than their one sum, and beside such loops the compiler gathers kernels while nothing else runs.
