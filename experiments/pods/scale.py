@@ -58,8 +58,9 @@ ABOUT = (
 )
 
 ABOUT_V6E = (
-    "8B stays below half of v6e's peak by estimate. Its products are 4.7 times as fast as v5e's, but a pass over an"
-    " array in memory is, by the compiler's own estimate, only twice as fast: `parts.md` says where the time goes."
+    "v6e and v5p gather kernels while nothing else runs, by the program's text; v5e gathers them beside products. v6e's"
+    " products are 4.7 times as fast as v5e's, but its links, and by the compiler's own estimate a pass over an array in"
+    " memory, only twice: `parts.md` says where the time goes for 8B."
 )
 
 
