@@ -59,8 +59,8 @@ ABOUT = (
 
 ABOUT_V6E = (
     "v6e and v5p gather kernels while nothing else runs, by the program's text; v5e gathers them beside products. v6e's"
-    " products are 4.7 times as fast as v5e's, but its links, and by the compiler's own estimate a pass over an array in"
-    " memory, only twice: `parts.md` says where the time goes for 8B."
+    " products are 4.7 times as fast as v5e's, but its links, and by the compiler's own estimate a pass over an array"
+    " in memory, only twice: `parts.md` says where the time goes for 8B."
 )
 
 
