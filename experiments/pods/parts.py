@@ -1,6 +1,6 @@
 """Where a step's time goes on a TPU, by the compiler's estimate: LoRA for 8B on a slice, operation by operation.
 
-    python experiments/pods/parts.py [--record] [--slice v6e-256] [--rows 4] [--remat none]
+    python experiments/pods/parts.py [--record] [--slice v6e-256] [--rows 1] [--remat none]
 
 An operation of the compiled program is counted where its product says: a product with the adapters' rank among its
 sizes is an adapter's, any other in the loop over layers a frozen kernel's, and what stands in another loop is the
@@ -109,7 +109,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--slice", default="v6e-256", choices=scale.SLICES)
-    parser.add_argument("--rows", type=int, default=4, help="of 2,048 tokens, for each device")
+    parser.add_argument("--rows", type=int, default=1, help="of 2,048 tokens, for each device")
     parser.add_argument("--remat", default="none")
     parser.add_argument("--record", action="store_true", help="write the table beside this script")
     flags = parser.parse_args()

@@ -157,14 +157,14 @@ def _summed(x: jax.Array) -> jax.Array:
 _summed.defvjp(lambda x: (x, None), lambda _, cotangent: (constrain(cotangent, "normalized"),))
 
 
-def forked(x: Float[Array, "batch length size"]) -> tuple[jax.Array, jax.Array]:
-    """What several kernels read, by one name for the kernels and by another for what adapts them.
+def forked(x: Float[Array, "batch length size"]) -> tuple[jax.Array, jax.Array | None]:
+    """What several kernels read, by one name for the kernels and, where it matters, by another for what adapts them.
 
     Where `tensor` divides the kernels' columns each has a part of the gradient to x, which the devices add up: of
     kernels alone the compiler sums the parts before (the `f` of arXiv 1909.08053), and what comes of adapters, which
     is whole, must not stand between.
     """
-    return _forked(x) if sizes_in_force()["tensor"] > 1 else (x, x)
+    return _forked(x) if sizes_in_force()["tensor"] > 1 else (x, None)
 
 
 @jax.custom_vjp

@@ -191,7 +191,7 @@ def contract(
         (..., out) in x's dtype.
     """
     if isinstance(weight, Weight):
-        return weight.contract(x, beside)
+        return weight.contract(x) if beside is None else weight.contract(x, beside)
     if weight.dtype == x.dtype:
         return keep(_dense_product(x, weight))
     # The cast copy of a kernel must be no residual of the backward pass.
