@@ -129,12 +129,12 @@ def memory_of(compiled: Any) -> dict[str, int]:
     memory = compiled.memory_analysis()
     arguments, aliased = memory.argument_size_in_bytes, memory.alias_size_in_bytes
     outputs = memory.output_size_in_bytes - aliased
-    program = memory.generated_code_size_in_bytes
+    temporaries, program = tpu_temporaries(memory), memory.generated_code_size_in_bytes
     return {
         "arguments": arguments,
-        "temporaries": tpu_temporaries(memory),
+        "temporaries": temporaries,
         "program": program,
-        "peak": arguments + outputs + tpu_temporaries(memory) + program,
+        "peak": arguments + outputs + temporaries + program,
     }
 
 

@@ -32,9 +32,9 @@ LOST = (
     "a process of this run ended (its own output says why), and with it the others; the same "
     "command on all of them goes on from the last checkpoint"
 )
-# Words by which XLA tells that another process, or the way to it, is gone; a bucket's client may use the last three.
-SURE_SIGNS = ("gloo", "coordination service", "heartbeat", "another task")
-SIGNS = (*SURE_SIGNS, "connection", "unavailable", "aborted")
+# Words by which XLA tells that another process, or the way to it, is gone, and those that a bucket's client uses too.
+SIGNS = ("gloo", "coordination service", "heartbeat", "another task")
+UNSURE_SIGNS = ("connection", "unavailable", "aborted")
 
 
 def expected(environment: Mapping[str, str]) -> bool:
@@ -152,8 +152,8 @@ def lost(error: BaseException) -> bool:
     >>> lost(RuntimeError("Gloo AllReduce failed: Connection closed by peer")), lost(RuntimeError("out of memory"))
     (True, False)
     """
-    signs = SIGNS if isinstance(error, RuntimeError) else ()
-    return surely_lost(error) or any(sign in str(error).lower() for sign in signs)
+    unsure = isinstance(error, RuntimeError) and _says(error, UNSURE_SIGNS)
+    return unsure or surely_lost(error)
 
 
 def surely_lost(error: BaseException) -> bool:
@@ -162,9 +162,11 @@ def surely_lost(error: BaseException) -> bool:
     >>> surely_lost(ValueError("UNKNOWN: Gloo AllGather failed")), surely_lost(RuntimeError("Connection closed"))
     (True, False)
     """
-    text = str(error).lower()
-    made_by_xla = isinstance(error, RuntimeError | ValueError)
-    return made_by_xla and any(sign in text for sign in SURE_SIGNS)
+    return isinstance(error, RuntimeError | ValueError) and _says(error, SIGNS)
+
+
+def _says(error: BaseException, signs: Sequence[str]) -> bool:
+    return any(sign in str(error).lower() for sign in signs)
 
 
 def leave(status: int) -> NoReturn:

@@ -217,7 +217,7 @@ def _backward_by_blocks(
     scale: float,
 ) -> tuple[Array, Array, Array]:
     """The gradients: the probabilities of each block again, from its scores and the log-sum-exp."""
-    delta = jnp.sum(output.astype(jnp.float32) * cotangent.astype(jnp.float32), -1, keepdims=True)
+    delta = _delta(output, cotangent)
     grouped, cotangent = _grouped(query, key), _grouped(cotangent, key)
     delta, log_sum_exp = _grouped(delta, key), _grouped(log_sum_exp, key)
     d_queries = []
@@ -241,6 +241,13 @@ def _backward_by_blocks(
     d_key = d_key.swapaxes(2, 3).astype(key.dtype)
     d_value = d_value.swapaxes(2, 3).astype(value.dtype)
     return d_query, d_key, d_value
+
+
+def _delta(
+    output: Float[Array, "*rows head_dim"], cotangent: Float[Array, "*rows head_dim"]
+) -> Float[Array, "*rows 1"]:
+    """What the gradient of each row of scores is lowered by (arXiv 2307.08691, algorithm 2: D), in float32."""
+    return jnp.sum(output.astype(jnp.float32) * cotangent.astype(jnp.float32), -1, keepdims=True)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.models.attention import FLOOR, MASKED, Branches, _capped, _grouped, _product
+from jaxft.models.attention import FLOOR, MASKED, Branches, _capped, _delta, _grouped, _product
 from jaxft.models.sharding import ACTIVATIONS, BATCH
 from jaxft.models.splash import FOREVER
 from jaxft.tree import first_match
@@ -174,7 +174,7 @@ def _backward_here(
 ) -> tuple[Array, Array, Array]:
     """The gradients of this device's queries, keys and values."""
     place, size = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
-    delta = jnp.sum(output.astype(jnp.float32) * cotangent.astype(jnp.float32), -1, keepdims=True)
+    delta = _delta(output, cotangent)
     parts = [_grouped(x, key) for x in (query, cotangent, log_sum_exp, delta)]
     rows: Any = _stack(*_to_zigzag((parts, marks)))
     chunks = _stack(*_to_zigzag(_Chunk(key, value, marks)))

@@ -68,11 +68,11 @@ def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0
             if kind == "custom-call" and not estimate:
                 cycles += kernel(line)
             base = kind.removesuffix("-start")
-            if base in COLLECTIVES and (ends or UNDER_WAY not in line):
-                result = line[: opcode.start()] if opcode else ""
-                size = _bytes(result.partition(" = ")[2], start=kind != base)
+            if opcode and base in COLLECTIVES and (ends or UNDER_WAY not in line):
+                start = kind != base
+                size = _bytes(line[: opcode.start()].partition(" = ")[2], start)
                 exchanged[COLLECTIVES.index(base)] += size
-                exchanged[-1] += 0 if ends or kind != base else size
+                exchanged[-1] += 0 if ends or start else size
             trips = _trips(line, computations) if kind == "while" else 1
             branches = BRANCHES.search(line)
             if branches:

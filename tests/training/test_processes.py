@@ -142,9 +142,8 @@ def test_no_room_for_a_file(tmp_path: Path, environment: dict[str, str]) -> None
     said = done.stderr.splitlines()[-1]
     assert said.startswith(f"jaxft: {tmp_path / 'run'}/checkpoints/2: cannot be written: "), said
     assert said.endswith(" bytes are free)")
-    assert (
-        "Traceback" not in done.stderr
-    )  # of Orbax's other writes, which call an event loop that it closed
+    # Orbax's other writes call an event loop that it has closed.
+    assert "Traceback" not in done.stderr
 
 
 def test_a_read_only_folder(small_disk: Path, environment: dict[str, str]) -> None:
