@@ -37,7 +37,7 @@ class Program:
 
     Attributes:
         cycles: the estimate for all instructions, one after the other.
-        exchanged: bytes of each kind of collective's result.
+        exchanged: bytes of each kind of collective's result; of a reduce-scatter's operand, which is what moves.
         exposed: of these, the bytes that come while nothing else runs.
     """
 
@@ -70,7 +70,11 @@ def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0
             base = kind.removesuffix("-start")
             if opcode and base in COLLECTIVES and (ends or UNDER_WAY not in line):
                 start = kind != base
-                size = _bytes(line[: opcode.start()].partition(" = ")[2], start)
+                if base == "reduce-scatter" and not start:
+                    made = _made(lines)
+                    size = sum(_bytes(made.get(name, ""), start) for name in _operands(line))
+                else:
+                    size = _bytes(line.partition(" = ")[2], start)
                 exchanged[COLLECTIVES.index(base)] += size
                 exchanged[-1] += 0 if ends or start else size
             trips = _trips(line, computations) if kind == "while" else 1
@@ -122,7 +126,7 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
 
 def _step(body: list[str], counter: int) -> int:
     """What a loop's body adds to that part of its tuple: a product cut into windows does two at a time."""
-    made = dict(line.split(" = ", 1) for line in body)
+    made = _made(body)
 
     def added(name: str) -> int:
         made_by = made.get(name, "")
@@ -136,6 +140,11 @@ def _step(body: list[str], counter: int) -> int:
     return max(added(root[counter]), 1) if counter < len(root) else 1
 
 
+def _made(lines: list[str]) -> dict[str, str]:
+    """What stands behind each instruction's name."""
+    return dict(line.split(" = ", 1) for line in lines)
+
+
 def _operands(instruction: str) -> list[str]:
     """Names of what an instruction takes."""
     opcode = OPCODE.search(instruction)
@@ -143,11 +152,12 @@ def _operands(instruction: str) -> list[str]:
     return OPERANDS.findall(given)
 
 
-def _bytes(result: str, start: bool) -> int:
-    """Bytes of a collective's result; an asynchronous start gives it beside what is sent."""
+def _bytes(instruction: str, start: bool) -> int:
+    """Bytes of what an instruction makes; a collective's asynchronous start gives its result beside what is sent."""
+    opcode = OPCODE.search(instruction)
     sizes = [
         math.prod(int(n) for n in shape.split(",") if n) * _width(dtype)
-        for dtype, shape in ARRAY.findall(result)
+        for dtype, shape in ARRAY.findall(instruction[: opcode.start()] if opcode else "")
     ]
     return int(max(sizes, default=0) if start else sum(sizes))
 

@@ -13,6 +13,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxft.adaptation import partition
 from jaxft.assets import model_folder
+from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
 from jaxft.methods import defaults
 from jaxft.models import Config
@@ -327,8 +329,15 @@ def _compiled(
     peak = held - analysis.alias_size_in_bytes + temporary
     if target.chip is None:
         return peak, temporary, memory, None
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"jax {jax.__version__} cannot read what libtpu {version('libtpu')} made of the step: pip install"
+            " 'jaxft[tpu]' takes the libtpu that belongs to jax"
+        ) from error
     kernel = functools.partial(kernel_cycles, target.name.partition(":")[0])
-    return min(peak, memory), temporary, memory, read_program(compiled.as_text(), kernel)
+    return min(peak, memory), temporary, memory, read_program(text, kernel)
 
 
 def _too_much(error: Exception, arguments: int) -> tuple[int, int, int]:

@@ -87,8 +87,10 @@ def tpu_devices(topology: str) -> Devices:
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
+    # Of one chip alone, as in a notebook, libtpu would have a host of four by default, and refuse.
+    alone = {} if set(shape) - set("1x") else {"chips_per_host_bounds": (1, 1, 1)}
     try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone)
     except Exception as error:  # libtpu's own kinds of error
         reason = str(error).split("\n")[0]
         raise UserError(f"--topology {topology}: {reason}") from None

@@ -41,6 +41,14 @@ def test_a_loop_counts_as_often_as_its_condition_says():
     assert program.exposed == sum(program.exchanged.values())
 
 
+def test_of_a_reduce_scatter_its_operand_counts():
+    text = TEXT.replace(
+        "ROOT %all-gather.1 = bf16[8,128]{1,0} all-gather(",
+        "ROOT %rs.1 = bf16[2,16]{1,0} reduce-scatter(",
+    )
+    assert read_program(text).exchanged["reduce-scatter"] == 32 * 8 * 16 * 2
+
+
 def test_a_known_trip_count_goes_before_the_condition():
     text = TEXT.replace(
         "body=%body.1", 'body=%body.1, backend_config={"known_trip_count":{"n":"3"}}'

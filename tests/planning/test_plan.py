@@ -333,6 +333,34 @@ def test_a_slice_is_planned_without_one():
     assert isinstance(tpu_devices("v5e:2x2"), Devices)
 
 
+@needs_compiler
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
+def test_one_chip_alone_is_a_slice(topology):
+    assert len(tpu_devices(topology).devices) == 1
+
+
+def test_a_program_that_jax_cannot_read_is_one_clear_line(monkeypatch):
+    class Compiled:
+        def memory_analysis(self):
+            return types.SimpleNamespace(**dict.fromkeys(SIZES, 0))
+
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    lowered = types.SimpleNamespace(compile=lambda compiler_options: Compiled())
+    monkeypatch.setitem(_compiled.__globals__, "version", lambda package: "0.0.1")
+    with pytest.raises(
+        UserError, match=r"cannot read what libtpu 0\.0\.1 made of the step: pip install"
+    ):
+        _compiled(lowered, 0, Devices("v6e:1x1", (), CHIPS["v6e"], (1, 1)), {})
+
+
+SIZES = (
+    "argument_size_in_bytes", "output_size_in_bytes", "alias_size_in_bytes", "temp_size_in_bytes",
+    "peak_memory_in_bytes",
+)  # fmt: skip
+
+
 def test_a_tpu_programs_temporaries_count_a_gap_once():
     """The figures of a program that the compiler refused at 2.94 GiB, where it said: 516 MiB, of which gaps are 81."""
     analysis = types.SimpleNamespace(
