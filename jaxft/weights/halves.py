@@ -10,36 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped, UInt8
 
 
-def half(which: int, parts: int, x: Shaped[Array, "..."], axis: int) -> Shaped[Array, "..."]:
-    """The first (0) or second (1) half of each part of an axis, one after the other.
+def half(which: int, x: Shaped[Array, "..."], axis: int) -> Shaped[Array, "..."]:
+    """The first (0) or second (1) half of an axis.
 
-    >>> half(1, 2, jnp.arange(8), 0)
-    Array([2, 3, 6, 7], dtype=int32)
+    >>> half(1, jax.numpy.arange(8), 0)
+    Array([4, 5, 6, 7], dtype=int32)
     """
-    size = x.shape[axis] // 2 // parts
-    if parts == 1:  # XLA takes a slice into what reads it, a reshape not always
-        return jax.lax.slice_in_dim(x, which * size, (which + 1) * size, axis=axis)
-    split = _in_parts(x, parts, axis)
-    chosen = jax.lax.slice_in_dim(split, which * size, (which + 1) * size, axis=axis + 1)
-    return chosen.reshape(*x.shape[:axis], parts * size, *x.shape[axis + 1 :])
-
-
-def whole(halves: list[jax.Array], parts: int, axis: int) -> Shaped[Array, "..."]:
-    """The axis of which these are the halves."""
-    if parts == 1:
-        return jnp.concatenate(halves, axis)
-    shape = halves[0].shape
-    joined = jnp.concatenate([_in_parts(one, parts, axis) for one in halves], axis + 1)
-    return joined.reshape(*shape[:axis], 2 * shape[axis], *shape[axis + 1 :])
-
-
-def _in_parts(x: jax.Array, parts: int, axis: int) -> jax.Array:
-    return x.reshape(*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
+    size = x.shape[axis] // 2  # XLA takes a slice into what reads it, a reshape not always
+    return jax.lax.slice_in_dim(x, which * size, (which + 1) * size, axis=axis)
 
 
 def repacked(codes: UInt8[Any, "*layers half out"], before: int, after: int) -> Any:

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.errors import UserError, nearest
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
 from jaxft.weights.base import Weight, keep, replace, static, weight
 from jaxft.weights.codebooks import TABLES, decode
-from jaxft.weights.halves import half, repacked, whole
+from jaxft.weights.halves import half, repacked
 from jaxft.weights.rounding import (
     nest,
     pack,
@@ -29,7 +30,11 @@ from jaxft.weights.units import Run, in_turn, times, times_transposed
 
 SCHEMES = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
 """The schemes with their bits."""
+MANY = 4096
+"""With so many tokens a TPU dequantizes a matrix before it multiplies by it."""
+SHIFTS = np.asarray([0, 4], np.uint8).reshape(1, 2, 1, 1, 1)  # of the codes of a byte's halves
 Units = tuple[jax.Array, jax.Array, jax.Array | None]
+Product = Callable[[jax.Array, Any], jax.Array]
 
 
 @weight
@@ -104,7 +109,7 @@ class Quantized(Weight):
         """What takes rows that lie together in the codes from an axis."""
         if SCHEMES[self.scheme] == 8:
             return [lambda x, axis: x]
-        return [functools.partial(half, which, self.parts) for which in (0, 1)]
+        return [functools.partial(half, which) for which in (0, 1)]
 
     def units(self) -> Units:
         """Codes, scales and zeros by the longest runs of rows with one scale, in half of one part.
@@ -125,23 +130,61 @@ class Quantized(Weight):
         offsets = None if zeros is None else run(zeros, 0)[:, None]
         return self._numbers(codes, offsets) * run(scales, 0)[:, None]
 
-    def _joined(self, runs: list[jax.Array], axis: int) -> jax.Array:
-        """What was computed of each run, put together again along their axis."""
-        return whole(runs, self.parts, axis) if len(runs) == 2 else runs[0]
+    def in_order(self, dtype: Any) -> Float[Array, "parts halves units rows out"]:
+        """All rows, in one pass over the codes; the axes joined are those of the matrix."""
+        codes, scales, zeros = self.units()
+        shape = self.parts, len(self.runs()), -1
+
+        def apart(x: jax.Array) -> jax.Array:
+            return x.reshape(*shape, 1, x.shape[-1])
+
+        codes = codes.reshape(self.parts, 1, -1, *codes.shape[1:])
+        if SCHEMES[self.scheme] == 4:
+            codes = codes >> SHIFTS & 15
+        numbers = self._numbers(codes, None if zeros is None else apart(zeros))
+        return (numbers * apart(scales)).astype(dtype)
+
+    def standing(self, x: jax.Array) -> Float[Array, "in out"]:
+        """The matrix in x's dtype, written to memory once there is x.
+
+        It waits for x so that the forward pass made again and the backward pass do not share it, which would keep it
+        in between. It is a matrix only behind the barrier, or the units' axis would not last: see `units`.
+        """
+        weight, x = jax.lax.optimization_barrier((self, x))
+        found = jax.lax.optimization_barrier(weight.in_order(x.dtype))
+        return found.reshape(self.matrix_shape)
 
     def product(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        if self.parts > 1:
-            # A device has but a part of the rows, and one product is one sum over devices.
-            units, places = jax.lax.optimization_barrier(self.units()), range(len(self.runs()))
-            pieces = [self.dequantized(place, units).astype(x.dtype) for place in places]
-            return times(x, self._joined(pieces, 0))
-        return functools.reduce(
-            jnp.add, in_turn(self, x, lambda run, piece: times(run(x, x.ndim - 1), piece))
-        )
+        def at_once(x: jax.Array, weight: Quantized) -> jax.Array:
+            return x @ weight.standing(x)
+
+        def by_runs(x: jax.Array, weight: Quantized) -> jax.Array:
+            found = in_turn(weight, x, lambda run, piece: times(run(x, x.ndim - 1), piece))
+            return functools.reduce(jnp.add, found)
+
+        return self._either(at_once, by_runs, x)
 
     def product_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
-        found = in_turn(self, x, lambda run, piece: times_transposed(x, piece))
-        return self._joined(found, x.ndim - 1)
+        def at_once(x: jax.Array, weight: Quantized) -> jax.Array:
+            return jnp.einsum("...o,io->...i", x, weight.standing(x))
+
+        def by_runs(x: jax.Array, weight: Quantized) -> jax.Array:
+            found = in_turn(weight, x, lambda run, piece: times_transposed(x, piece))
+            return jnp.concatenate(found, axis=-1)
+
+        return self._either(at_once, by_runs, x)
+
+    def _either(self, at_once: Product, by_runs: Product, x: jax.Array) -> jax.Array:
+        """A product with the whole matrix, dequantized before, or with one run of rows after the other.
+
+        Runs need less memory; the TPU's compiler dequantizes them inside the product, which with few tokens is faster
+        too, but takes it three times as long. Where devices divide the rows, one product is one sum over devices.
+        """
+        if self.parts > 1:
+            return at_once(x, self)
+        if x.size < MANY * x.shape[-1]:
+            return by_runs(x, self)
+        return jax.lax.platform_dependent(x, self, tpu=at_once, default=by_runs)
 
     def divided(self, parts: int) -> Quantized:
         """The same weight in so many parts; its codes may be NumPy's."""
@@ -173,14 +216,12 @@ class Quantized(Weight):
         return (self._numbers(codes, zeros) * scales).astype(self.dtype)
 
     def materialize(self) -> Float[Array, "... in out"]:
-        return _over_stack(lambda one: _dense(one).astype(one.dtype), self.codes.ndim - 2)(self)
+        return _over_stack(lambda one: _dense(one, one.dtype), self.codes.ndim - 2)(self)
 
 
-def _dense(weight: Quantized) -> Float[Array, "in out"]:
-    """The plain reference: the dequantized matrix in float32, with which a product could be taken."""
-    units = weight.units()
-    runs = [weight.dequantized(place, units) for place in range(len(weight.runs()))]
-    return weight._joined(runs, 0).reshape(weight.matrix_shape)
+def _dense(weight: Quantized, dtype: Any) -> Float[Array, "in out"]:
+    """The plain reference: the dequantized matrix, with which a product could be taken."""
+    return weight.in_order(dtype).reshape(weight.matrix_shape)
 
 
 @jax.custom_vjp
@@ -273,8 +314,9 @@ class Flattened(Weight):
 
 
 def _unflattened(weight: Flattened) -> Float[Array, "in out"]:
-    size = math.prod(weight.matrix_shape)
-    return _dense(weight.blocks).T.reshape(-1)[:size].reshape(weight.matrix_shape[::-1]).T
+    rows, out = weight.matrix_shape
+    flat = _dense(weight.blocks, jnp.float32).T.reshape(-1)
+    return flat[: rows * out].reshape(out, rows).T
 
 
 def quantize(

@@ -132,14 +132,12 @@ def test_packed_in_parts_a_weight_is_the_same(scheme, parts):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(("rows", "group", "parts"), [(64, 8, 1), (64, 32, 4), (48, -1, 2)])
-def test_over_two_axes_of_rows_as_on_tpus_a_product_is_the_same(
-    monkeypatch, scheme, rows, group, parts
-):
-    """With whole groups in half a part, with less than a group in it, and with one group a column."""
-    group = rows if group == -1 else group
+@pytest.mark.parametrize("many", [1, 1000], ids=["at once", "by runs"])
+@pytest.mark.parametrize(("rows", "group"), [(64, 8), (64, 64), (48, 48)])
+def test_as_on_tpus_a_product_is_the_same(monkeypatch, scheme, many, rows, group):
+    """By a matrix that stands and over two axes of rows: with many groups, one group a column, and few in a half."""
     kernel = kernel_of(rows, 6)
-    weight = jaxft.quantize(kernel, scheme, group_size=group, symmetric=False).divided(parts)
+    weight = jaxft.quantize(kernel, scheme, group_size=group, symmetric=False)
     x, y = kernel_of(30, rows, 1).reshape(2, 15, rows), kernel_of(30, 6, 2).reshape(2, 15, 6)
 
     def both():
@@ -149,13 +147,14 @@ def test_over_two_axes_of_rows_as_on_tpus_a_product_is_the_same(
     chosen = []
 
     def on_tpu(*operands, tpu, default):
-        chosen.append(tpu)
+        chosen.append(tpu.__name__)
         return tpu(*operands)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", on_tpu)
+    monkeypatch.setattr("jaxft.weights.quantized.MANY", many)
     for ours, theirs in zip(both(), plain, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-    assert chosen
+    assert set(chosen) == {"at_once" if many == 1 else "by_units"}
 
 
 def test_no_float_of_a_kernels_size_is_kept_for_the_backward_pass():
