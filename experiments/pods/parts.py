@@ -2,10 +2,10 @@
 
     python experiments/pods/parts.py [--record] [--slice v6e-256] [--rows 1] [--remat none]
 
-An operation of the compiled program is counted where its product says: a product with the adapters' rank among its
-sizes is an adapter's, any other in the loop over layers a frozen kernel's, and what stands in another loop is the
-loss'. What has no product is the rest: norms, gates, rotations, layouts, and what is kept and read again. Needs the
-extra `tpu`, and no TPU.
+An operation of the compiled program is counted where its product says: a product with the adapters' rank, or twice or
+three times that, among its sizes is an adapter's, any other in the loop over layers a frozen kernel's, and what stands
+in another loop is the loss'. What has no product is the rest: norms, gates, rotations, layouts, and what is kept and
+read again. Needs the extra `tpu`, and no TPU.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ import scale
 PRODUCT = re.compile(r"^([\w.\-]+) = (\S+) convolution\((.*?)\)")
 SIZES = re.compile(r"\[([\d,]*)\]")
 RANK, SMALL = 16, 128
+ADAPTERS = {
+    RANK,
+    2 * RANK,
+    3 * RANK,
+}  # a's that read one input stand together: of gate and up, of q, k and v
 PARTS = ("frozen kernels", "attention's kernel", "adapters", "loss", "the rest")
 ALONE = "exchanged while nothing else runs"
 
@@ -35,7 +40,7 @@ def compiled(slice_name: str, rows: int, remat: str) -> tuple[str, Any, Any]:
     from jaxft.planning.topology import tpu_devices
 
     planning: Any = importlib.import_module("jaxft.planning.plan")
-    target, mesh = tpu_devices(scale.SLICES[slice_name]), scale.mesh_of("8b", slice_name)
+    target, mesh = tpu_devices(scale.SLICES[slice_name]), scale.mesh_of(f"8b/lora/{slice_name}")
     settings = mesh | {
         "model": scale.folder_of("8b"), "dtype": "bfloat16", "param_dtype": "bfloat16", "steps": 1000,
         "data.max_length": scale.LENGTH, "batch_size": rows * len(target.devices), "remat": remat,
@@ -84,7 +89,7 @@ def parts_of(text: str, kind: str, layers: int) -> dict[str, int]:
         products = [size for name in CALLED.findall(line) for size in sizes_of_products(name)]
         if runs not in (1, layers):
             return "loss"
-        if any(RANK in sizes for sizes in products):
+        if any(ADAPTERS & sizes for sizes in products):
             return "adapters"
         return "frozen kernels" if any(min(s) > SMALL for s in products) else "the rest"
 

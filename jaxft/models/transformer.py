@@ -35,7 +35,7 @@ from jaxft.models.narrow import joined, narrowed
 from jaxft.models.ring import ring_attention
 from jaxft.models.sharding import constrain, forked, gather, sizes_in_force, summed
 from jaxft.models.splash import FOREVER
-from jaxft.weights import KEPT, NARROW, Tied, bind, contract, take
+from jaxft.weights import KEPT, NARROW, Tied, bind, contract, contract_each, take
 
 Params = Mapping[str, Any]
 
@@ -216,7 +216,7 @@ def _project(
     def products(*inputs: jax.Array) -> list[jax.Array]:
         kernels = gather({name: {"kernel": layer[name]["kernel"]} for name in names})
         x, beside = forked(prepare(*inputs))
-        return [contract(x, kernels[name]["kernel"], beside) for name in names]
+        return contract_each(x, [kernels[name]["kernel"] for name in names], beside)
 
     policy = jax.checkpoint_policies.save_only_these_names(KEPT, NARROW)
     outputs = jax.checkpoint(products, prevent_cse=False, policy=policy)(*inputs)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
@@ -114,6 +115,10 @@ class Weight:
         """`x @ W'` (..., out), in x's dtype, marked by `keep`; an adapter reads `beside`, if that is given."""
         raise TypeError(f"{type(self).__name__} does not say how to contract")
 
+    def narrows(self) -> Float[Array, "in rank"] | None:
+        """What an adapter multiplies its input by first, if `contract` takes that product ready-made, as `narrow`."""
+        return None
+
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         """`x @ W'.T` (..., in): a tied head. The plain way; a weight may know a cheaper one."""
         return contract_transposed(x, self.materialize())
@@ -196,6 +201,30 @@ def contract(
         return keep(_dense_product(x, weight))
     # The cast copy of a kernel must be no residual of the backward pass.
     return keep(jax.checkpoint(_dense_product, prevent_cse=False)(x, weight))
+
+
+def contract_each(
+    x: Float[Array, "... in"], weights: Sequence[Any], beside: Float[Array, "... in"] | None = None
+) -> list[Float[Array, "... out"]]:
+    """`contract` with each of several weights, as q, k and v: what their adapters first multiply x by in one product.
+
+    Each such product, and each of its gradients, reads x or its gradient whole for the sake of a few columns.
+    """
+    narrowing = {
+        place: matrix.astype(x.dtype)
+        for place, weight in enumerate(weights)
+        if isinstance(weight, Weight) and (matrix := weight.narrows()) is not None
+    }
+    if len(narrowing) < 2:
+        return [contract(x, weight, beside) for weight in weights]
+    read = x if beside is None else beside
+    ends = np.cumsum([matrix.shape[-1] for matrix in narrowing.values()])[:-1]
+    joined = keep_narrow(read @ jnp.concatenate(list(narrowing.values()), axis=-1))
+    ready = dict(zip(narrowing, jnp.split(joined, ends, axis=-1), strict=True))
+    return [
+        weight.contract(x, beside, ready[place]) if place in ready else contract(x, weight, beside)
+        for place, weight in enumerate(weights)
+    ]
 
 
 def contract_transposed(x: Float[Array, "... out"], weight: Any) -> Float[Array, "... in"]:

@@ -54,9 +54,11 @@ class DoRA(LoRA):
         adapted = jnp.broadcast_to(self.scale[..., None] != 0, norm.shape)
         return jnp.where(adapted, self.magnitude.astype(norm.dtype) / norm, 1.0)
 
-    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
+    def contract(
+        self, x: Float[Array, "... in"], beside: Any = None, narrow: Any = None
+    ) -> Float[Array, "... out"]:
         ratio = self.ratio()
-        y = super().contract(x, beside) * _along_last(jax.lax.stop_gradient(ratio), x)
+        y = super().contract(x, beside, narrow) * _along_last(jax.lax.stop_gradient(ratio), x)
         return _with_gradient_to(ratio, keep_narrow(y))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:

@@ -134,14 +134,22 @@ class LoRA(Weight):
             **parts,
         )
 
-    def delta(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        """s (x a) b, scaled where it is narrow."""
-        narrow = down(x, self.a, self.dropout, self.key)
+    def narrows(self) -> Float[Array, "in rank"] | None:
+        return self.a if self.key is None or self.dropout == 0.0 else None
+
+    def delta(
+        self, x: Float[Array, "... in"], narrow: Float[Array, "... rank"] | None = None
+    ) -> Float[Array, "... out"]:
+        """s (x a) b, scaled where it is narrow; `narrow` is x a, where that is known."""
+        if narrow is None:
+            narrow = down(x, self.a, self.dropout, self.key)
         return up(narrow * self.scale.astype(x.dtype), self.b.astype(x.dtype))
 
-    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
+    def contract(
+        self, x: Float[Array, "... in"], beside: Any = None, narrow: Any = None
+    ) -> Float[Array, "... out"]:
         y = contract(x, self.base, beside)
-        return keep(y + self.delta(x if beside is None else beside))
+        return keep(y + self.delta(x if beside is None else beside, narrow))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         narrow = contract_transposed(x, self.b) * self.scale.astype(x.dtype)

@@ -35,6 +35,9 @@ MODEL = Config(
 )  # fmt: skip
 KERNELS = {(256, 512), (256, 256), (512, 256), (256, 640), (640, 256)}
 PROJECTIONS = 7
+# What adapters multiply an input by first stands together where they read the same: of q, k and v, of gate and up.
+ADAPTERS = {RANK, 2 * RANK, 3 * RANK}
+REDUCED = 4 + PROJECTIONS  # such an a of each input, and each b
 CASES = [
     *((platform, method) for platform in ("cpu", "tpu") for method in ("lora", "dora", "vera")),
     (
@@ -80,8 +83,8 @@ def test_no_gradient_of_a_frozen_weight_is_reduced(platform: str, method: str) -
     behind = shapes_of(found, "all-reduce", "reduce-scatter", in_loop=False)
     vectors = [shape for shape in behind if shape[:1] == (MODEL.layers,) and len(shape) == 2]
     matrices = [shape for shape in reduced if len(shape) > 1 and shape not in vectors]
-    assert all(RANK in shape and len(shape) == 2 for shape in matrices), matrices
-    assert len(matrices) == (0 if method == "vera" else 2 * PROJECTIONS)
+    assert all(ADAPTERS & set(shape) and len(shape) == 2 for shape in matrices), matrices
+    assert len(matrices) == (0 if method == "vera" else REDUCED)
     assert sorted(matrices) == sorted(
         shape
         for shape in shapes_of(found, "all-reduce", "reduce-scatter", in_loop=True)
@@ -110,16 +113,17 @@ def test_kernels_are_gathered_inside_the_loop(platform: str, method: str) -> Non
         assert types == {"bf16"}
 
 
+COLUMNS = {columns for _, columns in KERNELS}
 CODES = {(rows // 2, columns) for rows, columns in KERNELS}
 
 
 @functools.cache
-def quantized_program(platform: str) -> str:
-    """The text of the step over fsdp = 16 (on the CPU 8) with an nf4 base."""
+def quantized_program(platform: str, rows: int = 16) -> str:
+    """The text of the step over fsdp = 16 (on the CPU 8) with an nf4 base; 16 rows are fewer than 4,096 tokens."""
     devices: Any = jax.devices() if platform == "cpu" else devices_of("v5e:4x4", "v5litepod-16")
     mesh = mesh_of(devices, fsdp=len(devices))
     settings = {"method.rank": RANK, "base.quantize": "nf4"}
-    return compile_step(MODEL, mesh, "lora", rows=16, length=192, **settings).as_text()
+    return compile_step(MODEL, mesh, "lora", rows=rows, length=192, **settings).as_text()
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -149,6 +153,23 @@ def test_no_kernel_stands_dequantized_whole(platform: str) -> None:
     }
     if platform == "tpu":
         assert not {shape for kind, shape in bodies if kind == "f32" and shape in CODES}
+
+
+@needs_tpu_compiler
+def test_with_many_tokens_a_kernel_stands_dequantized_in_bfloat16_alone() -> None:
+    """In the layer that it belongs to."""
+    bodies = standing_in(quantized_program("tpu", rows=32))
+    sizes = {math.prod(kernel) for kernel in KERNELS}
+    floats = {(kind, shape) for kind, shape in bodies if kind in ("bf16", "f32")}
+    of_kernels = {
+        kind
+        for kind, shape in floats
+        if math.prod(shape) in sizes and shape[-1] in COLUMNS and 64 in shape
+    }
+    assert of_kernels == {"bf16"}
+    assert not {
+        shape for _, shape in floats if math.prod(shape) in {MODEL.layers * n for n in sizes}
+    }
 
 
 DIVIDED = Config(
@@ -190,7 +211,9 @@ def test_of_a_divided_quantized_base_codes_and_scales_are_gathered_over_fsdp_alo
     """Each device's own part of a kernel; of floats adapters and activations alone, and nothing changes places."""
     found = divided_collectives(scheme)
     moved = shapes_of(found, "all-to-all", "collective-permute")
-    assert all(RANK in shape for shape in moved if shape), moved  # an adapter's gradient, or a flag
+    assert all(ADAPTERS & set(shape) for shape in moved if shape), (
+        moved
+    )  # an adapter's gradient, or a flag
     codes = {held_by_a_device(kernel, in_a_byte) for kernel in DIVIDED_KERNELS}
     scales = {held_by_a_device(kernel, GROUP) for kernel in DIVIDED_KERNELS}
     gathered = {
@@ -202,7 +225,7 @@ def test_of_a_divided_quantized_base_codes_and_scales_are_gathered_over_fsdp_alo
     bases = {
         (kind, (math.prod(shape[:-1]), shape[-1]))
         for kind, shape in gathered
-        if not is_of_activations(shape) and RANK not in shape
+        if not is_of_activations(shape) and not ADAPTERS & set(shape)
     }
     assert {shape for kind, shape in bases if kind in ("u8", "s8")} >= codes
     assert {shape for _, shape in bases} == codes | scales
@@ -215,8 +238,8 @@ def test_on_a_divided_base_adapters_are_reduced_once_and_frozen_kernels_never(sc
     """Beside activations there are a and b of each projection, each as a device holds it."""
     reduced = shapes_of(divided_collectives(scheme), "all-reduce", "reduce-scatter")
     matrices = [shape for shape in reduced if len(shape) > 1 and not is_of_activations(shape)]
-    assert all(RANK in shape and len(shape) == 2 for shape in matrices), matrices
-    assert len(matrices) == 2 * PROJECTIONS
+    assert all(ADAPTERS & set(shape) and len(shape) == 2 for shape in matrices), matrices
+    assert len(matrices) == REDUCED
 
 
 @needs_tpu_compiler
@@ -273,8 +296,8 @@ def test_a_pod_of_256_gathers_what_is_stored_and_adds_up_adapters_alone(
     found = [one for one in collectives_in(text) if one.in_loop]
     sums = [one for one in found if one.kind != "all-gather" and "dot_general" in one.operation]
     shapes = shapes_of(sums, "all-reduce", "reduce-scatter")
-    assert len(shapes) == 2 * PROJECTIONS
-    assert all(RANK in shape and len(shape) == 2 for shape in shapes), shapes
+    assert len(shapes) == REDUCED
+    assert all(ADAPTERS & set(shape) and len(shape) == 2 for shape in shapes), shapes
     bases = {
         kind for one in found if one not in sums
         for kind, shape in one.shapes if math.prod(shape) >= model.hidden * 1024 // 4

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import jaxft
 from jaxft.methods import METHODS, defaults
-from jaxft.tree import flatten_with_paths
+from jaxft.tree import flatten_with_paths, partition
+from jaxft.weights import contract_each
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,6 +62,30 @@ def test_contract_equals_the_product_with_what_it_materializes(case):
         if case.base.path != "head/kernel":
             ids = jnp.asarray([[0, 2], [1, dense.shape[0] - 1]], jnp.int32)
             assert_close(jaxft.take(weight, ids), dense[ids])
+
+
+def test_weights_that_read_one_input_are_contracted_together_as_each_alone(case):
+    """With the same adapter twice, and a plain matrix; gradients to the input, to what adapters read, and theirs."""
+
+    def apart(x, weights, beside):
+        return [jaxft.contract(x, one, beside) for one in weights]
+
+    def loss(way, x, beside, trainable):
+        adapted = jaxft.combine(trainable, frozen)
+        weights = [adapted, jaxft.materialize(weight), adapted]
+        each = way(x, weights, beside)
+        return sum(jnp.mean(jnp.sin(factor * y)) for factor, y in enumerate(each, 1)), each
+
+    for weight in case.randomised().layers():
+        x, other = normal(7, 2, 3, weight.shape[0]), normal(8, 2, 3, weight.shape[0])
+        trainable, frozen = partition(weight, [("a", True), ("b", True)])
+        for beside, over in ((None, (1, 3)), (other, (1, 2, 3))):
+            found = [
+                jax.value_and_grad(loss, over, has_aux=True)(way, x, beside, trainable)
+                for way in (contract_each, apart)
+            ]
+            for left, right in zip(*map(jax.tree.leaves, found), strict=True):
+                assert_close(left, right)
 
 
 def test_a_stack_materializes_layer_by_layer(case):
