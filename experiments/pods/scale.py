@@ -42,6 +42,9 @@ SLICES = {
 # Rows of 2,048 tokens for each device or group of devices that shares them, and what is recomputed: the first whose
 # arguments and kept activations leave room, and that then fits.
 CHOICES = ((4, "none"), (4, "dots"), (2, "dots"), (4, "full"), (2, "full"), (1, "full"))
+# v6e's large fast memory holds the activations of few tokens. What is done once for a kernel, as dequantizing it or its
+# columns' norms, wants many.
+FEW = {"8b/lora/v6e-256": (1, "none"), "70b/lora/v6e-256": (1, "none")}
 ROOM = 0.85  # of a device's memory, for the arguments and what is kept for the backward pass
 FIRST = (
     "8b/lora/v5e-256", "8b/lora/v5e-16", "70b/lora/v5p-128", "8b/lora/v5p-128", "405b/qlora/v5e-16",
@@ -64,13 +67,14 @@ ABOUT_V6E = (
 )
 
 
-def mesh_of(shape: str, slice_name: str) -> dict[str, int]:
-    """How a slice is divided: four devices share each row of the largest shape.
+def mesh_of(name: str) -> dict[str, int]:
+    """How a cell's slice is divided: four devices share each row of the largest shape, and of 70B where there are few.
 
     The TPU compiler gathers over all three axes of a torus by adding up padded copies, so that a slice of v5p is
     divided into four that each hold the weights.
     """
-    tensor = 4 if shape == "405b" else 1
+    shape, _, slice_name = name.split("/")
+    tensor = 4 if shape == "405b" or (shape == "70b" and name in FEW) else 1
     data = 4 if slice_name.startswith("v5p") and tensor == 1 else 1
     return {"mesh.data": data, "mesh.fsdp": -1, "mesh.tensor": tensor}
 
@@ -108,9 +112,9 @@ def measure(name: str) -> dict[str, Any]:
     from jaxft.planning.topology import tpu_devices
 
     shape, method, slice_name = name.split("/")
-    target, mesh = tpu_devices(SLICES[slice_name]), mesh_of(shape, slice_name)
+    target, mesh = tpu_devices(SLICES[slice_name]), mesh_of(name)
     folder = folder_of(shape)
-    for rows, remat in CHOICES:
+    for rows, remat in (*([FEW[name]] if name in FEW else []), *CHOICES):
         settings = mesh | {
             "model": folder, "dtype": "bfloat16", "param_dtype": "bfloat16", "data.max_length": LENGTH, "steps": 1000,
             "batch_size": rows * len(target.devices) // mesh["mesh.tensor"], "remat": remat,
