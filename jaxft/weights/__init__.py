@@ -24,7 +24,8 @@ from jaxft.weights.delta_lora import DeltaLoRA
 from jaxft.weights.dora import DoRA
 from jaxft.weights.lora import LoRA, precondition_by_a
 from jaxft.weights.permuted import Permuted
-from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, divided, quantize, quantized_in
+from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, divided, quantized_in
+from jaxft.weights.quantizing import quantize
 from jaxft.weights.site import Site, key_of
 from jaxft.weights.started import (
     STARTS,
