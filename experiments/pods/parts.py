@@ -22,11 +22,8 @@ import scale
 PRODUCT = re.compile(r"^([\w.\-]+) = (\S+) convolution\((.*?)\)")
 SIZES = re.compile(r"\[([\d,]*)\]")
 RANK, SMALL = 16, 128
-ADAPTERS = {
-    RANK,
-    2 * RANK,
-    3 * RANK,
-}  # a's that read one input stand together: of gate and up, of q, k and v
+# The a's that read one input stand together: of gate and up, of q, k and v.
+ADAPTERS = {RANK, 2 * RANK, 3 * RANK}
 PARTS = ("frozen kernels", "attention's kernel", "adapters", "loss", "the rest")
 ALONE = "exchanged while nothing else runs"
 

@@ -42,9 +42,9 @@ SLICES = {
 # Rows of 2,048 tokens for each device or group of devices that shares them, and what is recomputed: the first whose
 # arguments and kept activations leave room, and that then fits.
 CHOICES = ((4, "none"), (4, "dots"), (2, "dots"), (4, "full"), (2, "full"), (1, "full"))
-# v6e's large fast memory holds the activations of few tokens. What is done once for a kernel, as dequantizing it or its
-# columns' norms, wants many.
-FEW = {"8b/lora/v6e-256": (1, "none"), "70b/lora/v6e-256": (1, "none")}
+# Before these, one row where v6e's large fast memory holds its activations. What is done once for a kernel, as
+# dequantizing it or its columns' norms, wants many.
+FEW, ONE = ("8b/lora/v6e-256", "70b/lora/v6e-256"), (1, "none")
 ROOM = 0.85  # of a device's memory, for the arguments and what is kept for the backward pass
 FIRST = (
     "8b/lora/v5e-256", "8b/lora/v5e-16", "70b/lora/v5p-128", "8b/lora/v5p-128", "405b/qlora/v5e-16",
@@ -116,7 +116,7 @@ def measure(name: str) -> dict[str, Any]:
     shape, method, slice_name = name.split("/")
     target, mesh = tpu_devices(SLICES[slice_name]), mesh_of(name)
     folder = folder_of(shape)
-    for rows, remat in (*([FEW[name]] if name in FEW else []), *CHOICES):
+    for rows, remat in (ONE, *CHOICES) if name in FEW else CHOICES:
         settings = mesh | {
             "model": folder, "dtype": "bfloat16", "param_dtype": "bfloat16", "data.max_length": LENGTH, "steps": 1000,
             "batch_size": rows * len(target.devices) // mesh["mesh.tensor"], "remat": remat,

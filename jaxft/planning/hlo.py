@@ -72,7 +72,7 @@ def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0
                 start = kind != base
                 if base == "reduce-scatter" and not start:
                     made = _made(lines)
-                    size = sum(_bytes(made.get(name, ""), start) for name in _operands(line))
+                    size = sum(_bytes(made.get(name, ""), False) for name in _operands(line))
                 else:
                     size = _bytes(line.partition(" = ")[2], start)
                 exchanged[COLLECTIVES.index(base)] += size

@@ -41,19 +41,20 @@ class Program:
 # kernels reach half of their speed; these kinds have 64 and more. With 64 it looks for longer (a third of the time to
 # compile), which pays on v6e (6 % of the estimated time of a step of 8B), and 96 do no more there.
 WIDE, WIDEST = ({"xla_tpu_scoped_vmem_limit_kib": str(mebi * 2**10)} for mebi in (32, 64))
-# v5p's and v6e's SparseCores exchange beside the products; without 2d each kernel, which a slice's axes share among
-# them, is gathered while nothing else runs. v5e has none: there the compiler lets products do it on the way.
-SPARSECORES = {
-    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
-    for kind in ("all_gather", "2d_all_gather", "reduce_scatter", "all_reduce")
-}
-OPTIONS = {"TPU v5 lite": WIDE, "TPU v5": WIDE | SPARSECORES, "TPU v6 lite": WIDEST | SPARSECORES}
 # A product whose result is at least so many MiB and goes with a collective is cut into windows, which follow each other
 # round a ring: v5e sends activations that `tensor` divides so, beside the products. Gradients are added up whole:
 # windows cost an adapter's more than their one sum, and beside such loops the compiler gathers kernels while nothing
 # else runs.
 WINDOWS = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
-ACTIVATIONS, NEVER = 16, 10**6
+ACTIVATIONS, NEVER = "16", str(10**6)
+# v5p's and v6e's SparseCores exchange beside the products, which are then best left whole; without 2d each kernel,
+# which a slice's axes share among them, is gathered while nothing else runs. v5e has none: there the compiler lets
+# products do it on the way.
+SPARSECORES = {WINDOWS: NEVER} | {
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
+    for kind in ("all_gather", "2d_all_gather", "reduce_scatter", "all_reduce")
+}
+OPTIONS = {"TPU v5 lite": WIDE, "TPU v5": WIDE | SPARSECORES, "TPU v6 lite": WIDEST | SPARSECORES}
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
@@ -61,8 +62,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     options = OPTIONS.get(mesh.devices.flat[0].device_kind)
     if options is None:
         return {}
-    windows = mesh.shape["tensor"] > 1 and not options.keys() & SPARSECORES.keys()
-    return options | {WINDOWS: str(ACTIVATIONS if windows else NEVER)}
+    return {WINDOWS: ACTIVATIONS if mesh.shape["tensor"] > 1 else NEVER} | options
 
 
 def make_program(

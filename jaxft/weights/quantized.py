@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
-from jaxft.weights.base import Weight, keep, replace, static, weight
+from jaxft.weights.base import Weight, contract_transposed, keep, replace, static, weight
 from jaxft.weights.codebooks import TABLES, decode
 from jaxft.weights.halves import half, repacked
 from jaxft.weights.rounding import spread, unnest
@@ -157,7 +157,7 @@ class Quantized(Weight):
 
     def product_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         def at_once(x: jax.Array, weight: Quantized) -> jax.Array:
-            return jnp.einsum("...o,io->...i", x, weight.standing(x))
+            return contract_transposed(x, weight.standing(x))
 
         def by_runs(x: jax.Array, weight: Quantized) -> jax.Array:
             found = in_turn(weight, x, lambda run, piece: times_transposed(x, piece))

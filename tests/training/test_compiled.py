@@ -212,9 +212,8 @@ def test_of_a_divided_quantized_base_codes_and_scales_are_gathered_over_fsdp_alo
     """Each device's own part of a kernel; of floats adapters and activations alone, and nothing changes places."""
     found = divided_collectives(scheme)
     moved = shapes_of(found, "all-to-all", "collective-permute")
-    assert all(ADAPTERS & set(shape) for shape in moved if shape), (
-        moved
-    )  # an adapter's gradient, or a flag
+    # An adapter's gradient, or a flag.
+    assert all(ADAPTERS & set(shape) for shape in moved if shape), moved
     codes = {held_by_a_device(kernel, in_a_byte) for kernel in DIVIDED_KERNELS}
     scales = {held_by_a_device(kernel, GROUP) for kernel in DIVIDED_KERNELS}
     gathered = {
