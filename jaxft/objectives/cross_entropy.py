@@ -21,9 +21,7 @@ from jaxft.models.sharding import sizes_in_force
 from jaxft.weights import contract
 
 CHUNK_ELEMENTS = 12 * 2**20  # of the logits of a chunk on a device: 48 MiB in float32
-LEAST_TOKENS = (
-    512  # of a chunk on a mesh's device: with fewer, reading the head takes longer than its product
-)
+LEAST_TOKENS = 1024  # of a chunk on a mesh's device: with fewer, reading the head takes longer than its product
 MOST_CHUNKS = 64
 
 
@@ -132,7 +130,7 @@ def chunk_length(
     >>> chunk_length(2, 512, 49152), chunk_length(2, 16, 100), chunk_length(256, 2048, 131072)
     (128, 16, 32)
     >>> chunk_length(256, 2048, 131072, devices=128)
-    256
+    512
     """
     most = max(1, CHUNK_ELEMENTS * devices // (batch * vocabulary))
     if devices > 1:
@@ -211,18 +209,18 @@ def _losses(
     setting: _Setting, logits: Array, targets: Array, weights: Array
 ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length vocabulary"]]:
     """The loss of each place, and the derivative of the weighted sum to the logits."""
-    logits = logits.astype(jnp.float32)
     softcap, smooth, vocabulary = setting.softcap, setting.label_smoothing, logits.shape[-1]
     if softcap is not None:
-        tanh = jnp.tanh(logits / softcap)
+        tanh = jnp.tanh(logits.astype(jnp.float32) / softcap)
         logits = softcap * tanh
-    highest = logits.max(axis=-1, keepdims=True)
-    powers = jnp.exp(logits - highest)
+    # The largest is looked for in the logits' own dtype: a TPU else writes all of them in float32, and reads those.
+    highest = logits.max(axis=-1, keepdims=True).astype(jnp.float32)
+    powers = jnp.exp(logits.astype(jnp.float32) - highest)
     total = powers.sum(axis=-1, keepdims=True)
     target = jnp.take_along_axis(logits, targets[:, :, None], axis=-1, mode="clip")
-    losses = (highest + jnp.log(total) - (1.0 - smooth) * target)[:, :, 0]
+    losses = (highest + jnp.log(total) - (1.0 - smooth) * target.astype(jnp.float32))[:, :, 0]
     if smooth:
-        losses = losses - smooth * logits.mean(axis=-1)
+        losses = losses - smooth * logits.astype(jnp.float32).mean(axis=-1)
     weights = weights[:, :, None]
     hit = targets[:, :, None] == jnp.arange(vocabulary, dtype=targets.dtype)[None, None, :]
     derivative = powers * (weights / total) - weights * (smooth / vocabulary)
