@@ -54,7 +54,15 @@ SPARSECORES = {WINDOWS: NEVER} | {
     f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
     for kind in ("all_gather", "2d_all_gather", "reduce_scatter", "all_reduce")
 }
-OPTIONS = {"TPU v5 lite": WIDE, "TPU v5": WIDE | SPARSECORES, "TPU v6 lite": WIDEST | SPARSECORES}
+# Small kernels are gathered, not added up from copies padded with zeros. v6e's compiler can compute a narrow product
+# that is added to a wide one while it writes that.
+GATHERED = {"xla_tpu_prefer_async_allgather_to_allreduce": "true"}
+ADDED = {"xla_tpu_enable_multi_level_output_dot_dot_fusion": "true"}
+OPTIONS = {
+    "TPU v5 lite": WIDE | GATHERED,
+    "TPU v5": WIDE | GATHERED | SPARSECORES,
+    "TPU v6 lite": WIDEST | GATHERED | SPARSECORES | ADDED,
+}
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:

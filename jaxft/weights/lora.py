@@ -149,7 +149,12 @@ class LoRA(Weight):
         self, x: Float[Array, "... in"], beside: Any = None, narrow: Any = None
     ) -> Float[Array, "... out"]:
         y = contract(x, self.base, beside)
-        return keep(y + self.delta(x if beside is None else beside, narrow))
+        delta = self.delta(x if beside is None else beside, narrow)
+        if x.shape[-1] > 2 * y.shape[-1]:
+            delta = jax.lax.optimization_barrier(delta)
+        # In this order a TPU adds the delta while it writes the base's product; in the other it reads that again. v6e
+        # computes the delta there too, but a wide input leaves no room for that in its fast memory.
+        return keep(delta + y)
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         narrow = contract_transposed(x, self.b) * self.scale.astype(x.dtype)
