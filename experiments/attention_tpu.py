@@ -24,7 +24,9 @@ from typing import Any
 RECORD = Path(__file__).with_suffix(".md")
 TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 HEAD_DIMS = (64, 128, 256)
-BATCH, HEADS, KEY_HEADS, LENGTH, BLOCK = 2, 32, 8, 2048, 512
+BATCH, HEADS, KEY_HEADS = 2, 32, 8
+# Tokens whose backward pass is of kernels for all three gradients, a block of keys each; and of two kernels.
+SHORT, LONG = 2048, 8192
 SQUARE = 4096  # of the plain product
 BUNDLE = re.compile(r"^\s*0x([0-9a-f]+)\s")
 STEPS = re.compile(r"scmp\.ge\.s32\.totalorder %\S+, (\d+) /\* loop exit")
@@ -84,6 +86,7 @@ def measure(topology: str) -> None:
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from jaxft.models.attention import _attention, _Masks
+    from jaxft.models.splash import block_of
     from jaxft.planning.hlo import read_program
     from jaxft.planning.topology import tpu_devices
 
@@ -110,51 +113,58 @@ def measure(topology: str) -> None:
     *parts, runs = bundles(written["fusion"])
     scale = estimate / (sum(parts) * runs)
     for head_dim in HEAD_DIMS:
-        shapes = [
-            ((BATCH, count, LENGTH, head_dim), bf16) for count in (HEADS, KEY_HEADS, KEY_HEADS)
-        ]
+        figures: list[Any] = [topology.split(":")[0], head_dim, round(scale, 2)]
+        for length in (SHORT, LONG):
+            shapes = [
+                ((BATCH, count, length, head_dim), bf16) for count in (HEADS, KEY_HEADS, KEY_HEADS)
+            ]
 
-        def loss(windows: Any, query: Any, key: Any, value: Any, segments: Any) -> Any:
-            masks = _Masks(segments, segments, None, None)
-            y = _attention(query, key, value, masks, windows, None, 1.0)
-            return jnp.sum(jnp.square(y.astype(jnp.float32)))
+            def loss(windows: Any, query: Any, key: Any, value: Any, segments: Any) -> Any:
+                masks = _Masks(segments, segments, None, None)
+                y = _attention(query, key, value, masks, windows, None, 1.0)
+                return jnp.sum(jnp.square(y.astype(jnp.float32)))
 
-        def both(windows: Any) -> Any:
-            return jax.value_and_grad(lambda *arrays: loss(windows, *arrays), argnums=(0, 1, 2))
+            def both(windows: Any) -> Any:
+                return jax.value_and_grad(lambda *arrays: loss(windows, *arrays), argnums=(0, 1, 2))
 
-        ids = ((BATCH, LENGTH), jnp.int32)
-        plain, _ = compiled(both(None), *shapes, ids)
-        beside, written = compiled(both(()), *shapes, ids)
-        figures = [topology.split(":")[0], head_dim, round(scale, 2), plain, beside]
-        for name in ("fwd", "dq", "dkv"):
-            *parts, runs = bundles(written[name])
-            steps = BATCH * HEADS * (LENGTH // BLOCK) ** 2
-            # The two cores of a chip of v5p share the steps.
-            assert runs in (steps, steps // 2), (name, runs)
-            figures += [round(scale * part * runs / steps) for part in parts]
+            ids = ((BATCH, length), jnp.int32)
+            beside, written = compiled(both(()), *shapes, ids)
+            if length == SHORT:
+                plain, _ = compiled(both(None), *shapes, ids)
+                figures += [plain, beside]
+            for name in ("fwd", "dkv") if length == SHORT else ("dq", "dkv"):
+                *parts, runs = bundles(written[name])
+                blocks = length // block_of(length, head_dim)
+                steps = BATCH * HEADS * blocks * (1 if (length, name) == (SHORT, "dkv") else blocks)
+                # The two cores of a chip of v5p share the steps.
+                assert runs in (steps, steps // 2), (name, runs)
+                figures += [round(scale * part * runs / steps) for part in parts]
         print(*figures, flush=True)
 
 
 def page(rows: list[list[float]], versions: str) -> str:
     """attention_tpu.md."""
-    blocks = LENGTH // BLOCK
-    times = [BATCH * HEADS * count for count in (blocks * (blocks + 1) // 2, blocks, blocks**2)]
+    from jaxft.models.splash import block_of
+
     lines = [
         "# The attention kernel on TPUs, by the compiler's schedule",
         "",
-        f"Made by `experiments/attention_tpu.py` ({versions}), bfloat16, blocks of {BLOCK} by {BLOCK}. Cycles of a"
-        " chip, bundles of the schedule times `scale`: for a block of scores that is computed, for beginning and ending"
-        " a row of blocks, and for a step of the grid beside, which hidden blocks are too. `plain` and `kernel`:"
-        " attention forward and backward, causal with segments,"
-        f" {BATCH} x {LENGTH} tokens, {HEADS} heads over {KEY_HEADS}, in XLA's operations (the compiler's estimate) and"
-        " by the kernel, with the operations around it.",
+        f"Made by `experiments/attention_tpu.py` ({versions}), bfloat16, blocks of {block_of(SHORT, 128):,} rows and"
+        f" columns, of {block_of(SHORT, 256)} where head_dim is 256. Cycles of a chip, bundles of the schedule times"
+        " `scale`: for a block of scores that is computed, for beginning and ending a row of blocks, and for a step of"
+        " the grid beside, which hidden blocks are too. `plain` and `kernel`: attention forward and backward, causal"
+        f" with segments, {BATCH} x {SHORT} tokens, {HEADS} heads over {KEY_HEADS}, in XLA's operations (the compiler's"
+        " estimate) and by the kernels, with the operations around them. `all`: the kernel for all three gradients, of"
+        f" a block of keys; `dq`, `dkv`: the two for {LONG:,} tokens.",
         "",
-        "| chip | head_dim | scale | fwd block | row | step | dq block | row | step | dkv block | row | step |"
-        " plain | kernel | plain x kernel |",
-        "|" + " ---: |" * 15,
+        "| chip | head_dim | scale | fwd block | row | step | all block | row | step | dq block | row | step |"
+        " dkv block | row | step | plain | kernel | plain x kernel |",
+        "|" + " ---: |" * 18,
     ]
     for chip, head_dim, scale, plain, beside, *parts in rows:
-        kernel = beside + sum(a * b for a, b in zip(parts, times * 3, strict=True))
+        blocks = SHORT // block_of(SHORT, int(head_dim))
+        times = [BATCH * HEADS * count for count in (blocks * (blocks + 1) // 2, blocks, blocks**2)]
+        kernel = beside + sum(a * b for a, b in zip(parts[:6], times * 2, strict=True))
         cells = " | ".join(f"{part:,}" for part in parts)
         lines.append(
             f"| {chip} | {head_dim} | {scale} | {cells} | {plain:,} | {kernel:,} | {plain / kernel:.1f} |"

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.models import splash
+from jaxft.models.layers import joined_heads, split_heads
 
 MASKED = -1e30  # the score of a key that is not seen: finite, so that no row gives NaN
 FLOOR = -1e20  # the least maximum of a row: a row that sees nothing then has probabilities 0
@@ -79,6 +80,15 @@ def attention_reference(
 
 def attention(
     query: Float[Array, "batch heads length head_dim"],
+    *others: Any,
+    **settings: Any,
+) -> Float[Array, "batch heads length head_dim"]:
+    """`joined_attention`, by heads: `attention_reference` for as many queries as keys."""
+    return split_heads(joined_attention(query, *others, **settings), query.shape[1])
+
+
+def joined_attention(
+    query: Float[Array, "batch heads length head_dim"],
     key: Float[Array, "batch key_heads length head_dim"],
     value: Float[Array, "batch key_heads length head_dim"],
     query_segments: Int[Array, "batch length"],
@@ -89,10 +99,10 @@ def attention(
     softcap: float | None = None,
     scale: float,
     branches: Branches | None = None,
-) -> Float[Array, "batch heads length head_dim"]:
-    """`attention_reference` for as many queries as keys, lean in the backward pass.
+) -> Float[Array, "batch length width"]:
+    """`attention_reference` for as many queries as keys, lean in the backward pass; the heads beside each other.
 
-    What is kept for it: the arguments, the output and the log-sum-exp of each row of scores; the
+    What is kept for it: the arguments, the output as it is returned and the log-sum-exp of each row of scores; the
     last two bear the names "attention_output" and "attention_log_sum_exp" for a policy of
     `jax.checkpoint`. Products accumulate in float32, whatever the dtype of the inputs.
 
@@ -144,7 +154,7 @@ def _forward(
     """The output, and what the backward pass needs. A kernel takes part where `windows` is not None."""
     run = _by_platform(_forward_by_blocks, splash.forward, windows, softcap, scale)
     output, log_sum_exp = run(query, key, value, masks)
-    output = checkpoint_name(output, "attention_output")
+    output = checkpoint_name(joined_heads(output), "attention_output")
     log_sum_exp = checkpoint_name(log_sum_exp, "attention_log_sum_exp")
     return output, (query, key, value, masks, output, log_sum_exp)
 
@@ -217,6 +227,7 @@ def _backward_by_blocks(
     scale: float,
 ) -> tuple[Array, Array, Array]:
     """The gradients: the probabilities of each block again, from its scores and the log-sum-exp."""
+    output, cotangent = (split_heads(x, query.shape[1]) for x in (output, cotangent))
     delta = _delta(output, cotangent)
     grouped, cotangent = _grouped(query, key), _grouped(cotangent, key)
     delta, log_sum_exp = _grouped(delta, key), _grouped(log_sum_exp, key)

@@ -38,6 +38,10 @@ ACTIVATIONS = (
     ("residual", PartitionSpec(BATCH, ("context", "tensor"), None)),  # (batch, length, hidden)
     ("normalized", PartitionSpec(BATCH, "context", None)),  # the same, as kernels read it
     ("heads", PartitionSpec(BATCH, "tensor", "context", None)),  # (batch, heads, length, head_dim)
+    (
+        "joined_heads",
+        PartitionSpec(BATCH, "context", "tensor"),
+    ),  # (batch, length, heads * head_dim)
     ("feed_forward", PartitionSpec(BATCH, "context", "tensor")),  # (batch, length, intermediate)
 )
 

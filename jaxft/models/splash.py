@@ -20,11 +20,18 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from jaxft.models.layers import split_heads
 from jaxft.models.sharding import ACTIVATIONS, BATCH, sizes_in_force
 from jaxft.tree import first_match
 
 FOREVER = 2**30  # a window that no sequence fills
-BLOCKS = (512, 256, 128)  # rows and columns of the scores that are computed at once
+BLOCKS = (1024, 512, 256, 128)  # rows and columns of the scores that are at hand at once
+COMPUTED = (
+    512  # columns of these that are computed at once, and the most rows of wide heads or numbers
+)
+# One kernel for all three gradients computes the scores once, where two would twice. It takes one block of keys, and
+# gives its part of the queries' gradient: more parts than these are too much to hold and to add up.
+MOST_PARTS = 4
 
 
 def fits(query: jax.Array, key: jax.Array) -> bool:
@@ -71,9 +78,9 @@ def forward(
     def here(
         window: int, query: Array, key: Array, value: Array, segments: Array
     ) -> tuple[Array, Array]:
-        kernel = _kernel(query.shape, window, softcap, interpret, backward=False)
-        query = _scaled(query, scale)
-        output, (log_sum_exp,) = jax.vmap(kernel)(query, key, value, _segment_ids(segments))
+        kernel = _forward_kernel(query, window, softcap, interpret)
+        query, ids = _scaled(query, scale), splash_attention_kernel.SegmentIds(segments, segments)
+        output, (log_sum_exp,) = jax.vmap(kernel)(query, key, value, ids)
         return _without_padding(output, segments), log_sum_exp[..., None]
 
     return _on_mesh(here, "hh", window, windows, (query, key, value, segments), "hhhr")
@@ -85,59 +92,131 @@ def backward(
     value: Float[Array, "batch key_heads length head_dim"],
     segments: Int[Array, "batch length"],
     window: int | Int[Array, ""] | None,
-    output: Float[Array, "batch heads length head_dim"],
+    output: Float[Array, "batch length width"],
     log_sum_exp: Float[Array, "batch heads length 1"],
-    cotangent: Float[Array, "batch heads length head_dim"],
+    cotangent: Float[Array, "batch length width"],
     *,
     windows: Sequence[int],
     softcap: float | None,
     scale: float,
     interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """The gradients of query, key and value, from what `forward` gave. Arguments as there."""
+    """The gradients of query, key and value, from what `forward` gave, its heads joined. Arguments as there."""
 
-    def here(window: int, query: Array, *parts: Array) -> tuple[Array, ...]:
-        key, value, segments, output, log_sum_exp, cotangent = parts
-        kernel = _kernel(query.shape, window, softcap, interpret, backward=True)
-        scaled = _scaled(query, scale)
+    def here(window: int, query: Array, *others: Array) -> tuple[Array, ...]:
+        key, value, segments, output, log_sum_exp, cotangent = others
+        scaled, delta = _scaled(query, scale), _delta(output, cotangent, query.shape[1])
+        cotangent = _without_padding(split_heads(cotangent, query.shape[1]), segments)
 
-        def row(query: Array, key: Array, value: Array, ids: Any, *rest: Array) -> Any:
-            output, log_sum_exp, cotangent = rest
-            masks = (kernel.dq_mask_info, kernel.dkv_mask_info)
-            kept = (query, key, value, ids, None, output, log_sum_exp[..., 0], *masks)
-            # The library differentiates the kernel with residuals of its own; here they are `attention`'s.
-            gradients = splash_attention_kernel._splash_attention_bwd(
-                **kernel.kwargs, res=kept, do=cotangent
-            )
-            return gradients[3:6]
+        def part(keys: slice) -> tuple[Array, Array, Array]:
+            kernel = _backward_kernel(query, keys, window, softcap, interpret)
 
-        cotangent = _without_padding(cotangent, segments)
-        ids = _segment_ids(segments)
-        gradients = jax.vmap(row)(scaled, key, value, ids, output, log_sum_exp, cotangent)
-        return _scaled(gradients[0], scale), *gradients[1:]
+            def row(query: Array, key: Array, value: Array, *kept: Array) -> Any:
+                segments, delta, log_sum_exp, cotangent = kept
+                ids = splash_attention_kernel.SegmentIds(segments, segments[keys])
+                sums = (log_sum_exp[..., 0], cotangent, delta)
+                return _gradients(kernel, query, key, value, ids, None, *sums)
+
+            here = (key[:, :, keys], value[:, :, keys])
+            return jax.vmap(row)(scaled, *here, segments, delta, log_sum_exp, cotangent)
+
+        parts, *pairs = zip(*map(part, _parts(query)), strict=True)
+        d_query = sum(part.astype(jnp.float32) for part in parts).astype(query.dtype)
+        return _scaled(d_query, scale), *(jnp.concatenate(pair, axis=2) for pair in pairs)
 
     arrays = (query, key, value, segments, output, log_sum_exp, cotangent)
-    return _on_mesh(here, "hhh", window, windows, arrays, "hhhrhhh")
+    return _on_mesh(here, "hhh", window, windows, arrays, "hhhrjhj")
+
+
+def block_of(length: int, head_dim: int, itemsize: int = 2) -> int:
+    """Rows and columns of the blocks that scores are computed in: with them the kernels take 16 MiB of fast memory.
+
+    That is all that some chips give.
+
+    Args:
+        length: of the queries, a multiple of 128.
+        head_dim: of the queries and keys.
+        itemsize: bytes of their numbers.
+    """
+    most = COMPUTED if head_dim > 128 or itemsize > 2 else BLOCKS[0]
+    return next(size for size in BLOCKS if size <= most and length % size == 0)
+
+
+def _block(query: jax.Array) -> int:
+    return block_of(*query.shape[2:], query.dtype.itemsize)
+
+
+def _parts(query: jax.Array) -> list[slice]:
+    """The keys that the backward pass takes at once: all of them by two kernels, where there are many blocks."""
+    length, size = query.shape[2], _block(query)
+    size = length if length // size > MOST_PARTS else size
+    return [slice(start, start + size) for start in range(0, length, size)]
+
+
+def _forward_kernel(query: jax.Array, window: int, softcap: float | None, interpret: bool) -> Any:
+    """The library's kernel for the queries of a row (batch, heads, length, head_dim)."""
+    size = _block(query)
+    sizes = {"block_q": size, "block_kv": size, "block_kv_compute": min(size, COMPUTED)}
+    keys = slice(0, query.shape[2])
+    return _kernel(query.shape, keys, window, softcap, interpret, sizes, residuals=True)
+
+
+def _backward_kernel(
+    query: jax.Array, keys: slice, window: int, softcap: float | None, interpret: bool
+) -> Any:
+    """The kernel, or the two, for the gradients of the queries and of these keys and values."""
+    size = _block(query)
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv")
+    sizes: dict[str, Any] = dict.fromkeys(names, size)
+    sizes["block_kv_dkv_compute"] = min(size, COMPUTED)
+    if keys.stop - keys.start == size:
+        sizes["use_fused_bwd_kernel"] = True
+    else:
+        sizes |= {"block_q_dq": size, "block_kv_dq": size}
+    return _kernel(query.shape, keys, window, softcap, interpret, sizes, residuals=False)
+
+
+def _gradients(kernel: Any, *arrays: Any) -> tuple[Array, Array, Array]:
+    """Of the queries, keys and values of one row, by the library's own backward pass without its `delta`."""
+    sizes, settings = kernel.kwargs["block_sizes"], dict(kernel.kwargs)
+    for name in ("block_sizes", "save_residuals", "residual_checkpoint_name"):
+        settings.pop(name)
+    settings |= {f"{name}_layout": getattr(sizes, f"{name}_layout") for name in "qkv"}
+    d_query, d_key, d_value = splash_attention_kernel._splash_attention_bwd_dkv(
+        *arrays,
+        bq=sizes.block_q_dkv,
+        bkv=sizes.block_kv_dkv,
+        bkv_compute=sizes.block_kv_dkv_compute,
+        mask_info=kernel.dkv_mask_info,
+        use_fused_bwd_kernel=sizes.use_fused_bwd_kernel,
+        **settings,
+    )
+    if not sizes.use_fused_bwd_kernel:
+        blocks = {"bq": sizes.block_q_dq, "bkv": sizes.block_kv_dq}
+        d_query = splash_attention_kernel._splash_attention_bwd_dq(
+            *arrays, mask_info=kernel.dq_mask_info, **blocks, **settings
+        )
+    return d_query, d_key, d_value
 
 
 def _kernel(
-    shape: tuple[int, ...], window: int, softcap: float | None, interpret: bool, *, backward: bool
+    shape: tuple[int, ...],
+    keys: slice,
+    window: int,
+    softcap: float | None,
+    interpret: bool,
+    sizes: dict[str, Any],
+    residuals: bool,
 ) -> Any:
-    """The library's kernel for the queries of a row (batch, heads, length, head_dim), one way or the other."""
     _, heads, length, _ = shape
-    size = next(size for size in BLOCKS if length % size == 0)
-    sizes: dict[str, Any] = {"block_q": size, "block_kv": size}
-    if backward:
-        # One kernel for both would write a query's gradient once for each block of keys, and add those up.
-        names = ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
-        sizes |= dict.fromkeys(names, size)
-    mask: Any = splash_attention_mask.CausalMask((length, length))
+    seen = (length, keys.stop - keys.start)
+    mask: Any = splash_attention_mask.CausalMask(seen, offset=-keys.start)
     if window < length:
-        mask = splash_attention_mask.LocalMask((length, length), (window - 1, 0), 0)
+        mask = splash_attention_mask.LocalMask(seen, (window - 1, 0), offset=-keys.start)
     return splash_attention_kernel.make_splash_mha_single_device(
         splash_attention_mask.MultiHeadMask([mask] * heads),
         block_sizes=splash_attention_kernel.BlockSizes(**sizes),
-        save_residuals=not backward,
+        save_residuals=residuals,
         attn_logits_soft_cap=softcap,
         interpret=interpret,
     )
@@ -151,7 +230,7 @@ def _on_mesh(
     arrays: tuple[Array, ...],
     kinds: str,
 ) -> Any:
-    """`here(window, *arrays)` for each device's part: of heads where `kinds` has an h, of rows where it has an r."""
+    """`here(window, *arrays)` for each device's part: of heads where `kinds` has an h or a j, of rows where an r."""
     reaches = windows or (FOREVER,)
     branches = [functools.partial(here, reach) for reach in reaches]
     place = jnp.zeros((), jnp.int32)
@@ -163,7 +242,9 @@ def _on_mesh(
 
     if math.prod(sizes_in_force().values()) == 1:
         return chosen(place, *arrays)
-    specs = {"h": first_match(ACTIVATIONS, "heads"), "r": PartitionSpec(BATCH)}
+    names = {"h": "heads", "j": "joined_heads"}
+    specs = {kind: first_match(ACTIVATIONS, name) for kind, name in names.items()}
+    specs["r"] = PartitionSpec(BATCH)
     divided = jax.shard_map(
         chosen,
         in_specs=(PartitionSpec(), *(specs[kind] for kind in kinds)),
@@ -173,8 +254,18 @@ def _on_mesh(
     return divided(place, *arrays)
 
 
-def _segment_ids(segments: Int[Array, "batch length"]) -> Any:
-    return splash_attention_kernel.SegmentIds(segments, segments)
+def _delta(
+    output: Float[Array, "batch length width"],
+    cotangent: Float[Array, "batch length width"],
+    heads: int,
+) -> Float[Array, "batch heads length"]:
+    """What the gradient of each row of scores is lowered by (arXiv 2307.08691, algorithm 2: D), in float32.
+
+    A product with ones adds up each head's numbers where they are: for a sum over heads they would be moved first.
+    """
+    product = output.astype(jnp.float32) * cotangent.astype(jnp.float32)
+    ones = jnp.repeat(jnp.eye(heads, dtype=jnp.float32), product.shape[-1] // heads, axis=0)
+    return jnp.einsum("BTW,WK->BKT", product, ones, precision="high")
 
 
 def _without_padding(

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.models.attention import Branches, attention, attention_reference
+from jaxft.models.attention import Branches, attention_reference, joined_attention
 from jaxft.models.config import Config
 from jaxft.models.layers import (
     activate,
@@ -279,20 +279,22 @@ def _attend(
         "window": window,
     }
     written: tuple[jax.Array, ...] = ()
-    if past is None:
-        windows = tuple(sorted(set(_reaches(config))))
-        whole = sizes_in_force()["context"] == 1
-        attend = functools.partial(attention, windows=windows) if whole else ring_attention
-        y = attend(query, key, value, segments, segments, branches=branches, **settings)
-    else:
+    if past is not None:
         keys, values, number, seen, index = past
         keys = _written(keys, key, number, index)
         values = _written(values, value, number, index)
         written = (keys, values)
         key, value = keys[number], values[number]
         y = attention_reference(query, key, value, segments, seen, offset=index, **settings)
-    y = constrain(y, "heads")
-    return (summed(_project(joined_heads, layer, ["o_proj"], y)[0]), *written)
+        y = joined_heads(constrain(y, "heads"))
+    elif sizes_in_force()["context"] > 1:
+        y = ring_attention(query, key, value, segments, segments, branches=branches, **settings)
+        y = joined_heads(constrain(y, "heads"))
+    else:
+        settings |= {"branches": branches, "windows": tuple(sorted(set(_reaches(config))))}
+        y = joined_attention(query, key, value, segments, segments, **settings)
+    y = constrain(y, "joined_heads")
+    return (summed(_project(lambda y: y, layer, ["o_proj"], y)[0]), *written)
 
 
 def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:

@@ -45,7 +45,13 @@ def kernels_in(text):
         (256, 64, {}),
         (384, 64, {"softcap": 2.0}),
         (512, 64, {"window": 100}),
-        (1152, 128, {}),  # blocks of 128: 512 and 256 do not divide it
+        (
+            768,
+            64,
+            {"window": 300},
+        ),  # three blocks of keys, whose parts of the queries' gradient are added up
+        (768, 64, {"softcap": 2.0}),
+        (1152, 128, {}),  # nine blocks of 128: two kernels for the gradients
     ],
 )
 def test_equals_the_reference_with_its_gradients(as_on_tpu, length, head_dim, options):
@@ -95,13 +101,14 @@ def test_each_device_computes_its_rows_and_heads(as_on_tpu, sizes):
 @pytest.mark.parametrize(
     ("length", "head_dim", "options", "kernels"),
     [
-        (256, 64, {}, 3),  # forward; backward for queries, and for keys and values
-        (256, 64, {"window": 100}, 3),
+        (256, 64, {}, 2),  # forward; backward, of one block of keys
+        (768, 64, {"window": 100}, 4),  # of three
+        (1152, 64, {}, 3),  # of nine: for queries, and for keys and values
         (256, 80, {}, 0),
         (200, 64, {}, 0),
         (256, 64, {"branches": True}, 0),
         (256, 64, {"window": jnp.int32(100)}, 0),  # what it may be is not known
-        (256, 64, {"window": jnp.int32(100), "windows": (100, FOREVER)}, 6),
+        (256, 64, {"window": jnp.int32(100), "windows": (100, FOREVER)}, 4),
     ],
 )
 def test_stands_in_programs_for_tpus_where_it_fits(length, head_dim, options, kernels):
