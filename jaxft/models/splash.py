@@ -114,8 +114,9 @@ def backward(
             def row(query: Array, key: Array, value: Array, *kept: Array) -> Any:
                 segments, delta, log_sum_exp, cotangent = kept
                 ids = splash_attention_kernel.SegmentIds(segments, segments[keys])
-                sums = (log_sum_exp[..., 0], cotangent, delta)
-                return _gradients(kernel, query, key, value, ids, None, *sums)
+                return _gradients(
+                    kernel, query, key, value, ids, log_sum_exp[..., 0], cotangent, delta
+                )
 
             here = (key[:, :, keys], value[:, :, keys])
             return jax.vmap(row)(scaled, *here, segments, delta, log_sum_exp, cotangent)
@@ -143,7 +144,7 @@ def block_of(length: int, head_dim: int, itemsize: int = 2) -> int:
 
 
 def _block(query: jax.Array) -> int:
-    return block_of(*query.shape[2:], query.dtype.itemsize)
+    return block_of(query.shape[2], query.shape[3], query.dtype.itemsize)
 
 
 def _parts(query: jax.Array) -> list[slice]:
@@ -176,25 +177,38 @@ def _backward_kernel(
     return _kernel(query.shape, keys, window, softcap, interpret, sizes, residuals=False)
 
 
-def _gradients(kernel: Any, *arrays: Any) -> tuple[Array, Array, Array]:
-    """Of the queries, keys and values of one row, by the library's own backward pass without its `delta`."""
+def _gradients(
+    kernel: Any,
+    query: Array,
+    key: Array,
+    value: Array,
+    segments: Any,
+    log_sum_exp: Array,
+    cotangent: Array,
+    delta: Array,
+) -> tuple[Array, Array, Array]:
+    """Of the queries, keys and values of one row, by the library's backward pass, which else computes delta too."""
     sizes, settings = kernel.kwargs["block_sizes"], dict(kernel.kwargs)
     for name in ("block_sizes", "save_residuals", "residual_checkpoint_name"):
         settings.pop(name)
     settings |= {f"{name}_layout": getattr(sizes, f"{name}_layout") for name in "qkv"}
+    arrays = {
+        "q": query, "k": key, "v": value, "segment_ids": segments, "sinks": None, "logsumexp": log_sum_exp,
+        "do": cotangent, "di": delta,
+    }  # fmt: skip
+    blocks = {"bq": sizes.block_q_dkv, "bkv": sizes.block_kv_dkv}
     d_query, d_key, d_value = splash_attention_kernel._splash_attention_bwd_dkv(
-        *arrays,
-        bq=sizes.block_q_dkv,
-        bkv=sizes.block_kv_dkv,
         bkv_compute=sizes.block_kv_dkv_compute,
         mask_info=kernel.dkv_mask_info,
         use_fused_bwd_kernel=sizes.use_fused_bwd_kernel,
+        **arrays,
+        **blocks,
         **settings,
     )
-    if not sizes.use_fused_bwd_kernel:
+    if d_query is None:
         blocks = {"bq": sizes.block_q_dq, "bkv": sizes.block_kv_dq}
         d_query = splash_attention_kernel._splash_attention_bwd_dq(
-            *arrays, mask_info=kernel.dq_mask_info, **blocks, **settings
+            mask_info=kernel.dq_mask_info, **arrays, **blocks, **settings
         )
     return d_query, d_key, d_value
 

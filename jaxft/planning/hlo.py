@@ -20,6 +20,7 @@ CYCLES = re.compile(r'"estimated_cycles":"(\d{1,18})"')
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?%?([\w.\-]+)")
 COMPUTATION = re.compile(r"[\w.\-]+")
+PRODUCT = re.compile(r" convolution\([^)]*\)(?:, window=\{size=([\dx]+))?")
 CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
 OPERANDS = re.compile(r"%([\w.\-]+)[,)]")
@@ -46,14 +47,26 @@ class Program:
     exposed: int
 
 
-def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0) -> Program:
+def read_program(
+    text: str,
+    kernel: Callable[[str], int] = lambda instruction: 0,
+    flops_per_cycle: float = math.inf,
+) -> Program:
     """Sums over a compiled program's text, loops times their length; of a conditional the dearest branch.
 
     Args:
         text: of the program.
         kernel: cycles of a custom call, of which the compiler has no estimate, by its instruction.
+        flops_per_cycle: at the peak. Of products fused with each other the compiler estimates one; they all take as
+            long as at the peak, at least.
     """
     computations, entry = _computations(text)
+
+    @functools.cache
+    def flops(name: str) -> float:
+        lines = computations.get(name, [])
+        made = _made(lines)
+        return sum(_flops(line, made) + sum(map(flops, CALLED.findall(line))) for line in lines)
 
     @functools.cache
     def cost(name: str) -> tuple[int, tuple[int, ...]]:
@@ -64,7 +77,9 @@ def read_program(text: str, kernel: Callable[[str], int] = lambda instruction: 0
             opcode = OPCODE.search(line)
             kind = opcode[1] if opcode else ""
             estimate = CYCLES.search(line)
-            cycles += int(estimate[1]) if estimate else 0
+            if estimate:
+                products = sum(map(flops, CALLED.findall(line)))
+                cycles += max(int(estimate[1]), round(products / flops_per_cycle))
             if kind == "custom-call" and not estimate:
                 cycles += kernel(line)
             base = kind.removesuffix("-start")
@@ -150,6 +165,25 @@ def _operands(instruction: str) -> list[str]:
     opcode = OPCODE.search(instruction)
     given = instruction[opcode.end() :].partition("), ")[0] + ")" if opcode else ""
     return OPERANDS.findall(given)
+
+
+def _flops(instruction: str, made: dict[str, str]) -> float:
+    """Of a product of two matrices, from what its sizes have in common; of anything else 0."""
+    found = PRODUCT.search(instruction)
+    if found is None or set(found[1] or "1") - set(
+        "1x"
+    ):  # a window slides: what is contracted is not told
+        return 0.0
+    arrays = [
+        instruction.partition(" = ")[2],
+        *(made.get(name, "") for name in _operands(instruction)),
+    ]
+    sizes = [
+        math.prod(map(int, one[2].split(",")))
+        for a in arrays
+        if (one := ARRAY.search(a)) and one[2]
+    ]
+    return 2 * math.sqrt(math.prod(sizes)) if len(sizes) == 3 else 0.0
 
 
 def _bytes(instruction: str, start: bool) -> int:

@@ -337,7 +337,8 @@ def _compiled(
             " 'jaxft[tpu]' takes the libtpu that belongs to jax"
         ) from error
     kernel = functools.partial(kernel_cycles, target.name.partition(":")[0])
-    return min(peak, memory), temporary, memory, read_program(text, kernel)
+    program = read_program(text, kernel, target.chip.flops / target.chip.clock)
+    return min(peak, memory), temporary, memory, program
 
 
 def _too_much(error: Exception, arguments: int) -> tuple[int, int, int]:

@@ -87,6 +87,36 @@ def test_a_loop_counts_in_the_steps_that_its_body_takes(step: int, runs: int):
     assert read_program(text).cycles == runs * 100
 
 
+PRODUCTS = """\
+%narrow.1 (p.0: bf16[32,16], p.1: bf16[16,64]) -> bf16[32,64] {
+  %p.0 = bf16[32,16]{1,0} parameter(0)
+  %p.1 = bf16[16,64]{1,0} parameter(1)
+  ROOT %convolution.1 = bf16[32,64]{1,0} convolution(%p.0, %p.1), dim_labels=bf_io->bf
+}
+
+%both.1 (p.2: bf16[1,32,48], p.3: bf16[1,48,64]) -> bf16[32,64] {
+  %p.2 = bf16[1,32,48]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p.3 = bf16[1,48,64]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %fusion.1 = bf16[32,64]{1,0} fusion(%p.2, %p.3), calls=%narrow.1
+  %convolution.2 = bf16[1,32,64]{2,1,0} convolution(%p.2, %p.3), window={size=1}, dim_labels=0bf_io0->0bf
+  %convolution.3 = bf16[1,32,64]{2,1,0} convolution(%p.2, %p.3), window={size=8 pad=7_7}, dim_labels=0bf_io0->0bf
+  ROOT %add.1 = bf16[32,64]{1,0} add(%fusion.1, %convolution.2)
+}
+
+ENTRY %main.1 (p.4: bf16[1,32,48], p.5: bf16[1,48,64]) -> bf16[32,64] {
+  ROOT %fusion.2 = bf16[32,64]{1,0} fusion(%p.4, %p.5), calls=%both.1, backend_config={"estimated_cycles":"100"}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("flops_per_cycle", "cycles"), [(1024, 2 * 32 * 64 * (16 + 48) // 1024), (10**4, 100)]
+)
+def test_products_that_are_fused_take_as_long_as_at_the_peak(flops_per_cycle: int, cycles: int):
+    """The compiler's estimate is of one of them. What a sliding window contracts is not told: it does not count."""
+    assert read_program(PRODUCTS, flops_per_cycle=flops_per_cycle).cycles == cycles
+
+
 def test_the_largest_number_is_no_estimate():
     """It stands where a product is fused with a collective."""
     assert read_program(TEXT.replace('"100"', f'"{2**63 - 1}"')).cycles == 7

@@ -118,8 +118,8 @@ class Collective:
     operation: str
 
 
-def collectives_in(text: str) -> list[Collective]:
-    """Every collective of a program's text; a start and its end count once, as do the fusions that it runs beside."""
+def bodies_in(text: str) -> dict[str, list[str]]:
+    """The instructions of each computation of a program's text."""
     bodies: dict[str, list[str]] = {}
     name = ""
     for line in text.splitlines():
@@ -128,6 +128,12 @@ def collectives_in(text: str) -> list[Collective]:
             bodies[name] = []
         elif name:
             bodies[name].append(line)
+    return bodies
+
+
+def collectives_in(text: str) -> list[Collective]:
+    """Every collective of a program's text; a start and its end count once, as do the fusions that it runs beside."""
+    bodies = bodies_in(text)
     loops = {
         found for lines in bodies.values() for line in lines
         for found in re.findall(r"body=%?([\w.\-]+)", line)

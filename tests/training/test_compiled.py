@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
+import re
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jaxft.models.config import Config
 from .compiled import (
     LLAMA_8B,
     Collective,
+    bodies_in,
     collectives_in,
     compile_step,
     devices_of,
@@ -276,6 +278,24 @@ def test_kernels_are_gathered_beside_other_work(method: str) -> None:
     assert len(kernels) == 2 * PROJECTIONS
     least = PROJECTIONS if method == "qlora" else 2 * PROJECTIONS - 1
     assert sum(one.overlapped for one in kernels) >= least
+
+
+@needs_tpu_compiler
+def test_v6e_computes_an_adapters_product_while_it_writes_the_bases() -> None:
+    """Going forward those of q, k, v, o, gate and up; down's input is wide, and its two products stand alone."""
+    mesh = mesh_of(devices_of("v6e:2x2", "v6e-4"), fsdp=4)
+    model = dataclasses.replace(MODEL, remat="none")
+    settings = {"method.rank": RANK, "remat": "none"}
+    text = compile_step(model, mesh, "lora", rows=8, length=256, **settings).as_text()
+    bodies = {name: "\n".join(lines) for name, lines in bodies_in(text).items()}
+    products = {name: body for name, body in bodies.items() if " convolution(" in body}
+    inside = [
+        called
+        for body in products.values()
+        for called in re.findall(r" fusion\(.*calls=%?([\w.\-]+)", body)
+        if called in products and "transpose(jvp())" not in body
+    ]
+    assert len(inside) == PROJECTIONS - 1
 
 
 WIDTHS = {"8B": {}, "70B": {"hidden": 8192, "intermediate": 28672, "heads": 64}}
