@@ -3,9 +3,9 @@
     python experiments/pods/parts.py [--record] [--slice v6e-256] [--rows 1] [--remat none]
 
 An operation of the compiled program is counted where its product says: a product with the adapters' rank, or twice or
-three times that, among its sizes is an adapter's, any other in the loop over layers a frozen kernel's, and what stands
-in another loop is the loss'. What has no product is the rest: norms, gates, rotations, layouts, and what is kept and
-read again. Needs the extra `tpu`, and no TPU.
+three times that, among its sizes is an adapter's, any other in the loop over layers a frozen kernel's, with what an
+adapter adds while it is written, and what stands in another loop is the loss'. What has no product is the rest: norms,
+gates, rotations, layouts, and what is kept and read again. Needs the extra `tpu`, and no TPU.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def parts_of(text: str, kind: str, layers: int) -> dict[str, int]:
         products = [size for name in CALLED.findall(line) for size in sizes_of_products(name)]
         if runs not in (1, layers):
             return "loss"
-        if any(ADAPTERS & sizes for sizes in products):
-            return "adapters"
-        return "frozen kernels" if any(min(s) > SMALL for s in products) else "the rest"
+        if any(min(sizes) > SMALL for sizes in products):
+            return "frozen kernels"
+        return "adapters" if any(ADAPTERS & sizes for sizes in products) else "the rest"
 
     def walk(name: str, runs: int) -> None:
         for line in computations.get(name, []):
