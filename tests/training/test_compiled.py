@@ -328,7 +328,8 @@ def test_a_pod_of_256_gathers_what_is_stored_and_adds_up_adapters_alone(
         if one.kind == "all-gather" and math.prod(one.shapes[0][1]) >= model.hidden * 1024 // 4
     ]  # fmt: skip
     assert len(gathers) >= 2 * PROJECTIONS
-    assert sum(one.overlapped for one in gathers) >= len(gathers) - 1
+    alone = 2 if method == "qlora" else 1
+    assert sum(one.overlapped for one in gathers) >= len(gathers) - alone
 
 
 def test_the_reader_finds_loops_and_shapes() -> None:
