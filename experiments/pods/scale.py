@@ -64,7 +64,9 @@ ABOUT_V6E = (
     "v6e's products are 4.7 times as fast as v5e's, but its links, and by the compiler's own estimate a pass over an"
     " array in memory, only twice: `parts.md` says where the time goes for 8B."
 )
-EARLIER = "(*) Made with the attention kernels and the gathers of before: some percent slower than now."
+EARLIER = (
+    "(*) Made with the attention kernels and the gathers of before: some percent slower than now."
+)
 
 
 def mesh_of(name: str) -> dict[str, int]:
