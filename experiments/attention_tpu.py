@@ -34,12 +34,8 @@ PRODUCT = re.compile(r"\bvmat(mul|push|prep)")
 EDGE = re.compile(r"(Start|End) region (\d+)")
 
 
-def bundles(text: str) -> tuple[int, int, int, int]:
-    """(of a block that is computed, of beginning and ending a row of blocks, of a step beside, how many steps).
-
-    Of the regions of a schedule, which are run on conditions, the first is the smallest that holds the products; the
-    next two are the largest beside it.
-    """
+def read_schedule(text: str) -> tuple[list[tuple[int, int]], list[int], int]:
+    """(the regions that are run on conditions, the places of products, how often the loop runs) of a schedule."""
     begin: dict[str, int] = {}
     regions: list[tuple[int, int]] = []
     products, runs = [], 1
@@ -56,10 +52,21 @@ def bundles(text: str) -> tuple[int, int, int, int]:
                 regions.append((begin[region], place))
         found = STEPS.search(line)
         runs = int(found[1]) - 2 if found else runs  # two for filling and emptying the pipeline
+    return regions, products, runs
 
-    def size(region: tuple[int, int]) -> int:
-        return region[1] - region[0] + 1
 
+def size(region: tuple[int, int]) -> int:
+    """Bundles of a region."""
+    return region[1] - region[0] + 1
+
+
+def bundles(text: str) -> tuple[int, int, int, int]:
+    """(of a block that is computed, of beginning and ending a row of blocks, of a step beside, how many steps).
+
+    Of the regions of a schedule the first is the smallest that holds the products; the next two are the largest beside
+    it.
+    """
+    regions, products, runs = read_schedule(text)
     first, last = products[0], products[-1]
     around = sorted((r for r in regions if r[0] <= first and last <= r[1]), key=size)
     inner, body = around[0], around[-1]

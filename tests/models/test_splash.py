@@ -45,11 +45,7 @@ def kernels_in(text):
         (256, 64, {}),
         (384, 64, {"softcap": 2.0}),
         (512, 64, {"window": 100}),
-        (
-            768,
-            64,
-            {"window": 300},
-        ),  # three blocks of keys, whose parts of the queries' gradient are added up
+        (768, 64, {"window": 300}),  # three blocks of keys: parts of the queries' gradient
         (768, 64, {"softcap": 2.0}),
         (1152, 128, {}),  # nine blocks of 128: two kernels for the gradients
     ],

@@ -1,6 +1,6 @@
 """What an adapter's product costs v6e inside the base's: the compiler's estimates, and how long its schedules are.
 
-    python experiments/pods/inside.py [--record]
+    python experiments/adapter_tpu.py [--record]
 
 `x W + n b` with n (tokens, 16), b (16, out), as two operations and, by the option that jaxft gives v6e's compiler, as
 one. Of one the compiler estimates the wide product alone; its schedule tells how many bundles of instructions the
@@ -11,38 +11,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from attention_tpu import read_schedule, size
+
 RECORD = Path(__file__).with_suffix(".md")
 TOKENS, RANK = 2048, 16
 KERNELS = ((4096, 14336), (4096, 4096), (4096, 1024), (14336, 4096))
-BUNDLE = re.compile(r"^\s*0x([0-9a-f]+)\s")
-STEPS = re.compile(r"scmp\.ge\.s32\.totalorder %\S+, (\d+) /\* loop exit")
-EDGE = re.compile(r"(Start|End) region (\d+)")
-
-
-def bundles(text: str) -> int:
-    """Of a schedule: its largest region, the loop's body, as often as it runs."""
-    begin: dict[str, int] = {}
-    longest, runs = 0, 1
-    for line in text.splitlines():
-        number = BUNDLE.match(line)
-        place = int(number[1], 16) if number else 0
-        for edge, region in EDGE.findall(line):
-            if edge == "Start":
-                begin[region] = place
-            else:
-                longest = max(longest, place - begin.get(region, place) + 1)
-        found = STEPS.search(line)
-        runs = int(found[1]) - 2 if found else runs  # two for filling and emptying the pipeline
-    return longest * runs
 
 
 def main() -> None:
-    """Compiles, prints, and with --record writes inside.md."""
+    """Compiles, prints, and with --record writes adapter_tpu.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", action="store_true", help="write the table beside this script")
     flags = parser.parse_args()
@@ -60,7 +41,7 @@ def main() -> None:
 
 
 def table(folder: Path) -> list[str]:
-    """inside.md; the compiler writes its schedules to the folder."""
+    """adapter_tpu.md; the compiler writes its schedules to the folder."""
     from importlib.metadata import version
 
     import jax
@@ -81,12 +62,13 @@ def table(folder: Path) -> list[str]:
             old.unlink()
         abstract = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape in shapes]
         made = jax.jit(function).lower(*abstract).compile(compiler_options=WIDEST | options)
-        schedules = (
-            path.read_text()
+        schedules = [
+            read_schedule(path.read_text())
             for path in folder.iterdir()
             if "fusion" in path.name and "schedule-analysis" not in path.name
-        )
-        issued = sum(map(bundles, schedules))
+        ]
+        # The largest region is the loop's body.
+        issued = sum(max(map(size, regions), default=0) * runs for regions, _, runs in schedules)
         return f"{read_program(made.as_text()).cycles / 1e3:,.0f} | {issued / 1e3:,.0f}"
 
     def both(x: Any, narrow: Any, kernel: Any, b: Any) -> Any:
@@ -95,7 +77,7 @@ def table(folder: Path) -> list[str]:
     lines = [
         "# An adapter's product inside the base's, on v6e",
         "",
-        f"Made by `experiments/pods/inside.py` (jax {version('jax')} with libtpu {version('libtpu')}): {TOKENS} tokens,"
+        f"Made by `experiments/adapter_tpu.py` (jax {version('jax')} with libtpu {version('libtpu')}): {TOKENS} tokens,"
         f" rank {RANK}, bfloat16; thousands of cycles by the compiler's estimate, and of bundles of instructions in its"
         " schedules. Data are not always there when a bundle is: what is apart waits for the narrow product's result.",
         "",
