@@ -35,7 +35,7 @@ from jaxft.models.narrow import joined, narrowed
 from jaxft.models.ring import ring_attention
 from jaxft.models.sharding import constrain, forked, gather, sizes_in_force, summed
 from jaxft.models.splash import FOREVER
-from jaxft.weights import KEPT, NARROW, Tied, bind, contract, contract_each, take
+from jaxft.weights import KEPT, NARROW, SMALL, Tied, bind, contract, contract_each, take
 
 Params = Mapping[str, Any]
 
@@ -178,8 +178,8 @@ def _windows(config: Config) -> jax.Array | None:
 def _rematerialized(body: Any, remat: str) -> Any:
     if remat == "none":
         return body
-    names = {"full": (), "dots": (KEPT, "attention_output", "attention_log_sum_exp")}[remat]
-    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    kept = {"full": (), "dots": (KEPT, "attention_output", "attention_log_sum_exp")}[remat]
+    policy = jax.checkpoint_policies.save_only_these_names(SMALL, *kept)
     return jax.checkpoint(body, prevent_cse=False, policy=policy)
 
 
@@ -218,7 +218,7 @@ def _project(
         x, beside = forked(prepare(*inputs))
         return contract_each(x, [kernels[name]["kernel"] for name in names], beside)
 
-    policy = jax.checkpoint_policies.save_only_these_names(KEPT, NARROW)
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT, NARROW, SMALL)
     outputs = jax.checkpoint(products, prevent_cse=False, policy=policy)(*inputs)
     for place, (y, name) in enumerate(zip(outputs, names, strict=True)):
         if "bias" in layer[name]:

@@ -3,6 +3,7 @@
 from jaxft.weights.base import (
     KEPT,
     NARROW,
+    SMALL,
     Weight,
     base_of,
     bind,
@@ -47,6 +48,7 @@ __all__ = [
     "PARTS",
     "SCHEMES",
     "SHARED",
+    "SMALL",
     "STARTS",
     "DeltaLoRA",
     "DoRA",

@@ -156,14 +156,14 @@ def is_weight(leaf: Any) -> bool:
     return isinstance(leaf, Weight)
 
 
-KEPT, NARROW = "weight_kept", "weight_narrow"
+KEPT, NARROW, SMALL = "weight_kept", "weight_narrow", "weight_small"
 
 
 def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Marks what a weight would rather keep for the backward pass than compute again, its product before all.
 
-    The decoder's `jax.checkpoint` around a projection saves what bears the name `KEPT` or `NARROW`, remat = dots
-    around a layer `KEPT` alone; and of these, what the backward pass asks for.
+    The decoder's `jax.checkpoint` around a projection saves what bears the name `KEPT`, `NARROW` or `SMALL`, remat =
+    dots around a layer `KEPT` and `SMALL`, remat = full `SMALL` alone; and of these, what the backward pass asks for.
     """
     return checkpoint_name(x, KEPT)
 
@@ -171,6 +171,11 @@ def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def keep_narrow(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Marks what is cheap to compute again from what remat = dots keeps, as an adapter's `x a`."""
     return checkpoint_name(x, NARROW)
+
+
+def keep_small(x: Float[Array, " out"]) -> Float[Array, " out"]:
+    """Marks what reads a whole kernel to give a vector, as its columns' norms: kept whatever else is computed again."""
+    return checkpoint_name(x, SMALL)
 
 
 def _matrix(kernel: jax.Array, rows: int) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.weights.base import keep, keep_narrow, materialize, weight
+from jaxft.weights.base import keep_narrow, keep_small, materialize, weight
 from jaxft.weights.lora import LoRA
 from jaxft.weights.site import Site
 
@@ -50,7 +50,7 @@ class DoRA(LoRA):
         """m / |W + s a b|, and 1 in a layer that is not adapted."""
         change = jax.lax.stop_gradient(self.change())
         base = jax.lax.stop_gradient(materialize(self.base)).reshape(change.shape)
-        norm = keep(column_norm(base.astype(change.dtype) + change))
+        norm = keep_small(column_norm(base.astype(change.dtype) + change))
         adapted = jnp.broadcast_to(self.scale[..., None] != 0, norm.shape)
         return jnp.where(adapted, self.magnitude.astype(norm.dtype) / norm, 1.0)
 

@@ -253,6 +253,20 @@ def test_dots_makes_no_product_of_a_frozen_kernel_again(family):
     assert flops(jaxft.methods.dora) - flops(jaxft.methods.lora) < once / 4
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_the_norms_of_a_kernels_columns_are_computed_once(remat):
+    """However much else is computed again: they read and change the whole kernel, and are a number a column."""
+    config = dataclasses.replace(CONFIGS["llama"], remat=remat)
+    loss, trainable = training_loss(config, jaxft.methods.dora(rank=1))
+
+    def roots(jaxpr):
+        within = [roots(inner) for each in jaxpr.eqns for inner in jaxprs_in_params(each.params)]
+        return sum(within) + sum(each.primitive is jax.lax.sqrt_p for each in jaxpr.eqns)
+
+    adapted = len(("q", "k", "v", "o", "gate", "up", "down"))
+    assert roots(jax.make_jaxpr(jax.grad(loss))(trainable).jaxpr) == adapted
+
+
 @pytest.mark.parametrize("remat", ["none", "dots"])
 def test_dora_keeps_each_product_once(remat):
     """Beside what LoRA keeps: none of what the gated product keeps anyway, gate and up."""
