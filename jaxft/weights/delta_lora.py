@@ -83,9 +83,9 @@ class DeltaLoRA(LoRA):
         rows = super().take(ids)
         return rows + take(a, ids).astype(rows.dtype) @ b.astype(rows.dtype)
 
-    def change(self) -> Float[Array, "... in out"]:
+    def change(self, precision: str | None = "highest") -> Float[Array, "... in out"]:
         a, b = self._moving()
-        return super().change() + jnp.matmul(a, b, precision="highest")
+        return super().change(precision) + jnp.matmul(a, b, precision=precision)
 
     def as_lora(self) -> LoRA:
         """The exact LoRA of twice the rank: s [a, a0] [(1 + lambda) b; -lambda b0].

@@ -165,9 +165,9 @@ class LoRA(Weight):
         narrow = take(self.a, ids).astype(rows.dtype) * self.scale.astype(rows.dtype)
         return rows + narrow @ self.b.astype(rows.dtype)
 
-    def change(self) -> Float[Array, "... in out"]:
+    def change(self, precision: str | None = "highest") -> Float[Array, "... in out"]:
         """s a b: what the adapter adds to W, in the adapter's dtype."""
-        return times(self.scale, jnp.matmul(self.a, self.b, precision="highest"))
+        return times(self.scale, jnp.matmul(self.a, self.b, precision=precision))
 
     def materialize(self) -> Float[Array, "... in out"]:
         base = materialize(self.base)

@@ -119,8 +119,9 @@ class Started(LoRA):
     def take(self, ids: Int[Array, "..."]) -> Float[Array, "... out"]:
         return self._plain().take(ids)
 
-    def change(self) -> Float[Array, "... in out"]:
-        return super().change() if self.moved else super().change() - self._start().change()
+    def change(self, precision: str | None = "highest") -> Float[Array, "... in out"]:
+        change = super().change(precision)
+        return change if self.moved else change - self._start().change(precision)
 
     def base_of(self) -> Any:
         return self._start() if self.moved else self.base
