@@ -10,12 +10,10 @@ narrow one adds. Needs the package `libtpu` (extra `tpu`), and no TPU.
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from attention_tpu import read_schedule, size
+from attention_tpu import read_schedule, schedules, size
 
 RECORD = Path(__file__).with_suffix(".md")
 TOKENS, RANK = 2048, 16
@@ -27,13 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", action="store_true", help="write the table beside this script")
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ["LIBTPU_INIT_ARGS"] = (
-            f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-            " --xla_jf_dump_llo_pass_label_regex=final_bundles"
-        )
-        os.environ["JAX_PLATFORMS"] = "cpu"
+    with schedules() as folder:
         lines = table(folder)
     print("\n".join(lines))
     if flags.record:
@@ -62,13 +54,13 @@ def table(folder: Path) -> list[str]:
             old.unlink()
         abstract = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape in shapes]
         made = jax.jit(function).lower(*abstract).compile(compiler_options=WIDEST | options)
-        schedules = [
+        read = [
             read_schedule(path.read_text())
             for path in folder.iterdir()
             if "fusion" in path.name and "schedule-analysis" not in path.name
         ]
         # The largest region is the loop's body.
-        issued = sum(max(map(size, regions), default=0) * runs for regions, _, runs in schedules)
+        issued = sum(max(map(size, regions), default=0) * runs for regions, _, runs in read)
         return f"{read_program(made.as_text()).cycles / 1e3:,.0f} | {issued / 1e3:,.0f}"
 
     def both(x: Any, narrow: Any, kernel: Any, b: Any) -> Any:

@@ -13,11 +13,13 @@ comes out is what `jaxft plan` counts (`jaxft/planning/kernels.py`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +81,20 @@ def bundles(text: str) -> tuple[int, int, int, int]:
     return size(inner), edges, size(body) - size(inner) - edges, runs
 
 
-def measure(topology: str) -> None:
-    """Prints a line of figures for each head_dim, in this process, whose compiler writes its schedules down."""
-    folder = Path(tempfile.mkdtemp())
-    os.environ["LIBTPU_INIT_ARGS"] = (
-        f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        " --xla_jf_dump_llo_pass_label_regex=final_bundles"
-    )
-    os.environ["JAX_PLATFORMS"] = "cpu"
+@contextlib.contextmanager
+def schedules() -> Iterator[Path]:
+    """The folder that this process' TPU compiler writes its schedules to, if it has not been loaded before."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LIBTPU_INIT_ARGS"] = (
+            f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+            " --xla_jf_dump_llo_pass_label_regex=final_bundles"
+        )
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        yield Path(folder)
+
+
+def measure(topology: str, folder: Path) -> None:
+    """Prints a line of figures for each head_dim; the compiler writes its schedules to the folder."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -188,7 +196,8 @@ def main() -> None:
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.one:
-        return measure(flags.one)
+        with schedules() as folder:
+            return measure(flags.one, folder)
     from importlib.metadata import version
 
     rows: list[Any] = []
