@@ -26,7 +26,8 @@ class Config:
         embedding_scale: the factor on the embedded tokens.
         tied: the head is the embedding transposed.
         dtype: that of the computation.
-        remat: what the backward pass recomputes: "none", "dots" (all but the projections' outputs), "full".
+        remat: what the backward pass recomputes: "none", "dots" (all but the projections' outputs), "full" (all but
+            what weights mark by `keep_small`).
     """
 
     family: str
