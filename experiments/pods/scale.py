@@ -64,9 +64,6 @@ ABOUT_V6E = (
     "v6e's products are 4.7 times as fast as v5e's, but its links, and by the compiler's own estimate a pass over an"
     " array in memory, only twice: `parts.md` says where the time goes for 8B."
 )
-EARLIER = (
-    "(*) Made with the attention kernels and the gathers of before: some percent slower than now."
-)
 
 
 def mesh_of(name: str) -> dict[str, int]:
@@ -188,8 +185,7 @@ def table() -> list[str]:
         data, tensor = cell["mesh"]["mesh.data"], cell["mesh"]["mesh.tensor"]
         sizes = {"data": data, "fsdp": cell["devices"] // data // tensor, "tensor": tensor}
         mesh = " ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
-        mark = "*" if cell.get("earlier") else ""
-        begin = f"| {shape} | {method}{mark} | {slice_name} | {cell['devices']} | {mesh} |"
+        begin = f"| {shape} | {method} | {slice_name} | {cell['devices']} | {mesh} |"
         if not cell["fits"]:
             lines.append(f"{begin} | | | over {cell['peak_bytes'] / GIB:.1f} | no | | | | | |")
             continue
@@ -199,8 +195,7 @@ def table() -> list[str]:
             f" {cell['tokens_per_second'] / cell['devices']:,.0f} | {cell['mfu']:.0%} |"
             f" {cell['exchanged_bytes'] / GIB:.1f} | {cell['processor_seconds']:.0f} |"
         )
-    earlier = [EARLIER, ""] if any(cell.get("earlier") for cell in cells.values()) else []
-    return [*lines, "", *earlier, *weak_scaling(cells), "", ABOUT_V6E]
+    return [*lines, "", *weak_scaling(cells), "", ABOUT_V6E]
 
 
 def weak_scaling(cells: dict[str, Any]) -> list[str]:
@@ -210,8 +205,7 @@ def weak_scaling(cells: dict[str, Any]) -> list[str]:
         many = few.replace("v5e-16", "v5e-256")
         if few not in cells or many not in cells or cells[few]["remat"] != cells[many]["remat"]:
             continue
-        alike = cells[few].get("earlier") == cells[many].get("earlier")
-        if alike and cells[few]["batch_size"] * 16 == cells[many]["batch_size"]:
+        if cells[few]["batch_size"] * 16 == cells[many]["batch_size"]:
             speeds = [
                 cells[name]["tokens_per_second"] / cells[name]["devices"] for name in (few, many)
             ]
