@@ -95,6 +95,7 @@ def data() -> ConfigDict:
         # sets, the first of which decides what is best
         format="auto",  # prompt_completion | messages | text | alpaca | sharegpt | auto: by the keys
         fields={},  # the format's keys by their names in the data, as {"prompt": "question", ...}
+        ignore=(),  # keys of the rows that are left out: text that is not used is an error otherwise
         mix=(),  # weights of the sources of `train`, as 3,1: what examples are drawn of; (): all once
         max_length=0,  # tokens in a row, longer examples are cut and counted; 0: 1024, or the model's
         packing=False,  # fill a row with several examples that do not see each other

@@ -40,7 +40,7 @@ def check_preferences(flat: Mapping[str, Any]) -> None:
     if changed & {"f_divergence"} and not loss.of_difference:
         takers = ", ".join(other for other, row in LOSSES.items() if row.of_difference)
         raise UserError(f"config.objective.f_divergence: {name} takes none; it is for {takers}")
-    for key, only in (("format", "auto"), ("loss_on", "completion"), ("fields", {}), ("mix", ())):
+    for key, only in (("format", "auto"), ("loss_on", "completion"), ("mix", ())):
         if flat[f"data.{key}"] != only:
             raise UserError(f"config.data.{key}: preferences take {only!r} alone")
     _check_values(name, flat)

@@ -129,6 +129,7 @@ def check(flat: dict[str, Any]) -> None:
     for name in flat["report_to"]:
         _choice("report_to", name, REPORTS)
     _mix(flat["data.mix"])
+    _ignore(flat["data.ignore"])
     _length(flat)
     _held_out(flat)
     _local(flat["checkpoint.local"])
@@ -176,6 +177,14 @@ def _mix(weights: tuple[Any, ...]) -> None:
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < 1e9:
             raise UserError(
                 f"config.data.mix takes weights above 0, such as 3,1, not {shown(weight)}"
+            )
+
+
+def _ignore(keys: tuple[Any, ...]) -> None:
+    for key in keys:
+        if not isinstance(key, str) or not key:
+            raise UserError(
+                f"config.data.ignore takes keys of the rows, such as context,notes, not {shown(key)}"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from jaxft.data.records import json_type, parse_json
@@ -18,10 +18,10 @@ FORMATS = {
 }
 # What it may have.
 OPTIONAL = {
-    "prompt_completion": ("tools",),
-    "messages": ("tools",),
+    "prompt_completion": ("tools", "system"),
+    "messages": ("tools", "system"),
     "text": (),
-    "alpaca": ("input",),
+    "alpaca": ("input", "system", "history"),
     "sharegpt": ("system", "tools"),
 }
 SPEAKERS = {
@@ -43,38 +43,40 @@ ALPACA = (
     "completes the request.\n\n### Instruction:\n{}\n\n{}### Response:\n"
 )
 WITH_INPUT = ", paired with an input that provides further context"
+FIRST = ("system", "developer")  # who speaks before a conversation
+WORDS = frozenset(key for name in FORMATS for key in (*FORMATS[name], *OPTIONAL[name]))
+NEEDED = "; ".join(" + ".join(keys) for keys in FORMATS.values())
 
 
-def fields_for(fields: Mapping[str, str], keys: Iterable[str], where: str) -> dict[str, str]:
-    """{a format's key: one's own key}, from a mapping written either way round.
+def fields_for(
+    fields: Mapping[str, str],
+    keys: Iterable[str],
+    words: Collection[str] = WORDS,
+    needed: str = NEEDED,
+) -> dict[str, str]:
+    """{a format's key: one's own key}, from a mapping written either way round, of all keys or of some.
 
-    >>> fields_for({"prompt": "question", "completion": "answer"}, ["question", "answer"], "")
+    >>> fields_for({"prompt": "question", "completion": "answer"}, ["question", "answer"])
     {'prompt': 'question', 'completion': 'answer'}
-    >>> fields_for({"question": "prompt", "answer": "completion"}, ["question", "answer"], "")
+    >>> fields_for({"question": "prompt", "answer": "completion"}, ["question", "answer"])
     {'prompt': 'question', 'completion': 'answer'}
 
     Args:
       fields: the mapping.
       keys: those of a row, which decide where both directions make sense.
-      where: the place of the row, for messages.
+      words: the formats' keys.
+      needed: the formats, for messages.
     """
     ways = [dict(fields), {theirs: own for own, theirs in fields.items()}]
-    whole = [way for way in ways if _makes_a_format(way) and len(way) == len(fields)]
+    whole = [way for way in ways if set(way) <= set(words) and len(way) == len(fields)]
     present = [way for way in whole if all(_has(keys, own) for own in way.values())]
     if not whole:
-        known = "; ".join(" + ".join(keys) for keys in FORMATS.values())
-        words = [key for keys in FORMATS.values() for key in keys]
-        close = "".join(dict.fromkeys(nearest(name, words, count=1) for name in fields))
+        close = "".join(dict.fromkeys(nearest(str(name), words, count=1) for name in fields))
         raise UserError(
             f"config.data.fields {dict(fields)}: it gives a format's keys their names in the data, "
-            f"as {{'prompt': 'question', 'completion': 'answer'}}; the formats' keys are {known}{close}"
+            f"as {{'prompt': 'question', 'completion': 'answer'}}; the formats' keys are {needed}{close}"
         )
     return (present or whole)[0]
-
-
-def _makes_a_format(names: Iterable[str]) -> bool:
-    given = set(names)
-    return any(set(FORMATS[name]) <= given <= {*FORMATS[name], *OPTIONAL[name]} for name in FORMATS)
 
 
 def _has(keys: Iterable[str], own: str) -> bool:
@@ -82,8 +84,9 @@ def _has(keys: Iterable[str], own: str) -> bool:
 
 
 def renamed(origin: str, values: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-    """The values under the formats' keys; a dot in one's own key reaches into an object."""
-    found, used = {}, set()
+    """The values under the formats' keys; a dot in one's own key reaches into an object, whose rest stays."""
+    found: dict[str, Any] = {}
+    rest = dict(values)
     for key, own in fields.items():
         part: Any = values
         steps = [own] if own in values else own.split(".")
@@ -96,8 +99,24 @@ def renamed(origin: str, values: Mapping[str, Any], fields: Mapping[str, str]) -
                 )
             part = part[step]
         found[key] = part
-        used.add(steps[0])
-    return {**{key: part for key, part in values.items() if key not in (*used, *found)}, **found}
+        rest = _without(rest, steps)
+    for key in found:
+        if rest.pop(key, None):
+            raise UserError(
+                f"{origin}: config.data.fields takes {fields[key]!r} for {key!r}, and the row has a "
+                f"{key!r} of its own; leave that out: --config.data.ignore={key}"
+            )
+    return {**rest, **found}
+
+
+def _without(values: Mapping[str, Any], steps: list[str]) -> dict[str, Any]:
+    """The values but for the one that the steps lead to, and for objects that hold nothing else."""
+    first, *more = steps
+    rest = {key: part for key, part in values.items() if key != first}
+    if more and isinstance(values.get(first), Mapping):
+        inner = _without(values[first], more)
+        return {**rest, first: inner} if inner else rest
+    return rest
 
 
 def listed(origin: str, key: str, value: Any) -> Any:
@@ -112,23 +131,75 @@ def listed(origin: str, key: str, value: Any) -> Any:
 
 
 def from_alpaca(origin: str, values: Mapping[str, Any], as_messages: bool) -> dict[str, Any]:
-    """Prompt and completion of {"instruction", "input", "output"}; an empty input is left out.
+    """Prompt and completion of {"instruction", "input", "output", "system", "history"}; all but two may be missing.
 
     The prompt is one user's message (instruction and input with a blank line between) where the
-    model has a chat template, else the text of Stanford Alpaca.
+    model has a chat template, behind what `system` and `history` say; else the text of Stanford
+    Alpaca, in which `system` stands for the first sentences.
     """
-    instruction, given, output = (values.get(k) for k in ("instruction", "input", "output"))
-    given = "" if given is None else given
-    for key, value in (("instruction", instruction), ("input", given), ("output", output)):
+    instruction, output = values.get("instruction"), values.get("output")
+    given, system = ("" if values.get(k) is None else values[k] for k in ("input", "system"))
+    texts = {"instruction": instruction, "input": given, "output": output, "system": system}
+    for key, value in texts.items():
         if not isinstance(value, str):
             raise UserError(f"{origin}: {key} must be a string, not {json_type(value)}")
+    before = _history(origin, values.get("history"))
     if as_messages:
         said = f"{instruction}\n\n{given}" if given else instruction
+        asked = [*before, {"role": "user", "content": said}]
         answer = {"role": "assistant", "content": output}
-        return {"prompt": [{"role": "user", "content": said}], "completion": [answer]}
+        return {"prompt": with_system(origin, asked, system), "completion": [answer]}
+    if before:
+        raise UserError(
+            f"{origin}: history is turns of a chat, and the tokenizer has no chat template: give one as "
+            "config.data.chat_template (chatml), or leave it out: --config.data.ignore=history"
+        )
     middle = f"### Input:\n{given}\n\n" if given else ""
     prompt = ALPACA.format(WITH_INPUT if given else "", instruction, middle)
+    if system:
+        prompt = f"{system}\n\n{prompt[prompt.index('### Instruction:') :]}"
     return {"prompt": prompt, "completion": output}
+
+
+def _history(origin: str, history: Any) -> list[dict[str, Any]]:
+    """The messages of pairs (question, answer), as LLaMA-Factory writes what was said before."""
+    pairs = listed(origin, "history", history) or []
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list | tuple) and [type(text) for text in pair] == [str, str]
+        for pair in pairs
+    ):
+        raise UserError(f"{origin}: history must be a list of pairs: question and answer")
+    roles = ("user", "assistant")
+    return [
+        {"role": role, "content": text}
+        for pair in pairs
+        for role, text in zip(roles, pair, strict=True)
+    ]
+
+
+def system_named(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with what the system says under `system` where it is called `system_prompt`."""
+    if "system_prompt" not in values or values.get("system"):
+        return values
+    rest = {key: part for key, part in values.items() if key != "system_prompt"}
+    return {**rest, "system": values["system_prompt"]}
+
+
+def with_system(origin: str, messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
+    """The messages behind what the system says, unless they begin with that."""
+    if system is not None and not isinstance(system, str):
+        raise UserError(f"{origin}: system must be a string, not {json_type(system)}")
+    if not system or not system.strip():
+        return messages
+    first = messages[0] if messages and isinstance(messages[0], dict) else {}
+    if first.get("role") not in FIRST:
+        return [{"role": "system", "content": system}, *messages]
+    if first.get("content") != system:
+        raise UserError(
+            f"{origin}: system says otherwise than the system's message in the conversation; leave "
+            "one out (--config.data.ignore=system)"
+        )
+    return messages
 
 
 def from_sharegpt(origin: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,17 +211,14 @@ def from_sharegpt(origin: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(turns, list) or not turns:
         found = "an empty list" if turns == [] else json_type(turns)
         raise UserError(f"{origin}: conversations must be a list of turns, not {found}")
-    messages = [_turn(f"{origin}: conversations, turn {n}", t) for n, t in enumerate(turns, 1)]
-    system = values.get("system")
-    if system is not None and not isinstance(system, str):
-        raise UserError(f"{origin}: system must be a string, not {json_type(system)}")
-    if system:
-        messages.insert(0, {"role": "system", "content": system})
+    messages = [as_message(f"{origin}: conversations, turn {n}", t) for n, t in enumerate(turns, 1)]
+    messages = with_system(origin, messages, values.get("system"))
     tools = {"tools": values["tools"]} if values.get("tools") else {}
     return {"messages": messages, **tools}
 
 
-def _turn(where: str, turn: Any) -> dict[str, Any]:
+def as_message(where: str, turn: Any) -> dict[str, Any]:
+    """The message of a turn {"from", "value"}; one with a role stays as it is."""
     if not isinstance(turn, dict):
         raise UserError(f"{where} must be an object, not {json_type(turn)}")
     if "role" in turn and "from" not in turn:

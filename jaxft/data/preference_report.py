@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from jaxft.data.examples import common_prefix_length
 from jaxft.data.preferences import Comparison, Comparisons, PreferenceSummary
-from jaxft.data.report import Part, duplicates, share_of, told
+from jaxft.data.report import Part, duplicates, share_of, told, unread_lines
 from jaxft.data.show import harmless
 from jaxft.data.tokenizer import Tokenizer
 
@@ -83,6 +83,7 @@ def pair_findings(
     for what, found in checks.items():
         lines += told(what, found, examples)
     lines += _balance(examples, weight) if summary.judged else _length_bias(split)
+    lines += unread_lines(part.rows, summary.rows)
     lines += duplicates(examples)
     if summary.unused_keys:
         lines.append(f"keys of the rows that are not used: {', '.join(summary.unused_keys)}")

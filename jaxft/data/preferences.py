@@ -77,6 +77,7 @@ class PreferenceSummary:
 
     Attributes:
         judged: whether they are completions with a label, and not pairs.
+        layouts: the keys that they were read from, where these are other ones.
         rows: usable ones that were read.
         examples: kept.
         skipped: rows left out because they cannot be used, on request.
@@ -89,6 +90,7 @@ class PreferenceSummary:
     """
 
     judged: bool
+    layouts: tuple[str, ...]
     rows: int
     examples: int
     skipped: int
@@ -106,7 +108,8 @@ class PreferenceSummary:
         """One line; what did not occur is left out."""
         saved = 100 * (1 - self.tokens / max(self.separate_tokens, 1))
         kind = "judged completions" if self.judged else "pairs"
-        parts = [f"{self.examples} {kind}", f"{self.tokens} tokens"]
+        read = f" ({'; '.join(self.layouts)})" if self.layouts else ""
+        parts = [f"{self.examples} {kind}{read}", f"{self.tokens} tokens"]
         if self.tokens < self.separate_tokens:
             parts.append(f"shared prompts save {saved:.1f} % of {self.separate_tokens}")
         parts.append(f"longest {self.longest}")
@@ -193,6 +196,7 @@ def prepare_preferences(
         )
     return Comparisons(examples), PreferenceSummary(
         judged=judged,
+        layouts=tuple(dict.fromkeys(row.written for row in rows if row.written)),
         rows=len(rows),
         examples=len(examples),
         **{key: counts[key] for key in ("skipped", "truncated", "dropped", "tokens", "separate_tokens")},
@@ -271,8 +275,9 @@ def _both(rows: Sequence[Row], tokenizer: Tokenizer, key: str) -> tuple[list[Ids
             wholes.append(next(whole))
             continue
         with _told_of(row):
-            prompts.append(encode_chat(tokenizer, prompt, add_generation_prompt=True))
-            wholes.append(encode_chat(tokenizer, [*prompt, *completion]))
+            tools = row.values.get("tools")
+            prompts.append(encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools))
+            wholes.append(encode_chat(tokenizer, [*prompt, *completion], tools=tools))
     return prompts, wholes
 
 

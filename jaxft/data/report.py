@@ -14,6 +14,7 @@ from jaxft.data.examples import Summary
 from jaxft.data.sources import Row
 from jaxft.data.store import Example, Examples
 from jaxft.data.tokenizer import Tokenizer
+from jaxft.data.unread import unread_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ def findings(part: Part, tokenizer: Tokenizer, vocabulary: int) -> list[str]:
         lines.append(
             f"{share_of(len(empty), summary.rows)} rows have an empty completion{_first(empty)}"
         )
+    lines += unread_lines(part.rows, summary.rows)
     lines += duplicates(examples)
     if summary.diverged:
         lines.append(
@@ -84,6 +86,18 @@ def findings(part: Part, tokenizer: Tokenizer, vocabulary: int) -> list[str]:
     if summary.unused_keys:
         lines.append(f"keys of the rows that are not used: {', '.join(summary.unused_keys)}")
     return lines
+
+
+def unread_lines(rows: Iterable[Row], count: int) -> list[str]:
+    """A line about keys that look like text of the example and are not used."""
+    with_text = [row for row in rows if row.unread]
+    if not with_text:
+        return []
+    keys = tuple(dict.fromkeys(key for row in with_text for key in row.unread))
+    share = share_of(len(with_text), count)
+    return [
+        f"{share} rows have {unread_words(keys)}; train refuses them{_first([with_text[0].origin])}"
+    ]
 
 
 def overlap(train: Examples, held_out: Examples) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,14 @@ from jaxft.data.conversions import (
     from_sharegpt,
     listed,
     renamed,
+    system_named,
+    with_system,
 )
 from jaxft.data.files import File, find_files
+from jaxft.data.naming import missing_keys
 from jaxft.data.records import Record, json_type, read_records
 from jaxft.data.tfds import PREFIX, read_tfds
+from jaxft.data.unread import refuse_unread, unread
 from jaxft.errors import UserError, nearest, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -38,6 +42,7 @@ class Row:
       unused: keys of the row that the format does not use.
       written: the format that the source has, where it is another.
       source: which of the sources it comes from, counted from 0.
+      unread: those of `unused` that look like text of the example.
     """
 
     origin: str
@@ -46,6 +51,7 @@ class Row:
     unused: tuple[str, ...] = ()
     written: str = ""
     source: int = 0
+    unread: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +78,16 @@ class Rows:
       format: "auto", or a key of FORMATS.
       fields: what the format's keys are called in the sources.
       as_messages: whether Alpaca becomes messages, and not one text.
+      ignore: keys that are left out.
+      strict: whether text that is not used is an error.
     """
 
     sources: tuple[Source, ...]
     format: str
     fields: Mapping[str, str]
     as_messages: bool
+    ignore: tuple[str, ...] = ()
+    strict: bool = False
 
     def __iter__(self) -> Iterator[Row]:
         """Reads the sources; the rows of each are of one format."""
@@ -85,10 +95,13 @@ class Rows:
             first: Row | None = None
             fields: dict[str, str] = {}
             for origin, values in source.read():
+                values = without(values, self.ignore)
                 if first is None and self.fields:
-                    fields = fields_for(self.fields, values, origin)
+                    fields = fields_for(self.fields, values)
                 values = renamed(origin, values, fields) if fields else values
-                row = _check_row(origin, values, self.format, self.as_messages)
+                row = _check_row(origin, values, self.format, self.as_messages, tuple(fields))
+                if self.strict:
+                    refuse_unread(origin, row.unread)
                 if first is not None and kind_of(row) != kind_of(first):
                     raise UserError(
                         f"{origin}: mixed formats: {kind_of(row)}, but {first.origin} is "
@@ -107,6 +120,8 @@ def read_rows(
     *,
     held_out: bool = False,
     as_messages: bool = False,
+    ignore: Sequence[str] = (),
+    strict: bool = False,
 ) -> Rows:
     """The rows of files, folders, globs and TFDS data sets, one after the other.
 
@@ -117,9 +132,12 @@ def read_rows(
       paths: a source, several, or several in one string with commas between: whatever `find_files`
         takes, or "tfds:NAME[:SPLIT]".
       format: "auto" (by the keys of a source's first row), or a key of FORMATS.
-      fields: what the format's keys are called in the sources, {"prompt": "question", ...}.
+      fields: what the format's keys are called in the sources, {"prompt": "question", ...}; those
+        that are called so already need not be named.
       held_out: which split to take where a source has several and names none.
       as_messages: whether Alpaca's rows become messages, for a model with a chat template.
+      ignore: keys that are left out, as if they did not stand there.
+      strict: refuse a row with a key that is not used and looks like text of the example.
 
     Raises:
       UserError: now, for a source that is not there; at iteration, for one that is empty or cannot
@@ -131,7 +149,13 @@ def read_rows(
         raise UserError(
             f"data format {format!r} is unknown; known: {', '.join(known)}{nearest(format, known)}"
         )
-    return Rows(find_sources(paths, held_out), format, dict(fields or {}), as_messages)
+    found = find_sources(paths, held_out)
+    return Rows(found, format, dict(fields or {}), as_messages, tuple(ignore), strict)
+
+
+def without(values: dict[str, Any], ignore: Collection[str]) -> dict[str, Any]:
+    """The values but for the keys that are to be left out."""
+    return {key: part for key, part in values.items() if key not in ignore} if ignore else values
 
 
 def find_sources(
@@ -179,11 +203,20 @@ def _what(name: str) -> str:
     return "data set" if name.startswith(PREFIX) or Path(name).is_dir() else "file"
 
 
-def _check_row(origin: str, values: dict[str, Any], format: str, as_messages: bool = False) -> Row:
+def _check_row(
+    origin: str,
+    values: dict[str, Any],
+    format: str,
+    as_messages: bool = False,
+    named: Collection[str] = (),
+) -> Row:
     names = FORMATS if format == "auto" else {format: FORMATS[format]}
     matching = [name for name, keys in names.items() if set(keys) <= values.keys()]
     if not matching:
-        raise UserError(_missing_keys(origin, values, names))
+        raise UserError(missing_keys(origin, values, names, as_messages))
+    if len(matching) > 1 and named:  # by data.fields, which tells what is meant
+        own = [name for name in matching if set(named) <= {*FORMATS[name], *OPTIONAL[name]}]
+        matching = own or matching
     if len(matching) > 1:
         raise UserError(
             f"{origin}: the keys fit several formats ({', '.join(matching)}); "
@@ -191,26 +224,35 @@ def _check_row(origin: str, values: dict[str, Any], format: str, as_messages: bo
         )
     written = matching[0]
     keys = (*FORMATS[written], *OPTIONAL[written])
-    unused = tuple(key for key in values if key not in keys)
+    as_chat = as_messages or isinstance(values.get("prompt"), list)
+    if written == "prompt_completion" and not as_chat:
+        keys = (*FORMATS[written], "tools")  # a text has no place for what a system says
+    values = system_named(values) if "system" in keys else values
     kept = {key: values[key] for key in keys if key in values}
-    row = Row(origin, written, kept, unused)
+    left = {key: value for key, value in values.items() if key not in kept}
+    unused, unheard = tuple(left), unread(left, kept)
+    row = Row(origin, written, kept, unused, unread=unheard)
     if written == "alpaca":
         kept = from_alpaca(origin, kept, as_messages)
-        row = Row(origin, "prompt_completion", kept, unused, written)
+        row = Row(origin, "prompt_completion", kept, unused, written, unread=unheard)
     elif written == "sharegpt":
-        row = Row(origin, "messages", from_sharegpt(origin, kept), unused, written)
+        kept = from_sharegpt(origin, kept)
+        row = Row(origin, "messages", kept, unused, written, unread=unheard)
     check_tools(row)
     _CHECKS[row.format](row)
+    if "system" in row.values:
+        _put_system(row)
     return row
 
 
-def _missing_keys(origin: str, values: dict[str, Any], formats: dict[str, tuple[str, ...]]) -> str:
-    known = "; ".join(" + ".join(keys) for keys in formats.values())
-    wanted = [key for keys in formats.values() for key in keys if key not in values]
-    strange = [key for key in values if not any(key in keys for keys in FORMATS.values())]
-    hints = "".join(dict.fromkeys(nearest(key, wanted, count=1) for key in strange))
-    found = ", ".join(map(repr, values)) or "none"
-    return f"{origin}: keys found: {found}; a row needs {known}{hints}"
+def _put_system(row: Row) -> None:
+    """Puts what the system says before the conversation; two texts become one."""
+    system, values = row.values.pop("system"), row.values
+    if row.format == "prompt_completion" and isinstance(values["prompt"], str):
+        for key, role in (("prompt", "user"), ("completion", "assistant")):
+            values[key] = [{"role": role, "content": values[key]}]
+    key = "messages" if row.format == "messages" else "prompt"
+    values[key] = with_system(row.origin, values[key], system)
 
 
 def check_tools(row: Row) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -34,8 +35,12 @@ def preference_examples(
     max_length: int,
     vocabulary_size: int | None = None,
     held_out: bool = False,
+    strict: bool = False,
 ) -> tuple[Any, Examples, Any]:
-    """`read_examples` where completions are compared: rows to ask for samples, the pairs, and their counts."""
+    """`read_examples` where completions are compared: rows to ask for samples, the pairs, and their counts.
+
+    `strict` refuses rows with text that is not used.
+    """
     skip, judged = config.data.bad_rows == "skip", config.objective.name == "kto"
     rows, skipped = read_preferences(
         paths,
@@ -43,6 +48,9 @@ def preference_examples(
         skip=skip,
         held_out=held_out,
         as_messages=tokenizer.chat_template is not None,
+        fields=config.data.fields,
+        ignore=config.data.ignore,
+        strict=strict,
     )
     examples, summary = prepare_preferences(
         rows,
@@ -55,14 +63,15 @@ def preference_examples(
         vocabulary_size=vocabulary_size,
     )
     answer = "completion" if judged else "chosen"
-    asked = [{"prompt": row.values["prompt"], "completion": row.values[answer]} for row in rows]
-    origins = [row.origin for row in rows]
-    pairs = zip(origins, asked, strict=True)
-    return (
-        Asked(Row(origin, "prompt_completion", values) for origin, values in pairs),
-        examples,
-        summary,
-    )
+    return Asked(_as_example(row, answer) for row in rows), examples, summary
+
+
+def _as_example(row: Row, answer: str) -> Row:
+    """The row with one of its completions."""
+    kept = {"prompt": row.values["prompt"], "completion": row.values[answer]}
+    if "tools" in row.values:
+        kept["tools"] = row.values["tools"]
+    return dataclasses.replace(row, format="prompt_completion", values=kept, written="")
 
 
 def preference_batches(

@@ -176,6 +176,7 @@ def prepare_data(
         tokenizer=tokenizer,
         max_length=max_length,
         vocabulary_size=model.vocabulary,
+        strict=True,
     )
     rows, kept, summary = read(settings.train)
     epoch = epoch_of(config, rows, kept, summary)
@@ -261,8 +262,12 @@ def read_examples(
     max_length: int,
     vocabulary_size: int | None = None,
     held_out: bool = False,
+    strict: bool = False,
 ) -> tuple[Rows, Examples, Summary]:
-    """The rows of `paths`, the examples that they become, and their counts."""
+    """The rows of `paths`, the examples that they become, and their counts.
+
+    `strict` refuses rows with text that is not used.
+    """
     settings = config.data
     rows = read_rows(
         paths,
@@ -270,6 +275,8 @@ def read_examples(
         settings.fields,
         held_out=held_out,
         as_messages=tokenizer.chat_template is not None,
+        ignore=settings.ignore,
+        strict=strict,
     )
     if settings.mix and not held_out:
         check_weights(settings.mix, len(rows.sources))

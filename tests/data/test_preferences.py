@@ -11,8 +11,9 @@ import pytest
 
 from jaxft.data import load_tokenizer
 from jaxft.data.conversions import ALPACA
-from jaxft.data.preference_rows import read_preferences, split_messages, split_texts
+from jaxft.data.preference_rows import read_preferences
 from jaxft.data.preferences import prepare_preferences
+from jaxft.data.transcripts import split_messages, split_texts
 from jaxft.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
