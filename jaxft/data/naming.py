@@ -134,7 +134,8 @@ def fields_for_preferences(
     """
     answers_first = sorted(wanted, key=lambda key: key == "prompt")
     found = _named([key for key in values if key not in needs], answers_first, have=values)
-    free = [key for key in _texts(values) if key not in (*found.values(), *needs)]
+    rest = {key: value for key, value in values.items() if key not in (*found.values(), *needs)}
+    free = [key for key, value in rest.items() if _is_talk(value)] or _texts(rest)
     if "prompt" in wanted and "prompt" not in found and len(free) == 1:
         found["prompt"] = free[0]
     return {key: found[key] for key in needs if key in found}

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxft.data.conversions import as_message, from_alpaca, listed, with_system
+from jaxft.data.naming import fields_for_preferences
 from jaxft.data.records import json_type
 from jaxft.data.sources import Row, check_messages
 from jaxft.data.transcripts import (
@@ -76,6 +77,9 @@ def paired_row(origin: str, values: Mapping[str, Any], as_messages: bool) -> Mad
     elif isinstance(prompt, list) and kinds == {str}:
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
     elif kinds == {list}:
+        alone = prompt is None and not (opens(chosen) or opens(rejected))
+        if alone and fields_for_preferences(values, ("prompt",), ("prompt", "chosen", "rejected")):
+            return None
         prompt, chosen, rejected = _parted(origin, made, chosen, rejected)
     made_of = made.values | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     return Made(made_of, frozenset(used | {"chosen", "rejected"}), passed)

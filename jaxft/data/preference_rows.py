@@ -165,7 +165,7 @@ def _other_layout(
     if not whole and any(other <= values.keys() for other in sft) and not pairs & values.keys():
         kind = "a row of KTO" if "label" in values else "a row for SFT"
         return f"{origin}: {kind} (keys {found}); this objective needs {needs}"
-    if pairs <= values.keys() and not whole:
+    if pairs <= values.keys() and not fields:
         return (
             f"{origin}: chosen and rejected are texts without turns, and no key says what is asked "
             f"(keys {found}); a row needs {needs}"

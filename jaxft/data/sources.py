@@ -224,9 +224,9 @@ def _check_row(
         )
     written = matching[0]
     keys = (*FORMATS[written], *OPTIONAL[written])
-    as_chat = as_messages or isinstance(values.get("prompt"), list)
-    if written == "prompt_completion" and not as_chat:
-        keys = (*FORMATS[written], "tools")  # a text has no place for what a system says
+    spoken = as_messages and not {"system", "system_prompt"}.isdisjoint(values)
+    if written == "prompt_completion" and not (spoken or isinstance(values["prompt"], list)):
+        keys = FORMATS[written]  # a text has no place for what a system says, nor for tools
     values = system_named(values) if "system" in keys else values
     kept = {key: values[key] for key in keys if key in values}
     left = {key: value for key, value in values.items() if key not in kept}

@@ -28,6 +28,7 @@ TEXTS, OTHERS = frozenset(_TEXTS.split()), frozenset(_OTHERS.split())
 ANSWERS = frozenset(
     ("answer", "candidate", "completion", "generation", "output", "response", "solution")
 )
+TOOLS = frozenset(("tool", "function"))  # which have names, and no texts
 LONG = 25  # words of a text that is one whatever its key is called
 FEW = 5  # words of a text whose key says nothing
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -118,7 +119,9 @@ def is_prose(text: str) -> bool:
 def _looking(name: str, value: Any, verdict: str = "") -> Iterator[str]:
     """The texts in a value that look like text of the example."""
     verdict = verdict_of(name) or verdict
-    if isinstance(value, str):
+    if TOOLS & set(words_of(name)[-1:]) and isinstance(value, list | dict):
+        yield from [str(value)] if value else []
+    elif isinstance(value, str):
         if verdict == "text":
             if value.strip():
                 yield value

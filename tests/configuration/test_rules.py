@@ -15,6 +15,10 @@ RECIPE = "configs/sft.py:lora"
     [
         ("optimizer.schedule=linaer", "(nearest: 'linear'"),
         ("remat=all", "config.remat takes none | dots | full, not 'all'"),
+        (
+            "data.ignore=3",
+            "config.data.ignore takes keys of the rows, such as context,notes, not 3",
+        ),
         ("data.loss_on=completions", "(nearest: 'completion')"),
         ("objective.name=sfd", "(nearest: 'sft')"),
         ("dtype=bf16", "(nearest: 'bfloat16'"),

@@ -85,6 +85,68 @@ def test_the_direction_of_the_keys_is_that_which_the_row_has(write):
         assert one(path, fields=fields).values == {"prompt": "Why?", "completion": "So."}
 
 
+def test_keys_that_are_called_so_already_need_no_name(write):
+    path = write({"prompt": "Why?", "answer": "So.", "text": "a"})
+    for fields in ({"completion": "answer"}, {"answer": "completion"}):
+        row = one(path, fields=fields)  # which also says that no `text` is meant
+        assert (row.format, row.values) == (
+            "prompt_completion",
+            {"prompt": "Why?", "completion": "So."},
+        )
+
+
+def test_what_stands_beside_a_text_in_an_object_is_not_lost(write):
+    row = one(
+        write({"prompt": "Why?", "answer": {"text": "So.", "context": "Here."}}),
+        fields={"completion": "answer.text"},
+    )
+    assert (row.values["completion"], row.unused, row.unread) == ("So.", ("answer",), ("answer",))
+
+
+def test_a_name_that_is_taken_is_refused_unless_its_key_is_left_out(write):
+    path = write({"prompt": "no", "question": "Why?", "completion": "So."})
+    with pytest.raises(UserError, match=r":1: .*--config\.data\.ignore=prompt$"):
+        one(path, fields={"prompt": "question"})
+    row = one(path, fields={"prompt": "question"}, ignore=("prompt",))
+    assert row.values["prompt"] == "Why?"
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize("key", ["system", "system_prompt"])
+def test_what_the_system_says_stands_before_the_conversation(write, key):
+    """Of every format that is a chat, once."""
+    talk = [said("user", "a"), said("assistant", "b")]
+    rows = [
+        {"messages": talk},
+        {"messages": [SYSTEM, *talk]},
+        {"prompt": talk[:1], "completion": talk[1:]},
+        {"prompt": "a", "completion": "b"},
+        {"instruction": "a", "output": "b"},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    ]
+    for row in rows:
+        values = one(write({key: "Be brief.", **row}), as_messages=True, strict=True).values
+        whole = values.get("messages") or [*values["prompt"], *values["completion"]]
+        assert whole == [SYSTEM, *talk]
+
+
+def test_two_systems_are_refused(write):
+    row = {"system": "Be long.", "messages": [SYSTEM, said("user", "a")]}
+    with pytest.raises(UserError, match=r":1: system says otherwise .*ignore=system"):
+        one(write(row))
+
+
+def test_alpacas_history(write):
+    """Turns of a chat, which a text has no place for."""
+    row = {"instruction": "c", "output": "d", "history": [["a", "b"]]}
+    talk = [said("user", "a"), said("assistant", "b"), said("user", "c")]
+    assert one(write(row), as_messages=True).values["prompt"] == talk
+    with pytest.raises(UserError, match=r":1: history .*chat_template"):
+        one(write(row))
+
+
 def test_tools_and_calls_are_kept_and_no_tools_are_none(write):
     talk = [said("user", "a"), {"role": "assistant", "content": None, "tool_calls": [CALL]}]
     assert one(write({"messages": talk, "tools": [ADD]})).values == {
@@ -157,7 +219,10 @@ def test_a_faulty_row_is_told_with_its_field(write, values, message):
     ("fields", "message"),
     [
         ({"promt": "question"}, r"config.data.fields .*the formats' keys are .*nearest: 'prompt'"),
-        ({"prompt": "question"}, "config.data.fields"),
+        (
+            {"prompt": "question"},
+            "keys found: .*; name them: --config.data.fields.completion=answer",
+        ),
         (
             {"prompt": "qestion", "completion": "answer"},
             r":1: no key 'qestion', .*\(nearest: 'question'",

@@ -15,7 +15,10 @@ import pytest
 
 from jaxft.configuration import load_config
 from jaxft.errors import UserError
+from jaxft.formats.config_file import model_config
+from jaxft.training.prepare import prepare_data
 from jaxft.training.preview import main, preview
+from jaxft.training.sharding import make_mesh
 
 from .conftest import GOLDEN, RECIPE
 
@@ -141,6 +144,29 @@ def test_a_reader_who_has_seen_enough_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("recipe", ["sft", "dpo"])
+def test_text_that_is_not_used_is_shown_here_and_stops_training(
+    recipe: str, configure: Callable[..., Any], weightless: str, tmp_path: Path
+) -> None:
+    """Before a weight is read; the line says what to type."""
+    answers = {"completion": "b"} if recipe == "sft" else {"chosen": "b", "rejected": "c"}
+    rows = [{"prompt": "a", **answers, "context": text} for text in ("", "Here.")]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    changes = {"model": weightless, "data.train": str(path)}
+    recipe = RECIPE.replace("sft", recipe)
+    text = page(configure(recipe=recipe, **changes), shown=0)
+    assert "- training data: 1 of 2 (50 %) rows have 'context': text of the example that" in text
+    assert f"--config.data.ignore=context; train refuses them (first: {path}:2)" in text
+    mesh = make_mesh(configure().mesh)
+    model = model_config(weightless)
+    with pytest.raises(UserError, match=rf"^{path}:2: 'context': .*--config\.data\.ignore=context"):
+        prepare_data(configure(recipe=recipe, **changes), model, mesh)
+    changes["data.ignore"] = ("context",)
+    assert "context" not in page(configure(recipe=recipe, **changes), shown=0)
+    assert len(prepare_data(configure(recipe=recipe, **changes), model, mesh).lines) == 1
 
 
 @pytest.mark.parametrize("judged", [False, True])
