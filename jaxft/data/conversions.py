@@ -83,10 +83,18 @@ def _has(keys: Iterable[str], own: str) -> bool:
     return own in keys or own.partition(".")[0] in keys
 
 
-def renamed(origin: str, values: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-    """The values under the formats' keys; a dot in one's own key reaches into an object, whose rest stays."""
+def renamed(
+    origin: str, values: Mapping[str, Any], fields: Mapping[str, str], ignore: Collection[str] = ()
+) -> dict[str, Any]:
+    """The values under the formats' keys, without those to be left out.
+
+    A dot in one's own key reaches into an object; what else stands there stays, as "object.key".
+    """
+    values = {key: part for key, part in values.items() if key not in ignore}
+    if not fields:
+        return values
     found: dict[str, Any] = {}
-    rest = dict(values)
+    paths = []
     for key, own in fields.items():
         part: Any = values
         steps = [own] if own in values else own.split(".")
@@ -99,7 +107,8 @@ def renamed(origin: str, values: Mapping[str, Any], fields: Mapping[str, str]) -
                 )
             part = part[step]
         found[key] = part
-        rest = _without(rest, steps)
+        paths.append(steps)
+    rest = {key: part for key, part in _rest(values, paths).items() if key not in ignore}
     for key in found:
         if rest.pop(key, None):
             raise UserError(
@@ -109,13 +118,19 @@ def renamed(origin: str, values: Mapping[str, Any], fields: Mapping[str, str]) -
     return {**rest, **found}
 
 
-def _without(values: Mapping[str, Any], steps: list[str]) -> dict[str, Any]:
-    """The values but for the one that the steps lead to, and for objects that hold nothing else."""
-    first, *more = steps
-    rest = {key: part for key, part in values.items() if key != first}
-    if more and isinstance(values.get(first), Mapping):
-        inner = _without(values[first], more)
-        return {**rest, first: inner} if inner else rest
+def _rest(values: Mapping[str, Any], paths: list[list[str]], within: str = "") -> dict[str, Any]:
+    """What the paths do not lead to, by its place.
+
+    >>> _rest({"id": 3, "answer": {"text": "So.", "note": "?"}}, [["answer", "text"]])
+    {'id': 3, 'answer.note': '?'}
+    """
+    rest: dict[str, Any] = {}
+    for key, part in values.items():
+        inner = [path[1:] for path in paths if path[0] == key]
+        if not inner:
+            rest[f"{within}{key}"] = part
+        elif all(inner):
+            rest |= _rest(part, inner, f"{within}{key}.")
     return rest
 
 

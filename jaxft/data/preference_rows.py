@@ -26,7 +26,7 @@ from typing import Any
 from jaxft.data.conversions import fields_for, renamed
 from jaxft.data.naming import fields_for_preferences, flags, misspelt
 from jaxft.data.preference_layouts import HINT, QUESTIONS, TALKS, Bad, judged_row, paired_row, words
-from jaxft.data.sources import Row, check_messages, check_tools, find_sources, without
+from jaxft.data.sources import Row, check_messages, check_tools, find_sources
 from jaxft.data.unread import refuse_unread, strings, unread
 from jaxft.errors import UserError
 
@@ -76,10 +76,9 @@ def read_preferences(
         own: dict[str, str] = {}
         for origin, values in source.read():
             first = first or origin
-            values = without(values, ignore)
             if fields and not own:
                 own = fields_for(fields, values, words(judged), NEEDS[judged])
-            values = renamed(origin, values, own) if own else values
+            values = renamed(origin, values, own, ignore)
             try:
                 row = preference_row(origin, values, judged=judged, as_messages=as_messages)
                 if strict:

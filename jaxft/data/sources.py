@@ -95,10 +95,9 @@ class Rows:
             first: Row | None = None
             fields: dict[str, str] = {}
             for origin, values in source.read():
-                values = without(values, self.ignore)
                 if first is None and self.fields:
                     fields = fields_for(self.fields, values)
-                values = renamed(origin, values, fields) if fields else values
+                values = renamed(origin, values, fields, self.ignore)
                 row = _check_row(origin, values, self.format, self.as_messages, tuple(fields))
                 if self.strict:
                     refuse_unread(origin, row.unread)
@@ -151,11 +150,6 @@ def read_rows(
         )
     found = find_sources(paths, held_out)
     return Rows(found, format, dict(fields or {}), as_messages, tuple(ignore), strict)
-
-
-def without(values: dict[str, Any], ignore: Collection[str]) -> dict[str, Any]:
-    """The values but for the keys that are to be left out."""
-    return {key: part for key, part in values.items() if key not in ignore} if ignore else values
 
 
 def find_sources(

@@ -96,11 +96,14 @@ def test_keys_that_are_called_so_already_need_no_name(write):
 
 
 def test_what_stands_beside_a_text_in_an_object_is_not_lost(write):
-    row = one(
-        write({"prompt": "Why?", "answer": {"text": "So.", "context": "Here."}}),
-        fields={"completion": "answer.text"},
+    path = write(
+        {"prompt": {"text": "Why?", "id": 3}, "answer": {"text": "So.", "context": "Here."}}
     )
-    assert (row.values["completion"], row.unused, row.unread) == ("So.", ("answer",), ("answer",))
+    fields = {"prompt": "prompt.text", "completion": "answer.text"}
+    row = one(path, fields=fields)
+    assert row.values == {"prompt": "Why?", "completion": "So."}
+    assert (row.unused, row.unread) == (("prompt.id", "answer.context"), ("answer.context",))
+    assert one(path, fields=fields, ignore=("answer.context",), strict=True).unread == ()
 
 
 def test_a_name_that_is_taken_is_refused_unless_its_key_is_left_out(write):
