@@ -21,6 +21,7 @@ from jaxft.data.transcripts import (
     asked_in,
     behind_system,
     opens,
+    repeated,
     split_messages,
     split_texts,
 )
@@ -74,6 +75,8 @@ def paired_row(origin: str, values: Mapping[str, Any], as_messages: bool) -> Mad
         if not found[0].strip():
             raise Bad(f"{origin}: chosen and rejected have no prompt in common{HINT}")
         prompt, chosen, rejected = found
+    elif isinstance(prompt, str) and kinds == {str}:
+        prompt, chosen, rejected = repeated(prompt, chosen, rejected)
     elif isinstance(prompt, list) and kinds == {str}:
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
     elif kinds == {list}:

@@ -54,6 +54,19 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str] | None:
     return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
 
 
+def repeated(prompt: str, chosen: str, rejected: str) -> tuple[str, str, str]:
+    r"""Prompt and answers, where two texts of turns repeat what is asked before they answer; else as they are.
+
+    >>> repeated("hi", "\n\nHuman: hi\n\nAssistant: yes", "\n\nHuman: hi\n\nAssistant: no")
+    ('\n\nHuman: hi\n\nAssistant:', ' yes', ' no')
+    >>> repeated("hi", " yes", " no")
+    ('hi', ' yes', ' no')
+    """
+    found = split_texts(chosen, rejected) if MARK.match(chosen) and MARK.match(rejected) else None
+    held = found is not None and " ".join(prompt.split()) in " ".join(found[0].split())
+    return found if found and held and prompt.strip() else (prompt, chosen, rejected)
+
+
 def text_turns(text: str) -> list[str]:
     r"""The turns of a text, each with its mark; what stands before the first is one.
 
