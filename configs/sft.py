@@ -102,6 +102,7 @@ def data() -> ConfigDict:
         shuffle=True,  # another order in each epoch, always the same from the same seed
         chat_template="",  # "": the tokenizer's; a file, a name (chatml, llama3, ...), or the template
         loss_on="completion",  # completion (of messages: the assistant's turns) | all
+        on_unwritten="warn",  # what the chat template leaves out of messages: warn (count it) | error
     )
 
 

@@ -25,6 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "base.quantize": ("none", "nf4", "fp4", "int4", "int8"),
     "data.format": ("auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt"),
     "data.loss_on": ("completion", "all"),
+    "data.on_unwritten": ("warn", "error"),
     "optimizer.schedule": ("linear", "cosine", "constant", "wsd"),
     "remat": ("none", "dots", "full"),
     "objective.f_divergence": ("reverse_kl", "forward_kl", "js", "alpha"),

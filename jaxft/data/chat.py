@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 import tokenizers
 
 from jaxft.confined import render_conversations
+from jaxft.data.dialect import as_taken
+from jaxft.data.messages import REASONING, altered, is_silent
 from jaxft.data.tokenizer import Tokenizer, refusing_panics
 from jaxft.errors import UserError
 
 Messages = Sequence[dict[str, Any]]
 Spans = list[tuple[int, int]]
 Tools = Sequence[dict[str, Any]] | None
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the same thing
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -61,6 +63,8 @@ def _render_all(
     for template, indices in by_template.items():
         own = [_variables(*conversations[index]) for index in indices]
         try:
+            for variables in own:
+                variables["messages"] = as_taken(variables["messages"], template, shared)
             found = render_conversations(template, own, shared)
         except UserError as error:
             raise UserError(f"{tokenizer.name}: chat template fails: {error}") from error
@@ -98,8 +102,21 @@ def encode_chat(
     tools: Tools = None,
 ) -> list[int]:
     """Ids of a conversation. No BOS is added to the one that the template writes."""
+    return encode_chat_and_text(
+        tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools
+    )[0]
+
+
+def encode_chat_and_text(
+    tokenizer: Tokenizer,
+    messages: Messages,
+    *,
+    add_generation_prompt: bool = False,
+    tools: Tools = None,
+) -> tuple[list[int], str]:
+    """`encode_chat`, and the text."""
     text, _ = render(tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools)
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text, add_special_tokens=False), text
 
 
 def encode_chat_with_mask(
@@ -116,13 +133,13 @@ def encode_chat_with_mask(
       UserError: a template without blocks renders the beginning of a conversation otherwise when
         more follows, so that its turns cannot be told apart.
     """
-    return encode_chats_with_masks(tokenizer, [(messages, tools)])[0]
+    return encode_chats_with_masks(tokenizer, [(messages, tools)])[0][:2]
 
 
 def encode_chats_with_masks(
     tokenizer: Tokenizer, conversations: Sequence[tuple[Messages, Tools]]
-) -> list[tuple[list[int], np.ndarray]]:
-    """`encode_chat_with_mask` of several (messages, tools), in parallel; one that fails makes all fail."""
+) -> list[tuple[list[int], np.ndarray, str]]:
+    """`encode_chat_with_mask` of several (messages, tools), and their texts; one that fails makes all fail."""
     wholes = [(messages, False, tools) for messages, tools in conversations]
     texts, spans = zip(*_render_all(tokenizer, wholes), strict=True)
     templates = [template_for(tokenizer, tools) for _, tools in conversations]
@@ -132,12 +149,81 @@ def encode_chats_with_masks(
         tokenizer, [conversations[index] for index in grown], [texts[index] for index in grown]
     )
     spans_of = dict(enumerate(spans)) | dict(zip(grown, found, strict=True))
+    for index, (messages, tools) in enumerate(conversations):
+        if any(map(is_silent, messages)):
+            spans_of[index] = _heard(
+                tokenizer, messages, spans_of[index], marked=marked[index], tools=tools
+            )
     with refusing_panics(tokenizer.name):
         encodings = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
     return [
-        _ids_and_mask(encoding, spans_of[index], () if marked[index] else tokenizer.eos_ids)
+        (
+            *_ids_and_mask(encoding, spans_of[index], () if marked[index] else tokenizer.eos_ids),
+            texts[index],
+        )
         for index, encoding in enumerate(encodings)
     ]
+
+
+def _heard(
+    tokenizer: Tokenizer, messages: Messages, spans: Spans, *, marked: bool, tools: Tools
+) -> Spans:
+    """The assistant's spans without those of messages that are not to be trained (`weight: 0`).
+
+    A template may mark several parts of a message, or none: the marks of each beginning of the conversation tell.
+    """
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not marked or len(spans) == len(turns):
+        return [
+            span for turn, span in zip(turns, spans, strict=False) if not is_silent(messages[turn])
+        ]
+    beginnings = [(messages[: turn + 1], False, tools) for turn in turns]
+    counts = [len(marks) for _, marks in _render_all(tokenizer, beginnings)]
+    edges = list(itertools.pairwise([0, *counts]))
+    if counts[-1:] != [len(spans)] or any(end < start for start, end in edges):
+        raise UserError(
+            f"{tokenizer.name}: the chat template marks {len(spans)} parts of {len(turns)} turns, so a "
+            "message's own weight cannot be honoured; leave the weight out, or take a template of jaxft "
+            "(config.data.chat_template=chatml)"
+        )
+    return [
+        span
+        for turn, edge in zip(turns, edges, strict=True)
+        if not is_silent(messages[turn])
+        for span in spans[slice(*edge)]
+    ]
+
+
+def silent_tokens(tokenizer: Tokenizer, messages: Messages, *, tools: Tools = None) -> np.ndarray:
+    """Which of a conversation's ids are of messages that are not to be trained (`weight: 0`), bool (length,).
+
+    A message stands where the text changes when it says something else; an EOS behind it is its own.
+    """
+    silent = [index for index, message in enumerate(messages) if is_silent(message)]
+    others = [[*messages[:i], altered(messages[i]), *messages[i + 1 :]] for i in silent]
+    asked: list[Conversation] = [(talk, False, tools) for talk in (messages, *others)]
+    text, *changed = (rendered for rendered, _ in _render_all(tokenizer, asked))
+    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+    ids, mask = _ids_and_mask(encoding, [_difference(text, other) for other in changed], ())
+    ends = np.flatnonzero(mask[:-1] & ~mask[1:]) + 1
+    mask[[end for end in ends if ids[end] in tokenizer.eos_ids]] = True
+    return mask
+
+
+def _difference(text: str, other: str) -> tuple[int, int]:
+    """The characters of the text that another does not have in their place.
+
+    >>> _difference("a long way", "a short way")
+    (2, 6)
+    """
+    start = _alike(text, other)
+    return start, len(text) - _alike(text[start:][::-1], other[start:][::-1])
+
+
+def _alike(left: str, right: str) -> int:
+    """How many letters two texts begin with in common."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (one, two) in pairs if one != two), min(len(left), len(right)))
 
 
 def _ids_and_mask(

@@ -18,8 +18,8 @@ FORMATS = {
 }
 # What it may have.
 OPTIONAL = {
-    "prompt_completion": ("tools", "system"),
-    "messages": ("tools", "system"),
+    "prompt_completion": ("tools", "functions", "system"),
+    "messages": ("tools", "functions", "system"),
     "text": (),
     "alpaca": ("input", "system", "history"),
     "sharegpt": ("system", "tools"),
@@ -241,17 +241,17 @@ def as_message(where: str, turn: Any) -> dict[str, Any]:
     for key in ("from", "value"):
         if key not in turn:
             raise UserError(f"{where} has no {key!r}{nearest(key, turn)}")
-        if not isinstance(turn[key], str):
+        if not isinstance(turn[key], str) and not (key == "value" and isinstance(turn[key], list)):
             raise UserError(f"{where}: {key} must be a string, not {json_type(turn[key])}")
     speaker = turn["from"]
-    if speaker == "function_call":
-        return {"role": "assistant", "tool_calls": _calls(where, turn["value"])}
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    if speaker == "function_call" and isinstance(turn["value"], str):
+        return {"role": "assistant", "tool_calls": _calls(where, turn["value"]), **rest}
     if speaker not in SPEAKERS:
         known = (*SPEAKERS, "function_call")
         raise UserError(
             f"{where}: unknown speaker {speaker!r}; known: {', '.join(known)}{nearest(speaker, known)}"
         )
-    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
     return {"role": SPEAKERS[speaker], "content": turn["value"], **rest}
 
 

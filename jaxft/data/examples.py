@@ -13,14 +13,17 @@ import numpy as np
 
 from jaxft.data.chat import (
     encode_chat,
-    encode_chat_with_mask,
+    encode_chat_and_text,
     encode_chats_with_masks,
+    silent_tokens,
     template_for,
 )
+from jaxft.data.messages import is_silent
 from jaxft.data.sources import Row, kind_of
 from jaxft.data.store import Example as Example
 from jaxft.data.store import Examples, Writer
 from jaxft.data.tokenizer import Tokenizer
+from jaxft.data.unwritten import LeftOut, Unwritten, conversation
 from jaxft.errors import UserError, nearest
 
 LOSS_ON = ("completion", "all")
@@ -52,6 +55,7 @@ class Summary:
       unused_keys: keys of the rows that the format does not use.
       kept: examples kept of each source, in their order.
       max_length: the limit.
+      left_out: what the chat template leaves out of the conversations.
     """
 
     format: str
@@ -69,6 +73,7 @@ class Summary:
     unused_keys: tuple[str, ...]
     kept: tuple[int, ...]
     max_length: int
+    left_out: tuple[LeftOut, ...] = ()
 
     def __str__(self) -> str:
         """One line; what did not occur is left out."""
@@ -92,6 +97,7 @@ class Summary:
             parts.append(f"{self.diverged} whose prompt's last tokens merge with the completion")
         if self.unused_keys:
             parts.append(f"keys not used: {', '.join(self.unused_keys)}")
+        parts += map(str, self.left_out)
         return "; ".join(parts)
 
 
@@ -103,6 +109,7 @@ def prepare_examples(
     loss_on: str,
     vocabulary_size: int | None = None,
     split_texts: bool = False,
+    on_unwritten: str = "warn",
 ) -> tuple[Examples, Summary]:
     """Tokenizes rows by the rules of TRL's SFTTrainer (1.16).
 
@@ -121,9 +128,12 @@ def prepare_examples(
       loss_on: "completion" (completions, assistant's turns) or "all" (every token).
       split_texts: longer rows of the format text are split into pieces, and no token is lost.
       vocabulary_size: ids at or above it are an error; None skips the check.
+      on_unwritten: "warn" counts what the chat template leaves out of conversations, "error" refuses it; all
+        that the assistant says in a row is refused by both.
 
     Raises:
-      UserError: an unknown `loss_on`, no EOS, an id outside of the vocabulary, or no example left.
+      UserError: an unknown `loss_on`, no EOS, an id outside of the vocabulary, a conversation that the chat
+        template does not write, or no example left.
     """
     _check_arguments(max_length, loss_on)
     examples = Writer()
@@ -132,9 +142,12 @@ def prepare_examples(
     formats: dict[str, str] = {}  # each with the place of its first row
     unused: dict[str, None] = {}
     kept: collections.Counter[int] = collections.Counter()
-    for row, ids, trained, diverged in _tokenize(rows, tokenizer, loss_on):
+    unwritten = Unwritten(on_unwritten, assistants_alone=loss_on == "completion")
+    for row, ids, trained, diverged, text in _tokenize(rows, tokenizer, loss_on):
         formats.setdefault(kind_of(row), row.origin)
-        unused.update(dict.fromkeys((*row.unused, *_unwritten(row, tokenizer))))
+        unused.update(dict.fromkeys(row.unused))
+        if text is not None:
+            _compare(row, text, tokenizer, unwritten)
         sources = row.source + 1
         counts["rows"] += 1
         _check_ids(row, ids, vocabulary_size)
@@ -165,9 +178,10 @@ def prepare_examples(
         format=" + ".join(formats),
         examples=len(examples),
         longest=longest,
-        unused_keys=tuple(unused),
+        unused_keys=(*unused, *unwritten.keys),
         kept=tuple(kept[index] for index in range(sources)),
         max_length=max_length,
+        left_out=unwritten.left_out,
         **counts,
     )
 
@@ -182,16 +196,12 @@ def _check_arguments(max_length: int, loss_on: str) -> None:
         raise UserError(f"max_length is {max_length}: a sequence needs 2 tokens to predict one")
 
 
-def _unwritten(row: Row, tokenizer: Tokenizer) -> Iterator[str]:
-    """Parts of a conversation that the chat template does not ask for, and so does not write."""
-    turns = row.values.get("messages", row.values.get("completion"))
-    if not isinstance(turns, list):
-        return
-    template = template_for(tokenizer, row.values.get("tools"))
-    if "tools" in row.values and "tools" not in template:
-        yield "tools (not in the chat template)"
-    if "tool_calls" not in template and any(turn.get("tool_calls") for turn in turns):
-        yield "tool_calls (not in the chat template)"
+def _compare(row: Row, text: str, tokenizer: Tokenizer, unwritten: Unwritten) -> None:
+    """Notes what of the row's conversation does not stand in its text."""
+    messages, first = conversation(row.values)
+    tools = row.values.get("tools")
+    template = template_for(tokenizer, tools)
+    unwritten.note(row.origin, messages, text, template=template, tools=tools, first=first)
 
 
 def _cut(row: Row, ids: list[int], trained: np.ndarray) -> Example:
@@ -220,7 +230,8 @@ def _pieces(length: int, max_length: int) -> list[slice]:
     return [slice(*edge) for edge in itertools.pairwise(edges)]
 
 
-Tokenized = tuple[Row, list[int], np.ndarray, bool]  # ids, trained, whether the prompt parted
+# ids, trained, whether the prompt parted, what the chat template made of it
+Tokenized = tuple[Row, list[int], np.ndarray, bool, str | None]
 
 
 def _tokenize(rows: Iterable[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
@@ -236,12 +247,15 @@ def _prompt_completion(
     rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str
 ) -> Iterator[Tokenized]:
     pairs = [(row.values["prompt"], row.values["completion"]) for row in rows]
+    texts: list[str | None] = [None] * len(rows)
     if isinstance(pairs[0][0], list):
         prompts, wholes = [], []
-        for row, (prompt, completion) in zip(rows, pairs, strict=True):
+        for index, row in enumerate(rows):
             with _told_of(row):
-                tools = row.values.get("tools")
-                wholes.append(encode_chat(tokenizer, [*prompt, *completion], tools=tools))
+                tools, (messages, _) = row.values.get("tools"), conversation(row.values)
+                whole, texts[index] = encode_chat_and_text(tokenizer, messages, tools=tools)
+                wholes.append(whole)
+                prompt = row.values["prompt"]
                 prompts.append(
                     encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools)
                 )
@@ -250,28 +264,26 @@ def _prompt_completion(
         encoded = dict(zip(different, _encode(tokenizer, different), strict=True))
         prompts = [encoded[prompt] for prompt, _ in pairs]
         wholes = _encode(tokenizer, [p + _with_eos(tokenizer, c) for p, c in pairs])
-    for row, prompt, whole in zip(rows, prompts, wholes, strict=True):
+    for row, prompt, whole, text in zip(rows, prompts, wholes, texts, strict=True):
         start = common_prefix_length(prompt, whole)
         trained = np.arange(len(whole)) >= (start if loss_on == "completion" else 0)
-        yield row, whole, trained, start < len(prompt)
+        with _told_of(row):
+            trained = _heard(row, trained, tokenizer, loss_on)
+        yield row, whole, trained, start < len(prompt), text
 
 
 def _messages(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
     for start in range(0, len(rows), CONVERSATIONS):
         some = rows[start : start + CONVERSATIONS]
-        for row, (ids, said) in zip(some, _conversations(some, tokenizer, loss_on), strict=True):
-            yield (
-                row,
-                ids,
-                said if loss_on == "completion" else np.ones(len(ids), dtype=bool),
-                False,
-            )
+        made = _conversations(some, tokenizer, loss_on)
+        for row, (ids, said, text) in zip(some, made, strict=True):
+            yield row, ids, said, False, text
 
 
 def _conversations(
     rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str
-) -> Iterable[tuple[list[int], np.ndarray]]:
-    """(ids, what the assistant says), of all at once; if one fails, one by one, to name it."""
+) -> Iterable[tuple[list[int], np.ndarray, str]]:
+    """(ids, what is trained, text), of all at once; if one fails, one by one, to name it."""
     talks = [(row.values["messages"], row.values.get("tools")) for row in rows]
     if loss_on == "completion":
         try:
@@ -282,17 +294,27 @@ def _conversations(
     for row, (messages, tools) in zip(rows, talks, strict=True):
         with _told_of(row):
             if loss_on == "completion":
-                yield encode_chat_with_mask(tokenizer, messages, tools=tools)
+                yield encode_chats_with_masks(tokenizer, [(messages, tools)])[0]
             else:
-                ids = encode_chat(tokenizer, messages, tools=tools)
-                yield ids, np.ones(len(ids), dtype=bool)
+                ids, text = encode_chat_and_text(tokenizer, messages, tools=tools)
+                yield ids, _heard(row, np.ones(len(ids), dtype=bool), tokenizer, loss_on), text
+
+
+def _heard(row: Row, trained: np.ndarray, tokenizer: Tokenizer, loss_on: str) -> np.ndarray:
+    """What is trained without the messages that weigh nothing."""
+    if not isinstance(row.values.get("messages", row.values.get("prompt")), list):
+        return trained
+    messages, first = conversation(row.values)
+    if not any(map(is_silent, messages[first if loss_on == "completion" else 0 :])):
+        return trained
+    return trained & ~silent_tokens(tokenizer, messages, tools=row.values.get("tools"))
 
 
 def _text(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
     del loss_on  # a text is all completion
     texts = [_with_eos(tokenizer, row.values["text"]) for row in rows]
     for row, ids in zip(rows, _encode(tokenizer, texts), strict=True):
-        yield row, ids, np.ones(len(ids), dtype=bool), False
+        yield row, ids, np.ones(len(ids), dtype=bool), False, None
 
 
 _TOKENIZERS = {"prompt_completion": _prompt_completion, "messages": _messages, "text": _text}

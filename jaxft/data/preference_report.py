@@ -12,6 +12,7 @@ from jaxft.data.preferences import Comparison, Comparisons, PreferenceSummary
 from jaxft.data.report import Part, duplicates, share_of, told, unread_lines
 from jaxft.data.show import harmless
 from jaxft.data.tokenizer import Tokenizer
+from jaxft.data.unwritten import told_left_out
 
 Ids = list[int]
 LONGER = 0.65  # share of pairs beyond which length alone tells which completion is chosen
@@ -87,6 +88,7 @@ def pair_findings(
     lines += duplicates(examples)
     if summary.unused_keys:
         lines.append(f"keys of the rows that are not used: {', '.join(summary.unused_keys)}")
+    lines += told_left_out(summary.left_out, summary.rows)
     return lines
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from jaxft.data.chat import encode_chat
+from jaxft.data.chat import encode_chat, encode_chat_and_text, template_for
 from jaxft.data.examples import (
     _check_ids,
     _encode,
@@ -18,10 +18,12 @@ from jaxft.data.examples import (
     _with_eos,
     common_prefix_length,
 )
+from jaxft.data.messages import is_silent
 from jaxft.data.packing import Batch, collate
-from jaxft.data.sources import Row
+from jaxft.data.sources import Row, unused_keys
 from jaxft.data.store import Example, Examples
 from jaxft.data.tokenizer import Tokenizer
+from jaxft.data.unwritten import LeftOut, Unwritten, conversation
 from jaxft.errors import UserError
 
 Ids = list[int]
@@ -87,6 +89,7 @@ class PreferenceSummary:
         longest: tokens of the longest prompt and completion before truncation.
         max_length: the limit.
         unused_keys: keys of the rows that are not used.
+        left_out: what the chat template leaves out of the conversations.
     """
 
     judged: bool
@@ -103,6 +106,7 @@ class PreferenceSummary:
     longest: int
     max_length: int
     unused_keys: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     def __str__(self) -> str:
         """One line; what did not occur is left out."""
@@ -126,6 +130,7 @@ class PreferenceSummary:
             parts.append(f"{self.skipped} unusable rows skipped")
         if self.unused_keys:
             parts.append(f"keys not used: {', '.join(self.unused_keys)}")
+        parts += map(str, self.left_out)
         return "; ".join(parts)
 
 
@@ -138,6 +143,7 @@ def prepare_preferences(
     skip: bool,
     skipped: int,
     group: int,
+    on_unwritten: str = "warn",
     vocabulary_size: int | None = None,
 ) -> tuple[Comparisons, PreferenceSummary]:
     """Tokenizes rows by the rules of TRL's DPOTrainer and KTOTrainer (1.16).
@@ -157,6 +163,7 @@ def prepare_preferences(
         skip: leave out rows whose prompt alone exceeds `max_length`; else it is cut.
         skipped: rows left out before.
         group: rows among which KTO's completions are exchanged.
+        on_unwritten: as of `prepare_examples`.
         vocabulary_size: ids at or above it are an error; None skips the check.
 
     Raises:
@@ -167,7 +174,9 @@ def prepare_preferences(
     first: dict[str, str] = {}
     longest = 0
     judged = rows[0].format == "judged"
-    tokenized = _judged(rows, tokenizer, group) if judged else _pairs(rows, tokenizer)
+    unwritten = Unwritten(on_unwritten)
+    settings = (rows, tokenizer, unwritten)
+    tokenized = _judged(*settings, group) if judged else _pairs(*settings)
     for row, prompt, chosen, rejected in tokenized:
         _check_ids(row, prompt + chosen + rejected, vocabulary_size)
         must_fit = len(chosen) if judged else max(len(chosen), len(rejected))
@@ -204,7 +213,8 @@ def prepare_preferences(
         first_dropped=first.get("dropped", ""),
         longest=longest,
         max_length=max_length,
-        unused_keys=tuple(dict.fromkeys(key for row in rows for key in row.unused)),
+        unused_keys=(*unused_keys(rows), *unwritten.keys),
+        left_out=unwritten.left_out,
     )  # fmt: skip
 
 
@@ -241,16 +251,18 @@ def comparison(
 Tokenized = Iterator[tuple[Row, Ids, Ids, Ids]]  # prompt, chosen, rejected
 
 
-def _pairs(rows: Sequence[Row], tokenizer: Tokenizer) -> Tokenized:
-    prompts, chosen = _both(rows, tokenizer, "chosen")
-    _, rejected = _both(rows, tokenizer, "rejected")
+def _pairs(rows: Sequence[Row], tokenizer: Tokenizer, unwritten: Unwritten) -> Tokenized:
+    prompts, chosen = _both(rows, tokenizer, "chosen", unwritten)
+    _, rejected = _both(rows, tokenizer, "rejected", unwritten)
     for row, prompt, left, right in zip(rows, prompts, chosen, rejected, strict=True):
         start = min(common_prefix_length(prompt, left), common_prefix_length(prompt, right))
         yield row, prompt[:start], left[start:], right[start:]
 
 
-def _judged(rows: Sequence[Row], tokenizer: Tokenizer, group: int) -> Tokenized:
-    prompts, wholes = _both(rows, tokenizer, "completion")
+def _judged(
+    rows: Sequence[Row], tokenizer: Tokenizer, unwritten: Unwritten, group: int
+) -> Tokenized:
+    prompts, wholes = _both(rows, tokenizer, "completion", unwritten)
     starts = [common_prefix_length(*both) for both in zip(prompts, wholes, strict=True)]
     completions = [whole[start:] for start, whole in zip(starts, wholes, strict=True)]
     for place, row in enumerate(rows):
@@ -260,8 +272,10 @@ def _judged(rows: Sequence[Row], tokenizer: Tokenizer, group: int) -> Tokenized:
         yield row, prompts[place][: starts[place]], completions[place], other
 
 
-def _both(rows: Sequence[Row], tokenizer: Tokenizer, key: str) -> tuple[list[Ids], list[Ids]]:
-    """Ids of the prompts alone, and of prompt and completion."""
+def _both(
+    rows: Sequence[Row], tokenizer: Tokenizer, key: str, unwritten: Unwritten
+) -> tuple[list[Ids], list[Ids]]:
+    """Ids of the prompts alone, and of prompt and completion; notes what of these is not written."""
     texts = [row.values for row in rows if isinstance(row.values["prompt"], str)]
     encoded = iter(_encode(tokenizer, [text["prompt"] for text in texts]))
     whole = iter(
@@ -275,9 +289,18 @@ def _both(rows: Sequence[Row], tokenizer: Tokenizer, key: str) -> tuple[list[Ids
             wholes.append(next(whole))
             continue
         with _told_of(row):
+            if any(map(is_silent, completion)):
+                raise UserError(
+                    f"{key} has a message of weight 0, and a completion is compared whole: put the "
+                    "messages before it into the prompt, or leave the weight out"
+                )
             tools = row.values.get("tools")
             prompts.append(encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools))
-            wholes.append(encode_chat(tokenizer, [*prompt, *completion], tools=tools))
+            messages, first = conversation(row.values, key)
+            ids, text = encode_chat_and_text(tokenizer, messages, tools=tools)
+            wholes.append(ids)
+        template = template_for(tokenizer, tools)
+        unwritten.note(row.origin, messages, text, template=template, tools=tools, first=first)
     return prompts, wholes
 
 

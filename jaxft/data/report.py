@@ -15,6 +15,7 @@ from jaxft.data.sources import Row
 from jaxft.data.store import Example, Examples
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.data.unread import unread_words
+from jaxft.data.unwritten import told_left_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,7 @@ def findings(part: Part, tokenizer: Tokenizer, vocabulary: int) -> list[str]:
         )
     if summary.unused_keys:
         lines.append(f"keys of the rows that are not used: {', '.join(summary.unused_keys)}")
+    lines += told_left_out(summary.left_out, summary.rows)
     return lines
 
 

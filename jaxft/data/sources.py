@@ -22,13 +22,13 @@ from jaxft.data.conversions import (
     with_system,
 )
 from jaxft.data.files import File, find_files
+from jaxft.data.messages import ROLES as ROLES
+from jaxft.data.messages import read_message, read_tools
 from jaxft.data.naming import missing_keys
 from jaxft.data.records import Record, json_type, read_records
 from jaxft.data.tfds import PREFIX, read_tfds
 from jaxft.data.unread import refuse_unread, unread
-from jaxft.errors import UserError, nearest, shown
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
+from jaxft.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,17 +251,9 @@ def _put_system(row: Row) -> None:
 
 def check_tools(row: Row) -> None:
     """Leaves the tools as a list of objects, or takes the key away if there are none."""
-    tools = listed(row.origin, "tools", row.values.pop("tools", None))
-    if tools is None or tools == []:
-        return
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        wrong = (
-            tools
-            if not isinstance(tools, list)
-            else next(t for t in tools if not isinstance(t, dict))
-        )
-        raise UserError(f"{row.origin}: tools must be a list of objects, not {json_type(wrong)}")
-    row.values["tools"] = tools
+    given = [row.values.pop(key, None) for key in ("tools", "functions")]
+    if tools := read_tools(row.origin, *given):
+        row.values["tools"] = tools
 
 
 def _check_prompt_completion(row: Row) -> None:
@@ -286,43 +278,17 @@ def _check_prompt_completion(row: Row) -> None:
 
 
 def check_messages(row: Row, key: str = "messages") -> None:
-    """Leaves a list of messages under the key; UserError if it is none."""
-    row.values[key] = messages = listed(row.origin, key, row.values[key])
+    """Leaves a list of messages under the key, each as `read_message` gives it; UserError if it is none."""
+    messages = listed(row.origin, key, row.values[key])
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if messages == [] else json_type(messages)
         raise UserError(f"{row.origin}: {key} must be a list of messages, not {found}")
+    row.values[key] = read = []
     for number, message in enumerate(messages, start=1):
         where = f"{row.origin}: {key}, message {number}"
         if not isinstance(message, dict):
             raise UserError(f"{where} must be an object, not {json_type(message)}")
-        _check_message(where, message)
-
-
-def _check_message(where: str, message: dict[str, Any]) -> None:
-    """A role, and a content or tool calls."""
-    calls = message.get("tool_calls")
-    for name in ("role",) if calls and message.get("content") is None else ("role", "content"):
-        if name not in message:
-            raise UserError(f"{where} has no {name!r}{nearest(name, message)}")
-        if not isinstance(message[name], str):
-            raise UserError(f"{where}: {name} must be a string, not {json_type(message[name])}")
-    role = message["role"]
-    if role not in ROLES:
-        raise UserError(
-            f"{where}: unknown role {shown(role)}; known: {', '.join(ROLES)}{nearest(role, ROLES)}"
-        )
-    if calls is None:
-        return
-    if role != "assistant" or not isinstance(calls, list):
-        wrong = f"not {json_type(calls)}" if role == "assistant" else f"and not the {role}'s"
-        raise UserError(f"{where}: tool_calls must be a list of the assistant's calls, {wrong}")
-    for call in calls:
-        function = call.get("function", call) if isinstance(call, dict) else call
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise UserError(f"{where}: a tool call must be an object that names a function")
-        if not isinstance(function.get("arguments", {}), dict | str):
-            found = json_type(function["arguments"])
-            raise UserError(f"{where}: a tool call's arguments must be an object, not {found}")
+        read.append(read_message(where, message))
 
 
 def _check_text(row: Row) -> None:

@@ -16,9 +16,11 @@ from jaxtyping import UInt32
 from tqdm import tqdm
 
 from jaxft.assets import model_folder
-from jaxft.data.chat import Tools, encode_chat
+from jaxft.data.chat import Tools, encode_chat_and_text, template_for
+from jaxft.data.messages import read_message
 from jaxft.data.sources import Row, check_messages, check_tools, read_objects
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
+from jaxft.data.unwritten import Unwritten
 from jaxft.errors import UserError, nearest
 from jaxft.formats import load, load_adapter
 from jaxft.formats.manifest import tell_another_base
@@ -63,7 +65,7 @@ def generate(
         top_p: draw among the likeliest tokens that together have this probability; 1.0 for all.
         seed: of the draws.
         batch_size: prompts at once.
-        progress: show a bar on a terminal's stderr.
+        progress: show a bar on a terminal's stderr, and say there what the chat template leaves out.
         origins: what an error calls each prompt; by default "prompt 1", ...
         tools: of each prompt, the functions that its template names; () for none.
 
@@ -79,9 +81,15 @@ def generate(
         raise UserError("generate takes a list of prompts: [prompt] for one")
     _check_settings(max_new_tokens, temperature, top_k, top_p, batch_size)
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
-    with_tools = zip(prompts, tools or [None] * len(prompts), strict=True)
-    encoded = [_encode(tokenizer, prompt, known) for prompt, known in with_tools]
     origins = origins or [f"prompt {number}" for number in range(1, len(prompts) + 1)]
+    unwritten = Unwritten()
+    asked = zip(prompts, tools or [None] * len(prompts), origins, strict=True)
+    encoded = [_encode(tokenizer, *one, unwritten) for one in asked]
+    for part in unwritten.left_out if progress else ():
+        if (
+            "reasoning" not in part.what
+        ):  # of earlier turns, which templates leave out with good reason
+            print(f"jaxft: {part}", file=sys.stderr)
     _check_lengths(model.config, encoded, origins, max_new_tokens)
     streams, answers = _streams(encoded), [""] * len(encoded)
     hidden = None if progress else True  # None: hidden where stderr is no terminal
@@ -118,13 +126,21 @@ def _check_settings(
         raise UserError(f"generate: top_p must be from 0 to 1, not {top_p}")
 
 
-def _encode(tokenizer: Tokenizer, prompt: Prompt, tools: Tools) -> list[int]:
+def _encode(
+    tokenizer: Tokenizer, prompt: Prompt, tools: Tools, origin: str, unwritten: Unwritten
+) -> list[int]:
     if isinstance(prompt, str):
         return tokenizer.encode(prompt)
     if not prompt:
         return []  # a template would write the assistant's turn all the same
-    messages = [dict(message) for message in prompt]
-    return encode_chat(tokenizer, messages, add_generation_prompt=True, tools=tools)
+    messages = [
+        read_message(f"{origin}: message {number}", dict(message))
+        for number, message in enumerate(prompt, start=1)
+    ]
+    ids, text = encode_chat_and_text(tokenizer, messages, add_generation_prompt=True, tools=tools)
+    template, rest = template_for(tokenizer, tools), len(messages)
+    unwritten.note(origin, messages, text, template=template, tools=tools, first=rest)
+    return ids
 
 
 def _check_lengths(

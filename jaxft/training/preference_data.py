@@ -60,6 +60,7 @@ def preference_examples(
         skip=skip,
         skipped=skipped,
         group=config.batch_size // config.grad_accum,
+        on_unwritten=config.data.on_unwritten,
         vocabulary_size=vocabulary_size,
     )
     answer = "completion" if judged else "chosen"

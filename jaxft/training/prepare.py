@@ -285,6 +285,7 @@ def read_examples(
         tokenizer,
         max_length=max_length,
         loss_on=settings.loss_on,
+        on_unwritten=settings.on_unwritten,
         vocabulary_size=vocabulary_size,
         split_texts=settings.packing,
     )

@@ -131,7 +131,8 @@ def test_many_conversations_at_once_are_each_as_alone(tokenizer):
         talks = [(c["messages"], None) for c in CASES if c["template"] == template]
         talks += [(messages(("user", "a")), [{"name": "look"}])]
         together = encode_chats_with_masks(tokens, talks)
-        for (talk, tools), (ids, mask) in zip(talks, together, strict=True):
+        for (talk, tools), (ids, mask, text) in zip(talks, together, strict=True):
             alone_ids, alone_mask = encode_chat_with_mask(tokens, talk, tools=tools)
             assert ids == alone_ids
             assert mask.tolist() == alone_mask.tolist()
+            assert text == render(tokens, talk, tools=tools)[0]

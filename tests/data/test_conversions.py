@@ -63,6 +63,26 @@ def test_sharegpt_is_messages(write):
     assert (row.format, row.written) == ("messages", "sharegpt")
 
 
+def test_turns_of_sharegpt_have_weights_and_text_parts(write):
+    turns = [
+        {"from": "human", "value": [{"type": "text", "text": "2 + 2?"}]},
+        {
+            "from": "function_call",
+            "value": '{"name": "add", "arguments": {"a": 2}}',
+            "train": False,
+        },
+        {"from": "gpt", "value": "4.", "weight": 0},
+        {"role": "assistant", "content": "Four.", "masked": True},
+    ]
+    silent = {"weight": 0}
+    assert one(write({"conversations": turns})).values["messages"] == [
+        said("user", "2 + 2?"),
+        {"role": "assistant", "tool_calls": [CALL]} | silent,
+        said("assistant", "4.") | silent,
+        said("assistant", "Four.") | silent,
+    ]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -152,6 +172,7 @@ def test_alpacas_history(write):
 
 def test_tools_and_calls_are_kept_and_no_tools_are_none(write):
     talk = [said("user", "a"), {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    assert one(write({"messages": talk, "functions": [ADD["function"]]})).values["tools"] == [ADD]
     assert one(write({"messages": talk, "tools": [ADD]})).values == {
         "messages": talk,
         "tools": [ADD],

@@ -80,6 +80,101 @@ def test_messages_train_the_assistant_or_everything(tokenizer):
     assert tokenizer.decode(example.tokens, False) == text
 
 
+TALK = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b", "weight": 0},
+    {"role": "user", "content": "c"},
+    {"role": "assistant", "content": "d"},
+]
+MARKED = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
+)
+TWO_MARKS = MARKED.replace(
+    "{{ m.content }}<|im_end|>", "{{ m.content }}{% endgeneration %}{% generation %}<|im_end|>"
+)
+GROWN = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "") + (
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def trained_of(values, tokenizer, template, format="messages", **arguments):
+    """The text whose tokens are trained, and what is not, in brackets."""
+    tokenizer = dataclasses.replace(tokenizer, chat_template=template)
+    ((example,), _) = prepare(
+        rows_of(values, format=format), tokenizer, max_length=256, **arguments
+    )
+    return "".join(
+        tokenizer.decode([token], False) if trained else "_"
+        for token, trained in zip(example.tokens.tolist(), example.trained.tolist(), strict=True)
+    ).strip("_")
+
+
+@pytest.mark.parametrize("template", [MARKED, TWO_MARKS, GROWN])
+def test_a_message_of_no_weight_is_not_trained(tokenizer, template):
+    """With marks in the template, several of a message, and none."""
+    assert trained_of({"messages": TALK}, tokenizer, template).split("<|im_end|>")[0] == "d"
+    everything = trained_of({"messages": TALK}, tokenizer, template, loss_on="all")
+    assert "c" in everything
+    assert "d" in everything
+    assert "b" not in everything
+    both = {"messages": [TALK[0], TALK[1] | {"weight": 1}, *TALK[2:]]}
+    assert trained_of(both, tokenizer, template).startswith("b")
+
+
+@pytest.mark.parametrize("template", [MARKED, GROWN])
+def test_a_completions_messages_have_weights_too(tokenizer, template):
+    values = {"prompt": TALK[:1], "completion": TALK[1:]}
+    trained = trained_of(values, tokenizer, template, format="prompt_completion")
+    assert "b" not in trained
+    assert {"c", "d"} <= set(trained)
+    silent = {"prompt": TALK[:2], "completion": [TALK[2] | {"weight": 0}, TALK[3]]}
+    trained = trained_of(silent, tokenizer, template, format="prompt_completion")
+    assert "c" not in trained
+    assert "d" in trained
+
+
+def test_under_all_another_roles_weight_holds_as_well(tokenizer):
+    """As torchtune masks what the user says."""
+    masked = {
+        "messages": [message | {"weight": int(message["role"] == "assistant")} for message in TALK]
+    }
+    trained = trained_of(masked, tokenizer, MARKED, loss_on="all")
+    assert {"a", "c"}.isdisjoint(trained.replace("<assistant>", "").replace("<|im_end|>", ""))
+    assert "d" in trained
+
+
+def test_a_row_without_any_weight_is_dropped_and_counted(tokenizer):
+    rows = rows_of({"messages": TALK[:2]}, {"messages": TALK}, format="messages")
+    _, summary = prepare(rows, tokenizer)
+    assert "1 of 2 dropped without a trained token" in str(summary)
+
+
+def test_a_weight_holds_where_a_template_writes_earlier_turns_otherwise(tokenizer):
+    """As Qwen 3, which leaves out what they think and puts an empty thought into the last."""
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ '[]' if loop.last else '' }}"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    trained = trained_of({"messages": TALK}, tokenizer, template, loss_on="all")
+    assert "b" not in trained
+    assert trained.count("<|im_end|>") == 3
+    assert trained.endswith("<assistant>[]d<|im_end|>")
+
+
+def test_a_call_of_no_weight_is_not_trained(tokenizer):
+    call = {"function": {"name": "f", "arguments": {"n": 7}}}
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>{% endfor %}"
+    )
+    talk = [TALK[0], TALK[1] | {"content": "", "tool_calls": [call]}, *TALK[2:]]
+    trained = trained_of({"messages": talk}, tokenizer, template, loss_on="all")
+    assert "7" not in trained
+    assert "{" not in trained
+    assert "d<|im_end|>" in trained
+
+
 def test_truncation_and_dropping_are_counted_and_said(tokenizer):
     rows = rows_of(pair("a", "b"), pair("a", "b c d e f g h i"), pair("a b c d e f g h", "i"))
     examples, summary = prepare(rows, tokenizer, max_length=6)

@@ -140,6 +140,31 @@ def moved_adapter(folder):
     return folder
 
 
+def test_the_command_reads_messages_in_all_their_forms_and_says_what_is_not_written(
+    capsys, tmp_path
+):
+    """Text parts and a turn of calls are read; what the template leaves out is a line on stderr."""
+    call = {"function": {"name": "ask", "arguments": "{}"}}
+    parts = [{"type": "text", "text": CHAT[1]["content"]}]
+    rows = [
+        {"messages": [CHAT[0], {"role": "user", "content": parts}]},
+        {
+            "prompt": [
+                *CHAT,
+                {"role": "assistant", "content": "Wait.", "tool_calls": [call]},
+                CHAT[1],
+            ]
+        },
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert command("--data", str(path)) == 0
+    out, err = capsys.readouterr()
+    first = json.loads(out.splitlines()[0])
+    assert first["completion"] == say([CHAT])[0]
+    assert f"the chat template leaves out tool calls of 1 row at {path}:2" in err
+
+
 def test_the_command_answers_a_file_through_an_adapter(capsys, tmp_path):
     answer = {"role": "assistant", "content": "Here."}
     rows = [{"prompt": PROMPTS[0], "completion": "not read"}, {"prompt": PROMPTS[1]}]
