@@ -10,9 +10,24 @@ text, or one UserError within about a second and 256 MB. Where the system does n
 memory (macOS), time alone bounds it.
 
 The child is started when it is first needed (50 ms), shared by all threads, and serves a whole
-conversation in one exchange (some 0.1 ms); one that was ended is replaced at the next request.
+conversation in one exchange (some 0.1 ms); one that was ended is replaced at the next request. Many
+conversations go in portions of bounded length, and the beginnings of one, of which its turns are
+found, do not leave the child (`turns`), or are not even rendered (`streaming`).
 """
 
-from jaxft.confined.client import first_matches, render_conversations
+from jaxft.confined.client import (
+    TooMuch,
+    assistant_turns,
+    first_matches,
+    render_conversations,
+)
+from jaxft.confined.moment import check_moment, today
 
-__all__ = ["first_matches", "render_conversations"]
+__all__ = [
+    "TooMuch",
+    "assistant_turns",
+    "check_moment",
+    "first_matches",
+    "render_conversations",
+    "today",
+]

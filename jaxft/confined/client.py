@@ -11,20 +11,29 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxft.errors import UserError
 
 MAX_SOURCE = 1_000_000  # characters of a template or of patterns; real ones have a few thousand
-PATIENCE = 60.0  # seconds until a child that gets no processor time is given up
+PATIENCE = 120.0  # seconds until a child that gets no processor time is given up
+TOGETHER = 64  # texts of a request, for which the limits of time and memory hold together
+TOGETHER_BYTES = 1_000_000  # of them, but for one that has more alone
 KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME")  # no keys, no tokens
 
 Rendered = tuple[str, list[tuple[int, int]]]
 
 
+class TooMuch(UserError):
+    """What was asked needs more time or memory than the child has, or gives too long a text."""
+
+
 def render_conversations(
-    source: str, conversations: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+    source: str,
+    conversations: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any],
+    now: str = "",
 ) -> list[Rendered]:
     """Renders a chat template for each conversation.
 
@@ -33,23 +42,46 @@ def render_conversations(
         conversations: for each the template's variables of its own: `messages`,
             `add_generation_prompt`; values that JSON can hold.
         variables: those that all have: the special tokens.
+        now: the moment that the template takes for the present one, an ISO date or date and time; "": the present.
 
     Returns:
         For each (text, [(start, end) of the characters inside `{% generation %}`]).
 
     Raises:
-        UserError: the template fails, reaches for what it must not, or needs too much.
+        UserError: the template fails, or reaches for what it must not; a `TooMuch`: it needs too much.
 
     >>> render_conversations("{{ a }}{{ b }}", [{"b": 1}, {"b": 2}], {"a": "x"})
     [('x1', []), ('x2', [])]
     """
-    if len(source) > MAX_SOURCE:
-        raise UserError(f"a template of {len(source)} characters is refused")
-    request = {"source": source, "variables": dict(variables), "each": list(conversations)}
+    request = _templates(source, variables, now)
     return [
         (text, [(start, end) for start, end in spans])
-        for text, spans in _child.ask("render", request)
+        for text, spans in _child.ask("render", request, conversations)
     ]
+
+
+def assistant_turns(
+    source: str,
+    conversations: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any],
+    now: str = "",
+    eos: str = "",
+    limits: Sequence[int | None] = (),
+) -> list[dict[str, Any]]:
+    """`jaxft.confined.turns.turns`, in the child.
+
+    Raises:
+        UserError: as of `render_conversations`.
+    """
+    request = _templates(source, variables, now) | {"eos": eos}
+    limits = limits or [None] * len(conversations)
+    return _child.ask("turns", request, conversations, limits=limits)
+
+
+def _templates(source: str, variables: Mapping[str, Any], now: str) -> dict[str, Any]:
+    if len(source) > MAX_SOURCE:
+        raise UserError(f"a template of {len(source)} characters is refused")
+    return {"source": source, "variables": dict(variables), "now": now}
 
 
 def first_matches(
@@ -65,8 +97,8 @@ def first_matches(
     """
     if sum(map(len, patterns)) > MAX_SOURCE:
         raise UserError(f"{len(patterns)} patterns of so many characters are refused")
-    request = {"patterns": list(patterns), "each": list(texts), "form": form, "whole": whole}
-    return _child.ask("match", request)
+    request = {"patterns": list(patterns), "form": form, "whole": whole}
+    return _child.ask("match", request, texts, together=len(texts))
 
 
 class _Child:
@@ -76,17 +108,29 @@ class _Child:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, action: str, request: dict[str, Any]) -> list[Any]:
-        try:
-            text = json.dumps({"action": action} | request, ensure_ascii=False, default=_plain)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UserError(f"a value that JSON cannot hold: {error}") from error
-        data = text.encode("utf-8", "surrogatepass")
+    def ask(
+        self,
+        action: str,
+        request: Mapping[str, Any],
+        each: Sequence[Any],
+        together: int = TOGETHER,
+        **beside: Sequence[Any],
+    ) -> list[Any]:
+        """What the action makes of each part, some parts at a time; `beside` holds more of each."""
+        head = _json(request)[:-1]
+        results = list[Any]()
+        for start, parts in _portions([_json(part) for part in each], together):
+            also = {name: values[start : start + len(parts)] for name, values in beside.items()}
+            text = f'{head}, "each": [{", ".join(parts)}], {_json(also | {"action": action})[1:]}'
+            results += self._asked(text.encode("utf-8", "surrogatepass"))
+        return results
+
+    def _asked(self, data: bytes) -> list[Any]:
         with self._lock:
             reply = self._exchange(len(data).to_bytes(8, "little") + data)
         answer = json.loads(reply.decode("utf-8", "surrogatepass"))
         if "error" in answer:
-            raise UserError(answer["error"])
+            raise (TooMuch if answer["limited"] else UserError)(answer["error"])
         results: list[Any] = answer["results"]
         return results
 
@@ -114,7 +158,7 @@ class _Child:
             if not whole:  # also when this thread is interrupted: half an answer stays for nobody
                 ended = self.stop()
         if not whole:
-            raise UserError(_reason(ended))
+            raise TooMuch(_reason(ended))
         return reply
 
     def stop(self) -> int:
@@ -129,6 +173,29 @@ class _Child:
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
         return process.wait()
+
+
+def _portions(parts: Sequence[str], most: int) -> Iterator[tuple[int, Sequence[str]]]:
+    """(index of the first, parts) of portions that are neither many nor long; a part alone may be long.
+
+    >>> list(_portions(["a", "b", "c"], 2))
+    [(0, ['a', 'b']), (2, ['c'])]
+    """
+    start = size = 0
+    for index, part in enumerate(parts):
+        if index > start and (index - start == most or size + len(part) > TOGETHER_BYTES):
+            yield start, parts[start:index]
+            start, size = index, 0
+        size += len(part)
+    if start < len(parts) or not parts:  # without any the source is looked at all the same
+        yield start, parts[start:]
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"a value that JSON cannot hold: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from jaxft.confined.moment import moment_of
 
 Spans = list[tuple[int, int]]
 
@@ -82,8 +85,17 @@ def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
 
 
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
+def _strftime(moment: datetime.datetime | None, pattern: str) -> str:
+    return (moment or datetime.datetime.now()).strftime(pattern)
+
+
+def clock(now: str) -> dict[str, Callable[[str], str]]:
+    """What a template calls to write the date: that of `now`, an ISO date or date and time; "": the present one.
+
+    >>> clock("2024-02-29")["strftime_now"]("%d %b %Y, %H:%M")
+    '29 Feb 2024, 00:00'
+    """
+    return {"strftime_now": functools.partial(_strftime, moment_of(now))}
 
 
 def _to_json(
@@ -107,6 +119,11 @@ def compile_template(source: str) -> jinja2.Template:
     ...     messages=[{"role": "user", "content": "hi"}])
     'hi;'
     """
+    return sandbox().from_string(source)
+
+
+def sandbox() -> jinja2.Environment:
+    """The environment of a chat template."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -114,24 +131,42 @@ def compile_template(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals |= clock("")
     environment.globals["namespace"] = TemplateNamespace
-    return environment.from_string(source)
+    return environment
 
 
 def render(
-    source: str, variables: Mapping[str, Any], each: Sequence[Mapping[str, Any]]
+    source: str, variables: Mapping[str, Any], each: Sequence[Mapping[str, Any]], now: str = ""
 ) -> list[tuple[str, Spans]]:
     """Renders the template for each set of variables beside the common ones: (text, spans).
+
+    Args:
+        source: Jinja.
+        variables: those that all have.
+        each: those of each rendering.
+        now: the moment that the template takes for the present one, as of `clock`.
 
     >>> render("{% generation %}{{ x }}{% endgeneration %}", {}, [{"x": "ab"}])
     [('ab', [(0, 2)])]
     """
-    template = compile_template(source)
-    done = []
-    for own in each:
-        with template.environment.recording() as (blocks, spans):  # type: ignore[attr-defined]
-            for block in template.generate(**variables, **own):
-                blocks.append(block)
-        done.append(("".join(blocks), spans))
-    return done
+    template, common = compile_template(source), {**clock(now), **variables}
+    return [rendered(template, {**common, **own}) for own in each]
+
+
+def rendered(
+    template: jinja2.Template,
+    variables: Mapping[str, Any],
+    watch: Callable[[list[str]], None] | None = None,
+) -> tuple[str, Spans]:
+    """(text, spans); the same for the same variables, also where the template draws lots.
+
+    `watch` is given the list into which the parts of the text will be written.
+    """
+    random.seed(0)
+    with template.environment.recording() as (blocks, spans):  # type: ignore[attr-defined]
+        if watch is not None:
+            watch(blocks)
+        for block in template.generate(**variables):
+            blocks.append(block)
+    return "".join(blocks), spans

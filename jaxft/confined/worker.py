@@ -11,19 +11,22 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
 from jaxft.confined.matching import match
 from jaxft.confined.template import render
+from jaxft.confined.turns import one_line, turns
 
-SECONDS = 0.4  # of processor time for a request, and a little for each of its parts
+SECONDS = 0.4  # of processor time for a request, a little for each of its parts, and for its length
 SECONDS_EACH = 0.01
+SECONDS_MEGABYTE = 0.5
+MOST_SECONDS = 30.0
 MEGABYTES = 128  # beyond what the interpreter has when it has started
 REFUSED = ("os.", "socket.", "subprocess.", "ctypes.", "shutil.", "pty.", "webbrowser.", "urllib.")
 MAX_REPLY = 32_000_000  # bytes
-ACTIONS: dict[str, Callable[..., list[Any]]] = {"render": render, "match": match}
+ACTIONS: dict[str, Callable[..., list[Any]]] = {"render": render, "turns": turns, "match": match}
 
 
 def limit() -> None:
@@ -57,12 +60,13 @@ def _address_space() -> int:
 
 
 def answer(request: bytes) -> bytes:
-    """What the request's action returns, or the error it ends in: one line."""
+    """What the request's action returns, or the error it ends in, in one line, and whether a limit was the cause."""
+    limited = True
     try:
         values = json.loads(request.decode("utf-8", "surrogatepass"))
-        action = ACTIONS[values.pop("action")]
-        signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_EACH * len(values["each"]))
-        reply = _encoded({"results": action(**values)})
+        name = values.pop("action")
+        signal.setitimer(signal.ITIMER_PROF, seconds_for(name, values["each"], len(request)))
+        reply = _encoded({"results": ACTIONS[name](**values)})
         if len(reply) <= MAX_REPLY:
             return reply
         reason = f"the text has {len(reply)} bytes"
@@ -71,10 +75,15 @@ def answer(request: bytes) -> bytes:
     except RecursionError:
         reason = "it is nested too deeply"
     except Exception as error:  # a template can raise anything
-        line = getattr(error, "lineno", None)
-        reason = (f"line {line}: " if line else "") + " ".join(str(error)[:2000].split())[:300]
-        reason = reason or type(error).__name__
-    return _encoded({"error": reason})
+        reason, limited = one_line(error), False
+    return _encoded({"error": reason, "limited": limited})
+
+
+def seconds_for(action: str, each: Sequence[Any], length: int) -> float:
+    """The processor time that a request of so many bytes may take; the turns of a conversation are parts of it."""
+    parts = sum(len(part["messages"]) for part in each) if action == "turns" else len(each)
+    asked = SECONDS + SECONDS_EACH * parts + SECONDS_MEGABYTE * length / 1_000_000
+    return min(asked, MOST_SECONDS)
 
 
 def _encoded(value: Any) -> bytes:

@@ -180,7 +180,7 @@ def _what_changed(saved: Mapping[str, str], own: Mapping[str, str]) -> str:
         was, now = (prints[changed[0]][:12] for prints in (saved, own))
         return (
             f"{changed[0]}: its examples changed since the checkpoint was written (fingerprint "
-            f"{was}, now {now}); put the old file back or begin in a new folder"
+            f"{was}, now {now}); put the old file and chat template back or begin in a new folder"
         )
     if sorted(saved.values()) != sorted(own.values()):
         return (

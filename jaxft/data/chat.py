@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 
-from jaxft.confined import render_conversations
+from jaxft.confined import assistant_turns, render_conversations
 from jaxft.data.dialect import as_taken
 from jaxft.data.messages import REASONING, altered, is_silent
 from jaxft.data.tokenizer import Tokenizer, refusing_panics
@@ -20,6 +21,24 @@ Messages = Sequence[dict[str, Any]]
 Spans = list[tuple[int, int]]
 Tools = Sequence[dict[str, Any]] | None
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+# What keeps an assistant's turn from being told apart, in the words of `jaxft.confined.turns`, and the way out.
+PROBLEMS = {
+    "rewritten": "the chat template writes the messages up to turn {turn} otherwise when more follows ({alone!r} "
+    "becomes {text!r}), so the assistant's tokens cannot be found; {mark}, {chatml}, or train on "
+    "config.data.loss_on=all",
+    "prompt": "the chat template asks for an answer by {prompt!r}, but writes turn {turn} as {text!r}: what is "
+    "trained would not follow what is asked, and where the assistant's words begin cannot be found; let the "
+    "template ask as it writes, {mark}, or {chatml}",
+    "refused": "the chat template writes the conversation, but not its beginning before or up to turn {turn} alone "
+    "({reason}), so the assistant's tokens cannot be found; {mark}, {chatml}, or train on config.data.loss_on=all",
+    "first": "the conversation begins with the assistant, and the chat template writes no prompt for an answer "
+    "before it ({text!r} begins the conversation, {prompt!r} asks for an answer), so the assistant's tokens cannot "
+    "be found; put a user's turn first, {mark}, or {chatml}",
+}
+WAYS_OUT = {
+    "mark": "put the assistant's words in it between {% generation %} and {% endgeneration %}",
+    "chatml": "take a template of jaxft (config.data.chat_template=chatml)",
+}
 
 
 def render(
@@ -50,6 +69,16 @@ def _render_all(
     tokenizer: Tokenizer, conversations: Sequence[Conversation]
 ) -> list[tuple[str, Spans]]:
     """`render` of several conversations at once; one that fails makes all fail."""
+    return _asked(tokenizer, conversations, render_conversations)
+
+
+def _asked(
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    ask: Callable[..., list[Any]],
+    **each: Sequence[Any],
+) -> list[Any]:
+    """What the confined process makes of the conversations, of those by one template at once."""
     if tokenizer.chat_template is None:
         raise UserError(
             f"{tokenizer.name}: the tokenizer has no chat template, which messages need; "
@@ -58,18 +87,28 @@ def _render_all(
     by_template: dict[str, list[int]] = {}
     for index, (_, _, tools) in enumerate(conversations):
         by_template.setdefault(template_for(tokenizer, tools), []).append(index)
-    rendered: dict[int, tuple[str, Spans]] = {}
+    answers: dict[int, Any] = {}
     shared = {"documents": None} | tokenizer.special_tokens
     for template, indices in by_template.items():
         own = [_variables(*conversations[index]) for index in indices]
+        beside = {name: [values[i] for i in indices] for name, values in each.items()}
         try:
             for variables in own:
                 variables["messages"] = as_taken(variables["messages"], template, shared)
-            found = render_conversations(template, own, shared)
+            found = ask(template, own, shared, now=tokenizer.date, **beside)
         except UserError as error:
-            raise UserError(f"{tokenizer.name}: chat template fails: {error}") from error
-        rendered |= dict(zip(indices, found, strict=True))
-    return [rendered[index] for index in range(len(conversations))]
+            line = f"{tokenizer.name}: chat template fails: {error}{_spoken_first(own)}"
+            raise type(error)(line) from error
+        answers |= dict(zip(indices, found, strict=True))
+    return [answers[index] for index in range(len(conversations))]
+
+
+def _spoken_first(conversations: Sequence[Mapping[str, Any]]) -> str:
+    """What may be the reason why a template refuses a conversation: many want the user to begin."""
+    turns = [m for m in conversations[0]["messages"] if m["role"] not in ("system", "developer")]
+    if len(conversations) > 1 or not turns or turns[0]["role"] != "assistant":
+        return ""
+    return f" (the conversation begins with the assistant: put a user's turn first, or {WAYS_OUT['chatml']})"
 
 
 def _variables(messages: Messages, add_generation_prompt: bool, tools: Tools) -> dict[str, Any]:
@@ -120,7 +159,7 @@ def encode_chat_and_text(
 
 
 def encode_chat_with_mask(
-    tokenizer: Tokenizer, messages: Messages, *, tools: Tools = None
+    tokenizer: Tokenizer, messages: Messages, *, tools: Tools = None, max_length: int | None = None
 ) -> tuple[list[int], np.ndarray]:
     """Ids of a conversation and which of them the assistant says, bool (length,).
 
@@ -129,33 +168,39 @@ def encode_chat_with_mask(
     what the text grows by when its message is added to the conversation before it; such a turn ends
     with its last EOS, if it has one, because a model says nothing after that.
 
+    Args:
+      tokenizer: with the template.
+      messages: the conversation.
+      tools: the functions that the assistant may call.
+      max_length: turns that begin behind so many tokens need not be found; None: all are.
+
     Raises:
-      UserError: a template without blocks renders the beginning of a conversation otherwise when
-        more follows, so that its turns cannot be told apart.
+      UserError: the turns of a template without blocks cannot be told apart, as `PROBLEMS` says.
     """
-    return encode_chats_with_masks(tokenizer, [(messages, tools)])[0][:2]
+    return encode_chats_with_masks(tokenizer, [(messages, tools)], max_length)[0][:2]
 
 
 def encode_chats_with_masks(
-    tokenizer: Tokenizer, conversations: Sequence[tuple[Messages, Tools]]
+    tokenizer: Tokenizer,
+    conversations: Sequence[tuple[Messages, Tools]],
+    max_length: int | None = None,
 ) -> list[tuple[list[int], np.ndarray, str]]:
     """`encode_chat_with_mask` of several (messages, tools), and their texts; one that fails makes all fail."""
     wholes = [(messages, False, tools) for messages, tools in conversations]
     texts, spans = zip(*_render_all(tokenizer, wholes), strict=True)
+    with refusing_panics(tokenizer.name):
+        encodings = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
     templates = [template_for(tokenizer, tools) for _, tools in conversations]
     marked = [GENERATION.search(template) is not None for template in templates]
     grown = [index for index, has_marks in enumerate(marked) if not has_marks]
-    found = _spans_by_growth(
-        tokenizer, [conversations[index] for index in grown], [texts[index] for index in grown]
-    )
+    limits = [_reach(encodings[index], max_length) for index in grown]
+    found = _spans_by_growth(tokenizer, [wholes[index] for index in grown], limits)
     spans_of = dict(enumerate(spans)) | dict(zip(grown, found, strict=True))
     for index, (messages, tools) in enumerate(conversations):
         if any(map(is_silent, messages)):
             spans_of[index] = _heard(
                 tokenizer, messages, spans_of[index], marked=marked[index], tools=tools
             )
-    with refusing_panics(tokenizer.name):
-        encodings = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
     return [
         (
             *_ids_and_mask(encoding, spans_of[index], () if marked[index] else tokenizer.eos_ids),
@@ -163,6 +208,13 @@ def encode_chats_with_masks(
         )
         for index, encoding in enumerate(encodings)
     ]
+
+
+def _reach(encoding: tokenizers.Encoding, max_length: int | None) -> int | None:
+    """The character behind the first `max_length` tokens; None if there are no more tokens."""
+    if max_length is None or len(encoding) <= max_length:
+        return None
+    return max(end for _, end in encoding.offsets[:max_length])
 
 
 def _heard(
@@ -249,31 +301,15 @@ def _last_eos(ids: list[int], first: int, last: int, eos_ids: tuple[int, ...]) -
 
 
 def _spans_by_growth(
-    tokenizer: Tokenizer, conversations: Sequence[tuple[Messages, Tools]], texts: Sequence[str]
+    tokenizer: Tokenizer, wholes: Sequence[Conversation], limits: Sequence[int | None]
 ) -> list[Spans]:
-    """Characters of each assistant's turn in each text, by rendering the conversations' beginnings."""
-    turns = [
-        (which, index)
-        for which, (messages, _) in enumerate(conversations)
-        for index, message in enumerate(messages)
-        if message["role"] == "assistant"
-    ]
-    beginnings = list[Conversation]()
-    for which, index in turns:
-        messages, tools = conversations[which]
-        beginnings += [(messages[:index], True, tools), (messages[: index + 1], False, tools)]
-    rendered = [text for text, _ in _render_all(tokenizer, beginnings)]
-    eos, spans = tokenizer.special_tokens.get("eos_token", ""), [Spans() for _ in texts]
-    for (which, index), before, through in zip(turns, rendered[::2], rendered[1::2], strict=True):
-        text = texts[which]
-        # Some templates close the whole conversation with an EOS.
-        stem = through if text.startswith(through) else through.removesuffix(eos)
-        if not (text.startswith(stem) and stem.startswith(before)):
-            raise UserError(
-                f"{tokenizer.name}: the chat template writes the messages before turn {index + 1} "
-                "otherwise when more follows, so the assistant's tokens cannot be found; put its "
-                "words between {% generation %} and {% endgeneration %}, take a template of jaxft "
-                "(config.data.chat_template=chatml), or train on config.data.loss_on=all"
-            )
-        spans[which].append((len(before), len(stem)))
+    """Characters of each assistant's turn, by rendering the conversations' beginnings; see `PROBLEMS`."""
+    eos = tokenizer.special_tokens.get("eos_token", "")
+    ask = functools.partial(assistant_turns, eos=eos)
+    spans = list[Spans]()
+    for found in _asked(tokenizer, wholes, ask, limits=limits):
+        if "problem" in found:
+            told = PROBLEMS[found["problem"]].format(**found, **WAYS_OUT)
+            raise UserError(f"{tokenizer.name}: {told}")
+        spans.append([(start, end) for start, end in found["spans"]])
     return spans

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from jaxft.data.chat import (
     silent_tokens,
     template_for,
 )
+from jaxft.data.lost import Lost, lost_lines
 from jaxft.data.messages import is_silent
 from jaxft.data.sources import Row, kind_of
 from jaxft.data.store import Example as Example
@@ -56,6 +58,8 @@ class Summary:
       kept: examples kept of each source, in their order.
       max_length: the limit.
       left_out: what the chat template leaves out of the conversations.
+      lost: rows left out because the chat template's process has too little time or memory for them;
+        `first_lost` is the first one's place.
     """
 
     format: str
@@ -74,6 +78,8 @@ class Summary:
     kept: tuple[int, ...]
     max_length: int
     left_out: tuple[LeftOut, ...] = ()
+    lost: int = 0
+    first_lost: str = ""
 
     def __str__(self) -> str:
         """One line; what did not occur is left out."""
@@ -98,6 +104,7 @@ class Summary:
         if self.unused_keys:
             parts.append(f"keys not used: {', '.join(self.unused_keys)}")
         parts += map(str, self.left_out)
+        parts += lost_lines(self.lost, self.first_lost)
         return "; ".join(parts)
 
 
@@ -138,21 +145,20 @@ def prepare_examples(
     _check_arguments(max_length, loss_on)
     examples = Writer()
     counts: collections.Counter[str] = collections.Counter(dict.fromkeys(COUNTS, 0))
-    longest = sources = 0
+    sources = 0
     formats: dict[str, str] = {}  # each with the place of its first row
     unused: dict[str, None] = {}
     kept: collections.Counter[int] = collections.Counter()
     unwritten = Unwritten(on_unwritten, assistants_alone=loss_on == "completion")
-    for row, ids, trained, diverged, text in _tokenize(rows, tokenizer, loss_on):
+    lost, asked = Lost(), (tokenizer, loss_on, max_length)
+    for row, ids, trained, diverged, text in _tokenize(rows, lost, *asked):
         formats.setdefault(kind_of(row), row.origin)
         unused.update(dict.fromkeys(row.unused))
-        if text is not None:
-            _compare(row, text, tokenizer, unwritten)
+        _compare(row, text, tokenizer, unwritten)
         sources = row.source + 1
         counts["rows"] += 1
         _check_ids(row, ids, vocabulary_size)
         split = split_texts and row.format == "text" and len(ids) > max_length
-        longest = max(longest, len(ids))
         examples.row_lengths.append(len(ids))
         counts["diverged"] += diverged
         counts["truncated"] += len(ids) > max_length and not split
@@ -171,17 +177,19 @@ def prepare_examples(
             counts["trained_tokens"] += targets
             whole = len(ids) <= max_length or (split and piece == pieces[-1])
             counts["without_eos"] += whole and not _trains_any(example, tokenizer.eos_ids)
+    counts.update(rows=lost.count, lost=lost.count)
     if not examples:
         first = next(iter(formats.values()), "the data")
-        raise UserError(_nothing_left(first, counts, max_length, loss_on))
+        raise lost.error or UserError(_nothing_left(first, counts, max_length, loss_on))
     return examples.examples(), Summary(
         format=" + ".join(formats),
         examples=len(examples),
-        longest=longest,
+        longest=max(examples.row_lengths),
         unused_keys=(*unused, *unwritten.keys),
         kept=tuple(kept[index] for index in range(sources)),
         max_length=max_length,
         left_out=unwritten.left_out,
+        first_lost=lost.first,
         **counts,
     )
 
@@ -196,8 +204,10 @@ def _check_arguments(max_length: int, loss_on: str) -> None:
         raise UserError(f"max_length is {max_length}: a sequence needs 2 tokens to predict one")
 
 
-def _compare(row: Row, text: str, tokenizer: Tokenizer, unwritten: Unwritten) -> None:
-    """Notes what of the row's conversation does not stand in its text."""
+def _compare(row: Row, text: str | None, tokenizer: Tokenizer, unwritten: Unwritten) -> None:
+    """Notes what of the row's conversation, if it is one, does not stand in its text."""
+    if text is None:
+        return
     messages, first = conversation(row.values)
     tools = row.values.get("tools")
     template = template_for(tokenizer, tools)
@@ -234,18 +244,23 @@ def _pieces(length: int, max_length: int) -> list[slice]:
 Tokenized = tuple[Row, list[int], np.ndarray, bool, str | None]
 
 
-def _tokenize(rows: Iterable[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
+def _tokenize(
+    rows: Iterable[Row], lost: Lost, tokenizer: Tokenizer, loss_on: str, max_length: int
+) -> Iterator[Tokenized]:
     """Tokenizes some rows at a time, so that no more of them are ever held."""
     rest = iter(rows)
+    asked: dict[str, Any] = {"tokenizer": tokenizer, "loss_on": loss_on, "max_length": max_length}
     while chunk := list(itertools.islice(rest, CHUNK)):
         for _, alike in itertools.groupby(chunk, kind_of):
             group = list(alike)
-            yield from _TOKENIZERS[group[0].format](group, tokenizer, loss_on)
+            make = functools.partial(_TOKENIZERS[group[0].format], **asked)
+            yield from lost.without(group, make)
 
 
 def _prompt_completion(
-    rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str
+    rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str, max_length: int
 ) -> Iterator[Tokenized]:
+    del max_length
     pairs = [(row.values["prompt"], row.values["completion"]) for row in rows]
     texts: list[str | None] = [None] * len(rows)
     if isinstance(pairs[0][0], list):
@@ -272,29 +287,31 @@ def _prompt_completion(
         yield row, whole, trained, start < len(prompt), text
 
 
-def _messages(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
+def _messages(
+    rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str, max_length: int
+) -> Iterator[Tokenized]:
     for start in range(0, len(rows), CONVERSATIONS):
         some = rows[start : start + CONVERSATIONS]
-        made = _conversations(some, tokenizer, loss_on)
+        made = _conversations(some, tokenizer, loss_on, max_length)
         for row, (ids, said, text) in zip(some, made, strict=True):
             yield row, ids, said, False, text
 
 
 def _conversations(
-    rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str
+    rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str, max_length: int
 ) -> Iterable[tuple[list[int], np.ndarray, str]]:
     """(ids, what is trained, text), of all at once; if one fails, one by one, to name it."""
     talks = [(row.values["messages"], row.values.get("tools")) for row in rows]
-    if loss_on == "completion":
+    if loss_on == "completion" and len(rows) > 1:
         try:
-            yield from encode_chats_with_masks(tokenizer, talks)
+            yield from encode_chats_with_masks(tokenizer, talks, max_length)
             return
         except UserError:
             pass
     for row, (messages, tools) in zip(rows, talks, strict=True):
         with _told_of(row):
             if loss_on == "completion":
-                yield encode_chats_with_masks(tokenizer, [(messages, tools)])[0]
+                yield encode_chats_with_masks(tokenizer, [(messages, tools)], max_length)[0]
             else:
                 ids, text = encode_chat_and_text(tokenizer, messages, tools=tools)
                 yield ids, _heard(row, np.ones(len(ids), dtype=bool), tokenizer, loss_on), text
@@ -310,8 +327,10 @@ def _heard(row: Row, trained: np.ndarray, tokenizer: Tokenizer, loss_on: str) ->
     return trained & ~silent_tokens(tokenizer, messages, tools=row.values.get("tools"))
 
 
-def _text(rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str) -> Iterator[Tokenized]:
-    del loss_on  # a text is all completion
+def _text(
+    rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str, max_length: int
+) -> Iterator[Tokenized]:
+    del loss_on, max_length  # a text is all completion
     texts = [_with_eos(tokenizer, row.values["text"]) for row in rows]
     for row, ids in zip(rows, _encode(tokenizer, texts), strict=True):
         yield row, ids, np.ones(len(ids), dtype=bool), False, None
@@ -355,7 +374,7 @@ def _told_of(row: Row) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{row.origin}: {error}") from error
+        raise type(error)(f"{row.origin}: {error}") from error
 
 
 def _check_ids(row: Row, ids: list[int], vocabulary_size: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxft.data.examples import (
     _with_eos,
     common_prefix_length,
 )
+from jaxft.data.lost import Lost, lost_lines
 from jaxft.data.messages import is_silent
 from jaxft.data.packing import Batch, collate
 from jaxft.data.sources import Row, unused_keys
@@ -90,6 +92,8 @@ class PreferenceSummary:
         max_length: the limit.
         unused_keys: keys of the rows that are not used.
         left_out: what the chat template leaves out of the conversations.
+        lost: rows left out because the chat template's process has too little time or memory for them;
+            `first_lost` is the first one's place.
     """
 
     judged: bool
@@ -107,6 +111,8 @@ class PreferenceSummary:
     max_length: int
     unused_keys: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
+    lost: int = 0
+    first_lost: str = ""
 
     def __str__(self) -> str:
         """One line; what did not occur is left out."""
@@ -131,6 +137,7 @@ class PreferenceSummary:
         if self.unused_keys:
             parts.append(f"keys not used: {', '.join(self.unused_keys)}")
         parts += map(str, self.left_out)
+        parts += lost_lines(self.lost, self.first_lost)
         return "; ".join(parts)
 
 
@@ -174,10 +181,9 @@ def prepare_preferences(
     first: dict[str, str] = {}
     longest = 0
     judged = rows[0].format == "judged"
-    unwritten = Unwritten(on_unwritten)
-    settings = (rows, tokenizer, unwritten)
-    tokenized = _judged(*settings, group) if judged else _pairs(*settings)
-    for row, prompt, chosen, rejected in tokenized:
+    unwritten, lost = Unwritten(on_unwritten), Lost()
+    make = functools.partial(_tokenized, tokenizer=tokenizer, unwritten=unwritten, group=group)
+    for row, prompt, chosen, rejected in lost.without(rows, make):
         _check_ids(row, prompt + chosen + rejected, vocabulary_size)
         must_fit = len(chosen) if judged else max(len(chosen), len(rejected))
         longest = max(longest, len(prompt) + must_fit)
@@ -200,7 +206,7 @@ def prepare_preferences(
         counts["tokens"] += len(examples[-1].tokens)
         counts["separate_tokens"] += 2 * len(prompt) + len(chosen) + len(rejected)
     if not examples:
-        raise UserError(
+        raise lost.error or UserError(
             f"{rows[0].origin}: none of {len(rows)} rows fits max_length={max_length}: the completions alone exceed it"
         )
     return Comparisons(examples), PreferenceSummary(
@@ -212,6 +218,8 @@ def prepare_preferences(
         first_truncated=first.get("truncated", ""),
         first_dropped=first.get("dropped", ""),
         longest=longest,
+        lost=lost.count,
+        first_lost=lost.first,
         max_length=max_length,
         unused_keys=(*unused_keys(rows), *unwritten.keys),
         left_out=unwritten.left_out,
@@ -249,6 +257,14 @@ def comparison(
 
 
 Tokenized = Iterator[tuple[Row, Ids, Ids, Ids]]  # prompt, chosen, rejected
+
+
+def _tokenized(
+    rows: Sequence[Row], tokenizer: Tokenizer, unwritten: Unwritten, group: int
+) -> Tokenized:
+    judged = rows[0].format == "judged"
+    settings = (rows, tokenizer, unwritten)
+    return _judged(*settings, group) if judged else _pairs(*settings)
 
 
 def _pairs(rows: Sequence[Row], tokenizer: Tokenizer, unwritten: Unwritten) -> Tokenized:

@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from jaxft.assets import chat_templates, model_folder
+from jaxft.confined import check_moment
 from jaxft.errors import UserError, nearest, shown
 from jaxft.files import read_bytes, read_json, read_text
 
@@ -45,6 +46,7 @@ class Tokenizer:
       chat_template: Jinja source, or None.
       tool_template: the same for conversations with tools, where the folder has one of its own.
       name: the folder, for messages.
+      date: what a template takes for the present moment, an ISO date or date and time; "": the present one.
     """
 
     backend: tokenizers.Tokenizer
@@ -56,11 +58,18 @@ class Tokenizer:
     chat_template: str | None
     name: str
     tool_template: str | None = None
+    date: str = ""
 
     @property
     def vocabulary_size(self) -> int:
         """One more than the largest id that the tokenizer can give."""
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @property
+    def writes_date(self) -> bool:
+        """Whether a chat template of it asks what day it is."""
+        sources = (self.chat_template, self.tool_template)
+        return any("strftime_now" in source for source in sources if source)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`; a BOS that the text already begins with is not added again."""
@@ -102,7 +111,7 @@ def refusing_panics(where: str) -> Iterator[None]:
         raise UserError(f"{where}: not a tokenizer that `tokenizers` can use: {reason}") from error
 
 
-def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
+def load_tokenizer(folder: str | Path, chat_template: str = "", date: str = "") -> Tokenizer:
     """Reads the tokenizer of a Hugging Face folder; tokenizer.json is enough.
 
     Special tokens come from tokenizer_config.json and special_tokens_map.json. Where these name no
@@ -114,11 +123,13 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
       chat_template: "" for the folder's own (chat_template.jinja before tokenizer_config.json), the
         name of one of several that the folder has, the path of a Jinja file, the name of one of
         jaxft's (`chat_templates`), or the template itself.
+      date: what the template takes for the present moment, an ISO date or date and time; "": the present one.
 
     Raises:
-      UserError: a file is missing or cannot be read, or `chat_template` names nothing.
+      UserError: a file is missing or cannot be read, `chat_template` names nothing, or `date` is none.
     """
     folder = model_folder(folder)
+    check_moment(date, "date")
     backend = _read_backend(folder / "tokenizer.json")
     settings = _read_json(folder / "tokenizer_config.json")
     model = _read_json(folder / "config.json")
@@ -148,6 +159,7 @@ def load_tokenizer(folder: str | Path, chat_template: str = "") -> Tokenizer:
         chat_template=template,
         tool_template=tool_template,
         name=str(folder),
+        date=date,
     )
 
 

@@ -9,7 +9,13 @@ import time
 
 import pytest
 
-from jaxft.confined import client, first_matches, render_conversations
+from jaxft.confined import (
+    TooMuch,
+    assistant_turns,
+    client,
+    first_matches,
+    render_conversations,
+)
 from jaxft.errors import UserError
 
 GROW = "{% set ns = namespace(x=['a']) %}{% for i in range(60) %}{% set ns.x = VALUE %}{% endfor %}"
@@ -130,3 +136,40 @@ def test_a_conversation_costs_tenths_of_a_millisecond():
     for _ in range(200):
         render_conversations(source, [talk] * 3, {})
     assert time.perf_counter() - start < 200 * 0.005  # 0.15 ms on an idle machine
+
+
+def test_what_is_too_much_is_told_apart_from_what_fails():
+    """So that a long row can be left out, where a wrong one is an error."""
+    with pytest.raises(TooMuch, match="more than 128 MB"):
+        render_conversations("{{ 'a' * 10**10 }}", [{}], {})
+    with pytest.raises(TooMuch, match="does it loop for ever"):
+        render_conversations(HOSTILE["loops"], [{}], {})
+    with pytest.raises(UserError, match="division") as error:
+        render_conversations("{{ 1 / 0 }}", [{}], {})
+    assert not isinstance(error.value, TooMuch)
+
+
+def test_many_long_texts_are_no_more_at_once_than_the_child_can_hold():
+    """Portions are sized by their characters: 40 texts of 1 MB would not fit together."""
+    talks = [{"text": str(n) * 1_000_000} for n in range(10)] * 4
+    texts = [text for text, _ in render_conversations("{{ text }}", talks, {})]
+    assert texts == [talk["text"] for talk in talks]
+
+
+def test_the_turns_of_a_long_conversation_are_found_in_bounded_memory():
+    """300 exchanges of 500 characters: their beginnings have 90 MB together."""
+    talk = [
+        {"role": role, "content": "words " * 83}
+        for _ in range(300)
+        for role in ("user", "assistant")
+    ]
+    source = "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}"
+    [found] = assistant_turns(source, [{"messages": talk}], {})
+    starts = [start for start, _ in found["spans"]]
+    assert starts == [n * (4 + 9 + 2 * 498) + 4 + 498 for n in range(300)]
+
+
+def test_lots_that_a_template_draws_are_the_same_each_time():
+    source = "{{ range(1000) | random }} {{ lipsum(n=1) }}"
+    first, second = (render_conversations(source, [{}], {}) for _ in range(2))
+    assert first == second

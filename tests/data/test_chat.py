@@ -68,7 +68,10 @@ def test_a_generation_prompt_that_the_conversation_does_not_hold_is_noticed(toke
         "{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}"
         "{% if add_generation_prompt %}assistant:<think>{% endif %}"
     )
-    with pytest.raises(UserError, match="before turn 2 otherwise"):
+    with pytest.raises(
+        UserError,
+        match=r"asks for an answer by 'assistant:<think>', but writes turn 2 as 'assistant:b'",
+    ):
         encode_chat_with_mask(
             using(tokenizer, thinking), messages(("user", "a"), ("assistant", "b"))
         )
@@ -136,3 +139,87 @@ def test_many_conversations_at_once_are_each_as_alone(tokenizer):
             assert ids == alone_ids
             assert mask.tolist() == alone_mask.tolist()
             assert text == render(tokens, talk, tools=tools)[0]
+
+
+OPEN = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def said(tokenizer, talk, **settings):
+    ids, mask = encode_chat_with_mask(tokenizer, talk, **settings)
+    return tokenizer.decode(np.array(ids)[mask], skip_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        "",
+        "{% if not messages %}{{ raise_exception('no messages') }}{% endif %}",
+        "{% if messages[0]['role'] != 'system' %}<|system|>You help.{{ eos_token }}{% endif %}",
+    ],
+    ids=["an empty one is written", "an empty one is refused", "with a system message of its own"],
+)
+def test_a_conversation_may_begin_with_the_assistant(tokenizer, opening):
+    """Its first turn begins behind the prompt for an answer, whatever the template makes of no messages."""
+    talk = messages(("assistant", "Welcome!"), ("user", "hi"), ("assistant", "hello"))
+    assert said(using(tokenizer, opening + OPEN), talk) == "Welcome!<|im_end|>hello<|im_end|>"
+
+
+def test_a_template_that_refuses_an_assistant_at_first_says_why_itself(tokenizer):
+    strict = (
+        "{% if messages[0].role == 'assistant' %}{{ raise_exception('the user first') }}{% endif %}"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"chat template fails: the user first \(the conversation begins with the assistant: put",
+    ):
+        said(using(tokenizer, strict + OPEN), messages(("assistant", "Welcome!")))
+
+
+def test_an_assistant_at_first_without_a_prompt_for_it_is_said(tokenizer):
+    silent = "{{ messages[0]['role'][:3] }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(
+        UserError, match=r"begins with the assistant, .* no prompt for an answer before"
+    ):
+        said(using(tokenizer, silent), messages(("assistant", "Welcome!")))
+
+
+def test_an_assistant_at_first_whose_prompt_differs_is_told_by_that_cause(tokenizer):
+    """And not by where its turn stands."""
+    thinking = OPEN.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
+    with pytest.raises(
+        UserError, match=r"asks for an answer by '<\|assistant\|><think>', but writes"
+    ):
+        said(using(tokenizer, thinking), messages(("assistant", "Welcome!"), ("user", "hi")))
+
+
+def test_a_beginning_that_the_template_refuses_is_told_with_its_reason(tokenizer):
+    paired = (
+        OPEN + "{% if messages | length % 2 %}{{ raise_exception('pairs, please') }}{% endif %}"
+    )
+    with pytest.raises(UserError, match=r"not its beginning .* turn 2 alone \(pairs, please\)"):
+        said(using(tokenizer, paired), messages(("user", "a"), ("assistant", "b")))
+
+
+def test_what_is_rewritten_is_shown(tokenizer):
+    forgetful = "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else '-' }}{% endfor %}"
+    talk = messages(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    with pytest.raises(UserError, match=r"up to turn 2 otherwise .*\('b' becomes '-cd'\)"):
+        said(using(tokenizer, forgetful), talk)
+
+
+def test_turns_behind_the_longest_row_need_not_be_found(tokenizer):
+    """A row that is cut there loses them; those before it are as ever."""
+    late = OPEN.replace(
+        "{{ m.content }}", "{{ m.content if loop.length < 4 or m.role == 'user' else '' }}"
+    )
+    talk = messages(("user", "a " * 9), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    with pytest.raises(UserError, match="turn 2 otherwise"):
+        said(using(tokenizer, late), talk)
+    assert said(using(tokenizer, late), talk, max_length=4) == ""
+    ids, mask = encode_chat_with_mask(using(tokenizer, OPEN), talk)
+    for most in (1, len(ids) // 2, len(ids) - 1, len(ids)):
+        _, cut = encode_chat_with_mask(using(tokenizer, OPEN), talk, max_length=most)
+        assert cut[:most].tolist() == mask[:most].tolist()
