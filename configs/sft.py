@@ -101,6 +101,8 @@ def data() -> ConfigDict:
         packing=False,  # fill a row with several examples that do not see each other
         shuffle=True,  # another order in each epoch, always the same from the same seed
         chat_template="",  # "": the tokenizer's; a file, a name (chatml, llama3, ...), or the template
+        date="",  # what a chat template takes for the present moment: 2024-02-29, or 2024-02-29T08:30; "":
+        # the day on which the run starts, which RUN/config.json then holds
         loss_on="completion",  # completion (of messages: the assistant's turns) | all
         on_unwritten="warn",  # what the chat template leaves out of messages: warn (count it) | error
     )

@@ -107,6 +107,13 @@ def common(numbers: Sequence[int], most: int) -> set[int]:
     return set[int].intersection(*(set(row.tolist()) for row in np.asarray(rows))) - {-1}
 
 
+def as_first(number: int) -> int:
+    """The number of 32 bits that the first process gives: all call this together."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def preempted(step: int) -> bool:
     """Whether a process was asked to stop (SIGTERM), and all have come to the step at which they stop together."""
     return several() and multihost_utils.reached_preemption_sync_point(step)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxft.configuration.keys import conform, flatten
 from jaxft.configuration.preferences import check_preferences
+from jaxft.confined import check_moment
 from jaxft.errors import UserError, nearest, shown
 from jaxft.methods import TAKES
 from jaxft.places import is_remote
@@ -131,6 +132,7 @@ def check(flat: dict[str, Any]) -> None:
         _choice("report_to", name, REPORTS)
     _mix(flat["data.mix"])
     _ignore(flat["data.ignore"])
+    check_moment(flat["data.date"], "config.data.date")
     _length(flat)
     _held_out(flat)
     _local(flat["checkpoint.local"])

@@ -22,6 +22,7 @@ from jaxft.inference.evaluate import held_out
 from jaxft.methods import Method
 from jaxft.models import Transformer
 from jaxft.training.checkpoint import Checkpoints, split_base
+from jaxft.training.dating import dated
 from jaxft.training.evaluation import answers, best_step, is_exhausted
 from jaxft.training.export import export
 from jaxft.training.folder import Samples, check_folder, open_folder, tidy
@@ -58,6 +59,7 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     """
     validate(config)
     workdir = places.place(workdir)
+    config = dated(config, workdir)
     check_folder(config, workdir)
     lock = lock_of(workdir)
     with stoppable() as stop, lock:

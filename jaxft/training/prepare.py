@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxft.adaptation import adapt, adopt
 from jaxft.assets import model_folder
+from jaxft.confined import TooMuch, today
 from jaxft.data import (
     Batches,
     Examples,
@@ -182,7 +183,7 @@ def prepare_data(
     epoch = epoch_of(config, rows, kept, summary)
     train = make("train", epoch, config.batch_size, shuffle=settings.shuffle)
     lines = [f"training data: {summary}; {_rows_line(train, settings.packing)}"]
-    lines += source_lines(rows) + mix_lines(config, rows, summary)
+    lines += source_lines(rows) + mix_lines(config, rows, summary) + date_lines(tokenizer)
     held_out: dict[str, Batches] = {}
     prompts: list[Row] = []
     for name, paths in named_sets(settings.eval).items():
@@ -193,9 +194,11 @@ def prepare_data(
         lines += [f"held-out data{of}: {summary}", *source_lines(rows)]
         prompts = prompts or _rows_at(rows, spread(range(summary.rows), config.samples.count))
     room = model.max_length - config.samples.max_new_tokens
-    short = [row for row in prompts if prompt_length(row, tokenizer) <= room]
+    short = [row for row in prompts if _fits(row, tokenizer, room)]
     if len(short) < len(prompts):
-        lines.append(f"{len(prompts) - len(short)} sample prompts leave no room for an answer")
+        lines.append(
+            f"{len(prompts) - len(short)} sample prompts ask nothing, or leave no room for an answer"
+        )
     return Data(tokenizer, train, held_out, short, lines)
 
 
@@ -250,9 +253,9 @@ def max_length_of(config: ConfigDict, model: Config) -> int:
 
 
 def tokenizer_of(config: ConfigDict) -> Tokenizer:
-    """The model's tokenizer, or the one that `config.tokenizer` names."""
+    """The model's tokenizer, or the one that `config.tokenizer` names; its template writes the run's date or today."""
     folder = config.tokenizer or model_folder(config.model)
-    return load_tokenizer(folder, config.data.chat_template)
+    return load_tokenizer(folder, config.data.chat_template, config.data.date or today())
 
 
 def read_examples(
@@ -304,6 +307,12 @@ def source_lines(rows: Rows) -> list[str]:
     return [f"{source.name}: {', '.join(source.notes)}" for source in rows.sources if source.notes]
 
 
+def date_lines(tokenizer: Tokenizer) -> list[str]:
+    """The date that the chat template writes, if it writes one."""
+    line = f"the chat template writes the date, in this run {tokenizer.date} (config.data.date)"
+    return [line] if tokenizer.writes_date else []
+
+
 def mix_lines(config: ConfigDict, rows: Rows, summary: Summary) -> list[str]:
     """How the sources of the training data are mixed, if they are."""
     names = [source.name for source in rows.sources]
@@ -342,6 +351,16 @@ def prompt_length(row: Row, tokenizer: Tokenizer) -> int:
         return len(tokenizer.encode(prompt))
     tools = row.values.get("tools")
     return len(encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools))
+
+
+def _fits(row: Row, tokenizer: Tokenizer, room: int) -> bool:
+    """Whether what a row asks is something, has no more tokens, and can be rendered at all."""
+    if not prompt_and_reference(row)[0]:  # the assistant speaks first
+        return False
+    try:
+        return prompt_length(row, tokenizer) <= room
+    except TooMuch:
+        return False
 
 
 def _rows_line(batches: Batches, packing: bool) -> str:

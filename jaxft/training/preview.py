@@ -31,6 +31,7 @@ from jaxft.formats.config_file import model_config
 from jaxft.training.preference_data import compares
 from jaxft.training.prepare import (
     batches_of,
+    date_lines,
     epoch_of,
     max_length_of,
     mix_lines,
@@ -96,6 +97,7 @@ def preview(
         lines += ["", *_sources(part), "", *_lengths(part, places), ""]
         found = _findings(config, part, tokenizer, model.vocabulary)
         warnings += [f"{part.name}: {line}" for line in found]
+    lines += date_lines(tokenizer)
     for part in parts[1:]:
         found = overlap(parts[0].examples, part.examples)
         warnings += [f"{part.name}: {line}" for line in found]
