@@ -12,6 +12,7 @@ import numpy as np
 from jaxft.adaptation import merge
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
+from jaxft.formats.companions import check_tokens
 from jaxft.formats.huggingface import load
 from jaxft.formats.manifest import tell_another_base
 from jaxft.formats.peft import load_adapter
@@ -33,7 +34,8 @@ def merge_folder(
 
     The merged folder is read back and its logits are compared, in float32, with those of base and
     adapter: the rounding to the stored dtype is part of the deviation. An adapter that was trained over a quantized
-    base is merged into that base's dequantized values.
+    base is merged into that base's dequantized values. What stands beside the adapter (tokenizer, chat template,
+    generation settings) comes along, before what stands beside the base.
 
     Args:
         model: the base's folder; the dense one of a quantized base will do.
@@ -45,21 +47,25 @@ def merge_folder(
         The largest deviation of the logits, relative to the largest logit.
 
     Raises:
-        UserError: the adapter was trained over another quantized base.
+        UserError: the adapter was trained over another quantized base, or its tokenizer has tokens that the base lacks.
     """
     model = model_folder(model)
-    module, params = _trained_base(model, fetched(adapter))
+    adapter = fetched(adapter)
+    module, params = _trained_base(model, adapter)
+    check_tokens(model, adapter, module.config.vocabulary)
     adapted = load_adapter(params, adapter)
     expected = _logits(module, adapted)
     dtypes = {NAMES[t.dtype] for t in open_folder(model).values() if t.dtype in NAMES}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     if quantize == "none":
-        write_model(module.config, adapted, output, like=model, dtype=dtype, dense=True)
+        write_model(
+            module.config, adapted, output, like=model, beside=adapter, dtype=dtype, dense=True
+        )
         print(f"wrote {output} in {dtype}")
     else:
         merged = merge(adapted)
         _report("merged, dense,", _logits(module, merged), expected)
-        save(module, _requantized(merged, quantize), output, like=model)
+        save(module, _requantized(merged, quantize), output, like=model, beside=adapter)
         print(f"wrote {output} in {quantize}")
     del params, adapted
     return _report("merged", _logits(*load(output)), expected)

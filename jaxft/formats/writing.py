@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.errors import UserError, nearest
-from jaxft.files import stays_inside
 from jaxft.formats.bitsandbytes import check_writable, config_of, written
+from jaxft.formats.companions import lay_beside
 from jaxft.formats.config_file import config_json, read_config
 from jaxft.formats.huggingface import HEAD, names_of, spelling
 from jaxft.formats.manifest import write_manifest
@@ -35,12 +33,6 @@ from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights import Tied, Weight, is_weight, weights_of
 
-# What stands beside the weights and goes along with them.
-COMPANIONS = (
-    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "chat_template*",
-)  # fmt: skip
-
 
 def save(
     model: Transformer,
@@ -48,6 +40,7 @@ def save(
     folder: str | Path,
     *,
     like: str | Path | None = None,
+    beside: str | Path | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -60,6 +53,8 @@ def save(
         folder: a new or empty folder.
         like: the folder the model was read from, whose config.json, tokenizer and division into
             files are kept.
+        beside: the folder of the adapter that was merged, whose tokenizer, chat template and generation settings
+            then count before those of `like`.
         dtype: what to store; by default what the leaves have.
         shard_bytes: the size from which on the model is divided, where `like` says nothing.
 
@@ -74,7 +69,8 @@ def save(
             raise UserError(
                 f"save: {path} holds an adapter ({kind}): call jaxft.merge(params) first"
             )
-    write_model(model.config, params, folder, like=like, dtype=dtype, shard_bytes=shard_bytes)
+    options: dict[str, Any] = {"beside": beside, "dtype": dtype, "shard_bytes": shard_bytes}
+    write_model(model.config, params, folder, like=like, **options)
 
 
 def write_model(
@@ -83,6 +79,7 @@ def write_model(
     folder: str | Path,
     *,
     like: str | Path | None = None,
+    beside: str | Path | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     dense: bool = False,
@@ -106,7 +103,7 @@ def write_model(
     )
     write_folder(target, tensors, {name: s.file.name for name, s in source.items()}, shard_bytes)
     if like:
-        copy_companions(Path(like), target)
+        lay_beside(target, Path(like), Path(beside) if beside else None)
     write_manifest(target)
 
 
@@ -157,13 +154,3 @@ def _maker(
         return array.T if transposed else array
 
     return make
-
-
-def copy_companions(source: Path, target: Path) -> None:
-    """Copies the tokenizer, the chat template and the generation settings along."""
-    for pattern in COMPANIONS:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file() and not stays_inside(source, file):
-                print(f"jaxft: {file} is a link out of its folder: not copied", file=sys.stderr)
-            elif file.is_file():
-                shutil.copyfile(file, target / file.name)
