@@ -25,6 +25,7 @@ from jaxft.tree import partition as partition_tree
 from jaxft.weights import (
     SHARED,
     LoRA,
+    Saved,
     Site,
     Started,
     Weight,
@@ -32,8 +33,10 @@ from jaxft.weights import (
     is_weight,
     key_of,
     quantized_in,
+    remember,
     replace,
     require_rank,
+    saved_in,
     start_of_dense,
     weights_of,
 )
@@ -58,7 +61,8 @@ def adapt(
         before  q_proj: {kernel: W}
         after   q_proj: {kernel: LoRA(base=W, a, b, scale)}
 
-    The base's arrays are taken over, not copied; a fresh adapter changes no output.
+    The base's arrays are taken over, not copied; a fresh adapter changes no output. The tree remembers the leaves of
+    `train_also` (`weights.Saved`), which `save_adapter` then writes.
 
     Args:
         params: a parameter tree: jaxft's own or that of another Linen module.
@@ -91,7 +95,21 @@ def adapt(
     else:
         made = {site.path: _begun(site, method, starts or {}) for site in sites}
     adapted = map_with_paths(lambda path, leaf: made.get(path, leaf), params, is_leaf=is_weight)
+    adapted = remember(adapted, _trained_whole(adapted, method))
     return adapted | method.shared(sites) if method.shared else adapted
+
+
+def _trained_whole(params: PyTree, method: Method) -> Saved:
+    """The record of what trains beside the adapters: it belongs to the adapter, whoever saves it."""
+    also = [
+        path
+        for path, leaf in flatten_with_paths(params, is_leaf=is_weight)
+        if not is_weight(leaf) and any(matches(pattern, path) for pattern in method.train_also)
+    ]
+    before = saved_in(params)
+    return dataclasses.replace(
+        before, whole=tuple(sorted({*before.whole, *((path, ()) for path in also)}))
+    )
 
 
 def _begun(site: Site, method: Method, starts: Starts) -> Weight:

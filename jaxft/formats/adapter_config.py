@@ -25,6 +25,7 @@ READ: dict[str, dict[str, Any]] = {
         "rank_pattern": {},
         "alpha_pattern": {},
         "init_lora_weights": True,
+        "ensure_weight_tying": False,
     },
     "VERA": {"r": 256, "vera_dropout": 0.0, "projection_prng_key": 0, "save_projection": True},
 }
@@ -77,11 +78,16 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a number or a list of numbers",
         lambda value: value is None or type(value) is int or _is_list(value, int),
     ),
-    "bias": ("none, all or lora_only", lambda value: value in ("none", "all", "lora_only")),
     "base_model_name_or_path": ("text", lambda value: value is None or isinstance(value, str)),
     **{
         flag: ("true or false", lambda value: value is None or isinstance(value, bool))
-        for flag in ("use_rslora", "use_dora", "fan_in_fan_out", "save_projection")
+        for flag in (
+            "use_rslora",
+            "use_dora",
+            "fan_in_fan_out",
+            "save_projection",
+            "ensure_weight_tying",
+        )
     },
 }
 # A pattern that reads as a name: it needs no guard against one that never ends.
@@ -105,7 +111,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         )
     known = COMMON | READ[kind]
     for option, value in raw.items():
-        if value and option not in known and option not in HARMLESS:
+        private = option.startswith("_")  # what a library notes for itself, as _from_model_config
+        if value and not private and option not in known and option not in HARMLESS:
             raise UserError(
                 f"{file}: {named(option)} = {shown(value)} changes the adapter in a way unknown "
                 "to jaxft"
@@ -118,6 +125,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_values(file: Path, options: Mapping[str, Any]) -> None:
+    biases = ("none", "all", f"{options['peft_type'].lower()}_only")
+    if options["bias"] not in biases:
+        raise UserError(f"{file}: bias takes {', '.join(biases)}, not {shown(options['bias'])}")
     for option, (takes, holds) in KINDS.items():
         if option in options and not holds(options[option]):
             raise UserError(f"{file}: {option} takes {takes}, not {shown(options[option])}")
@@ -226,8 +236,10 @@ def _in_layers(options: Mapping[str, Any], modules: Sequence[str]) -> set[str]:
 
 
 def is_saved(options: Mapping[str, Any], module: str) -> bool:
-    """Whether `modules_to_save` means this module: by its ending, in which PEFT asks for no dot."""
-    return any(module.endswith(ending) for ending in options["modules_to_save"] or ())
+    """Whether `modules_to_save` means this module, or one it is in: by the ending, in which PEFT asks for no dot."""
+    parts = module.split(".")
+    whole = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    return any(name.endswith(x) for name in whole for x in options["modules_to_save"] or ())
 
 
 def _pattern_values(pattern: Mapping[str, Any], modules: Sequence[str], default: Any) -> list[Any]:

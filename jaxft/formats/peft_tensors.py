@@ -1,9 +1,9 @@
-"""A tree's adapters and trained leaves as a PEFT adapter's tensors, made when written."""
+"""A tree's adapters as a PEFT adapter's tensors, made when written."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxft.formats.naming import EMBEDDING, HEAD
 from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
 from jaxft.processes import to_host
-from jaxft.tree import PyTree, flatten_with_paths, matches, require_matches
+from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights import DoRA, LoRA, Tied, VeRA, Weight, is_weight
 
 
@@ -143,92 +143,3 @@ def shared_in(params: PyTree) -> dict[str, Lazy]:
         "base_model.vera_A": _lazy(params["vera"]["a"].T),
         "base_model.vera_B": _lazy(params["vera"]["b"].T),
     }
-
-
-def dense_in(
-    params: PyTree,
-    table: Mapping[str, Tensor],
-    modules: Mapping[str, tuple[str, int | None]],
-    adapted: Mapping[str, Adapted],
-    patterns: Sequence[str],
-) -> tuple[dict[str, Lazy], dict[str, Lazy]]:
-    """Trained leaves that are no adapters: whole modules; biases, if an adapted one trains."""
-    paths = [path for path, _ in flatten_with_paths(params)]
-    require_matches(patterns, paths, "trained")
-    chosen = {path for path in paths if any(matches(pattern, path) for pattern in patterns)}
-    weights = dict(adapter_weights(params))
-    for path in chosen:
-        owner = next((owner for owner in weights if path.startswith(f"{owner}/")), None)
-        if owner and path.removeprefix(f"{owner}/").split("/")[0] == "base":
-            raise UserError(
-                f"train_also: {owner} is adapted; PEFT's format holds its adapter or the "
-                "whole of it, not both"
-            )
-    dense = {path for path in chosen if path in table}
-    generic = {module for path, leaf in weights.items() if (module := _module(table, path))}
-    if any(table[path].module in generic for path in dense):
-        whole = _whole_modules(
-            params, table, {path for path in dense if not path.endswith("/bias")}
-        )
-        return whole, _all_biases(params, table, adapted, whole)
-    return _whole_modules(params, table, dense), {}
-
-
-def _module(table: Mapping[str, Tensor], path: str) -> str:
-    return table[path].module if path in table else ""
-
-
-def _whole_modules(
-    params: PyTree, table: Mapping[str, Tensor], dense: Iterable[str]
-) -> dict[str, Lazy]:
-    """{name: tensor} of every leaf of the modules in which one of these trains, and a tied head."""
-    leaves = dict(_leaves(params))
-    wanted = {table[path].module for path in dense}
-    tensors: dict[str, Lazy] = {}
-    for path, tensor in table.items():
-        if tensor.module in wanted and not isinstance(leaves[path], Weight):
-            tensors |= _named(leaves[path], tensor)
-    head = leaves.get(HEAD)
-    if EMBEDDING in dense and isinstance(head, Weight):
-        if not isinstance(head, Tied):
-            raise UserError(
-                "train_also: the embedding trains and the head tied to it is adapted, which PEFT's "
-                "format cannot hold: leave one out"
-            )
-        tensors["lm_head.weight"] = _slice(leaves[EMBEDDING], None, False)
-    return tensors
-
-
-def _named(leaf: Any, tensor: Tensor) -> dict[str, Lazy]:
-    layers = range(leaf.shape[0]) if "{layer}" in tensor.name else (None,)
-    return {
-        tensor.name.format(layer=layer): _slice(leaf, layer, tensor.transposed) for layer in layers
-    }
-
-
-def _slice(leaf: Any, layer: int | None, transposed: bool) -> Lazy:
-    """One layer of a dense leaf, fetched when it is written."""
-    shape = tuple(leaf.shape if layer is None else leaf.shape[1:])
-
-    def make() -> np.ndarray:
-        array = to_host(leaf if layer is None else leaf[layer])
-        return array.T if transposed else array
-
-    return Lazy(shape[::-1] if transposed else shape, np.dtype(leaf.dtype), make)
-
-
-def _all_biases(
-    params: PyTree,
-    table: Mapping[str, Tensor],
-    adapted: Mapping[str, Any],
-    whole: Mapping[str, Lazy],
-) -> dict[str, Lazy]:
-    """Every bias of the model, as PEFT's `bias = "all"` has them."""
-    leaves, found = dict(_leaves(params)), {}
-    for path, tensor in table.items():
-        if path.endswith("/bias"):
-            for name, bias in _named(leaves[path], tensor).items():
-                module = name.removesuffix(".bias")
-                if name not in whole:
-                    found[f"{module}.base_layer.bias" if module in adapted else name] = bias
-    return found

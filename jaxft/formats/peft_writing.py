@@ -20,11 +20,11 @@ from jaxft.errors import UserError
 from jaxft.formats.adapter_config import is_saved, targeted
 from jaxft.formats.manifest import BASE, fingerprint, write_manifest
 from jaxft.formats.naming import conv1d, modules_in, names_in
+from jaxft.formats.peft_saving import extras_in
 from jaxft.formats.peft_tensors import (
     Adapted,
     adapter_weights,
     adapters_in,
-    dense_in,
     shared_in,
     tied_head_name,
 )
@@ -100,7 +100,8 @@ def save_adapter(
         base: the base's folder or hub name.
         names: {path: module name with {layer}}; by default those of the family whose tree it is.
         trained: patterns of the dense leaves to write as `modules_to_save`; by default the method's
-            `train_also`.
+            `train_also`. What the tree remembers is written too: what the method trained beside its adapters,
+            and what `load_adapter` read.
         overwrite: replace an adapter that stands there.
 
     Raises:
@@ -158,20 +159,21 @@ def _export(
     trained: Sequence[str] | None,
 ) -> tuple[dict[str, Any], dict[str, Lazy]]:
     """adapter_config.json, and {name: tensor}."""
-    table = names_in(params, names)
-    modules = modules_in(table | tied_head_name(params), params)
-    kind, adapted = adapters_in(params, table | tied_head_name(params))
+    table = names_in(params, names) | tied_head_name(params)
+    modules = modules_in(table, params)
+    kind, adapted = adapters_in(params, table)
     patterns = trained if trained is not None else method.train_also if method else ()
-    whole, biases = dense_in(params, table, modules, adapted, patterns)
+    extras = extras_in(params, table, adapted, patterns)
+    peft_type = "VERA" if kind is VeRA else "LORA"
+    saved = sorted({name.rsplit(".", 1)[0] for name in extras.whole})
     options: dict[str, Any] = {
-        "peft_type": "VERA" if kind is VeRA else "LORA",
+        "peft_type": peft_type,
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
-        "bias": "all" if biases else "none",
+        "bias": f"{peft_type.lower()}_only" if extras.bias == "only" else extras.bias,
         "fan_in_fan_out": conv1d(table),
         "layers_to_transform": None,
-        "modules_to_save": _endings(sorted({name.rsplit(".", 1)[0] for name in whole}), modules)
-        or None,
+        "modules_to_save": _endings(saved, modules) or None,
     }
     options |= _target_options(options, adapted, modules)
     dropout = max(getattr(weight, "dropout", 0.0) for _, weight in adapter_weights(params))
@@ -190,7 +192,7 @@ def _export(
         for module, one in adapted.items()
         for ending, tensor in one.parts.items()
     }
-    tensors |= {PREFIX + name: tensor for name, tensor in (whole | biases).items()}
+    tensors |= {PREFIX + name: tensor for name, tensor in extras.tensors.items()}
     return options, tensors | (shared_in(params) if kind is VeRA else {})
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -69,8 +70,13 @@ class Stored:
     offset: int
 
     @property
+    def numpy(self) -> np.dtype:
+        """Its dtype as NumPy's."""
+        return DTYPES[self.dtype]
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * self.numpy.itemsize
 
     def read(self) -> np.ndarray:
         """The tensor as a view of the file: read when it is used, and gone when the view is."""
@@ -221,6 +227,23 @@ def expect(tensors: Mapping[str, Stored], name: str, shape: tuple[int, ...], whe
             f"{stored.file}: {name} has shape {list(stored.shape)}, the model needs {list(shape)}"
         )
     return stored
+
+
+def finite(stored: Stored, dtype: Any, block: int = 1 << 20) -> np.ndarray:
+    """The tensor as a view of the file, looked through in blocks: UserError for a number that `dtype` does not hold."""
+    array = stored.read()
+    numbers, limit = array.reshape(-1), float(jnp.finfo(dtype).max)
+    for start in range(0, numbers.size, block):
+        part = numbers[start : start + block]
+        peak = np.abs(part if part.itemsize > 2 else part.astype(np.float32)).max()
+        if not peak <= limit:  # nor is NaN
+            kind = "NaN" if np.isnan(peak) else "infinite numbers"
+            what = f"numbers beyond {np.dtype(dtype)}" if np.isfinite(peak) else kind
+            raise UserError(
+                f"{stored.file}: {named(stored.name)} holds {what}, with which nothing can be computed: "
+                "take an adapter from before its training diverged"
+            )
+    return array
 
 
 def write_file(file: Path, tensors: Mapping[str, Lazy]) -> None:

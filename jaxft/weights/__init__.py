@@ -27,6 +27,7 @@ from jaxft.weights.lora import LoRA, precondition_by_a
 from jaxft.weights.permuted import Permuted
 from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, divided, quantized_in
 from jaxft.weights.quantizing import quantize
+from jaxft.weights.saved import SHARED, Saved, places, remember, saved_in
 from jaxft.weights.site import Site, key_of
 from jaxft.weights.started import (
     STARTS,
@@ -37,7 +38,7 @@ from jaxft.weights.started import (
     start_of_dense,
 )
 from jaxft.weights.tied import Tied, Transposed
-from jaxft.weights.vera import SHARED, VeRA, projections
+from jaxft.weights.vera import VeRA, projections
 
 PARTS = part_axes((LoRA, DoRA, DeltaLoRA, VeRA, Quantized, Flattened, Permuted, Started))
 """{part of a weight: its axes}: how it lies on a mesh follows from its kernel."""
@@ -56,6 +57,7 @@ __all__ = [
     "LoRA",
     "Permuted",
     "Quantized",
+    "Saved",
     "Site",
     "Started",
     "Tied",
@@ -74,12 +76,15 @@ __all__ = [
     "key_of",
     "map_weights",
     "materialize",
+    "places",
     "precondition_by_a",
     "projections",
     "quantize",
     "quantized_in",
+    "remember",
     "replace",
     "require_rank",
+    "saved_in",
     "stacked_start",
     "start_of_dense",
     "static",

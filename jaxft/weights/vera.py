@@ -15,9 +15,6 @@ from jaxft.weights.base import Weight, contract, keep, materialize, replace, sta
 from jaxft.weights.lora import down
 from jaxft.weights.site import Site
 
-SHARED = ("vera",)
-"""The subtrees that weights share and that no model has of itself."""
-
 
 def _uniform(
     generator: np.random.RandomState, shape: tuple[int, int], fan_in: int

@@ -52,13 +52,13 @@ def load_base(folder: Path) -> tuple[torch.nn.Module, list[str]]:
 def load_adapter(base: torch.nn.Module, folder: Path) -> tuple[torch.nn.Module, list[str]]:
     """PEFT's model and a line for each tensor that the file lacks, has too many of, or lost.
 
-    PEFT may keep an adapted embedding's base weight beside its adapter: that one is optional.
+    PEFT may keep an embedding's base weight beside its adapter, adapted or not: that one is optional.
     """
     model = PeftModel.from_pretrained(base, str(folder)).eval()
     stored = load_peft_weights(str(folder), device="cpu")
     wanted = get_peft_model_state_dict(model)
     missing = [name for name in wanted if name not in stored and ".base_layer." not in name]
-    strange = [name for name in stored if name not in wanted]
+    strange = [name for name in stored if name not in wanted and name not in model.state_dict()]
     lost = [
         name
         for name, tensor in stored.items()

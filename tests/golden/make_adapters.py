@@ -6,13 +6,14 @@ input_ids (batch, length) int32, no padding, and logits (batch, length, vocabula
 relative to adapters/<name>. Where PEFT saves the embedding's base weight beside its adapter
 (`embed_tokens.base_layer.weight`), it stays: readers meet such files.
 
-    python tests/golden/make_models.py && python tests/golden/make_adapters.py
+    python tests/golden/make_models.py && python tests/golden/make_adapters.py      (or the names of some)
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def vera(targets: list[str], **changes: object) -> VeraConfig:
 
 
 def configurations() -> dict[str, tuple[str, PeftConfig]]:
-    """Name of the adapter -> (name of its base, configuration)."""
+    """Name of the adapter -> (name of its base, configuration). New ones at the end: the place is the seed."""
     return {
         "lora": ("llama", lora(PROJECTIONS)),
         "rslora": ("llama", lora(["q_proj", "v_proj"], use_rslora=True)),
@@ -94,7 +95,24 @@ def configurations() -> dict[str, tuple[str, PeftConfig]]:
         "gpt2_all": ("gpt2", lora(["c_attn", "c_proj", "c_fc", "wte"], fan_in_fan_out=True)),
         "gpt2_dora": ("gpt2", lora(["c_attn"], fan_in_fan_out=True, use_dora=True)),
         "gpt2_vera": ("gpt2", vera(["c_attn", "c_fc"], fan_in_fan_out=True)),
+        "embedding_bf16": ("llama", lora(["embed_tokens"])),
+        "head_tied_bf16": ("llama_tied", lora(["lm_head"])),
+        "save_head_bf16": ("qwen2", lora(["q_proj"], modules_to_save=["lm_head"])),
+        "embeddings_kept": ("llama_tied", lora(["q_proj"])),
+        "tied_together": ("llama_tied", lora(["embed_tokens"], ensure_weight_tying=True)),
+        "nothing_tied": ("llama", lora(["q_proj"], ensure_weight_tying=True)),
+        "target_lacking": ("llama", lora(["q_proj", "query_key_value"])),
+        "one_layer_saved": ("llama", lora(["q_proj"], modules_to_save=["layers.1.mlp"])),
+        "bias_all": ("qwen2", lora(["o_proj", "up_proj"], bias="all")),
+        "bias_lora_only": ("llama_bias", lora(ATTENTION, bias="lora_only")),
+        "gpt2_bias": ("gpt2", lora(["c_attn"], fan_in_fan_out=True, bias="all")),
+        "vera_only": ("qwen2", vera(["q_proj", "v_proj"], bias="vera_only")),
     }
+
+
+def is_narrow(name: str) -> bool:
+    """Whether the adapter is stored in bfloat16, as one that was trained over a base in bfloat16 is."""
+    return name.endswith("_bf16")
 
 
 def base(name: str) -> PreTrainedModel:
@@ -136,14 +154,17 @@ def write(name: str, base_name: str, config: PeftConfig, seed: int) -> None:
     folder = FOLDER / name
     model = get_peft_model(base(base_name), config)
     randomise(model, seed)
-    model.save_pretrained(folder)
+    model = model.to(torch.bfloat16) if is_narrow(name) else model
+    kept = {"save_embedding_layers": True} if name == "embeddings_kept" else {}
+    model.save_pretrained(folder, **kept)
     (folder / "README.md").unlink()
     tidy(folder, base_name)
     adapted, plain = PeftModel.from_pretrained(base(base_name), folder).eval(), base(base_name)
     ids = np.random.default_rng(seed).integers(3, plain.config.vocab_size, (2, 8))
     logits = adapted(input_ids=torch.from_numpy(ids)).logits
     before = plain(input_ids=torch.from_numpy(ids)).logits
-    assert torch.equal(logits, model.eval()(input_ids=torch.from_numpy(ids)).logits), name
+    trained = model.eval()(input_ids=torch.from_numpy(ids)).logits
+    assert is_narrow(name) or torch.equal(logits, trained), name
     change = (logits - before).abs().max() / before.abs().max()
     assert change > 0.05, f"{name}: the adapter hardly changes the logits ({change:.3f})"
     np.savez_compressed(
@@ -155,10 +176,12 @@ def write(name: str, base_name: str, config: PeftConfig, seed: int) -> None:
 
 def main() -> None:
     disable_progress_bar()
-    shutil.rmtree(FOLDER, ignore_errors=True)
     warnings.simplefilter("ignore")
+    wanted = set(sys.argv[1:])
     for seed, (name, (base_name, config)) in enumerate(configurations().items()):
-        write(name, base_name, config, seed)
+        if not wanted or name in wanted:
+            shutil.rmtree(FOLDER / name, ignore_errors=True)
+            write(name, base_name, config, seed)
 
 
 if __name__ == "__main__":
