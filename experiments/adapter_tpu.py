@@ -41,9 +41,9 @@ def table(folder: Path) -> list[str]:
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+    from jaxft.kernels.compiler_options import ADDED, WIDEST
     from jaxft.planning.hlo import read_program
     from jaxft.planning.topology import tpu_devices
-    from jaxft.training.program import ADDED, WIDEST
 
     device = tpu_devices("v6e:2x2").devices[:1]
     place = NamedSharding(Mesh(np.array(device), ("x",)), PartitionSpec())

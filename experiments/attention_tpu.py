@@ -100,8 +100,8 @@ def measure(topology: str, folder: Path) -> None:
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from jaxft.models.attention import _attention, _Masks
-    from jaxft.models.splash import block_of
+    from jaxft.kernels.attention import _attention, _Masks
+    from jaxft.kernels.splash import block_of
     from jaxft.planning.hlo import read_program
     from jaxft.planning.topology import tpu_devices
 
@@ -159,7 +159,7 @@ def measure(topology: str, folder: Path) -> None:
 
 def page(rows: list[list[float]], versions: str) -> str:
     """attention_tpu.md."""
-    from jaxft.models.splash import block_of
+    from jaxft.kernels.splash import block_of
 
     lines = [
         "# The attention kernel on TPUs, by the compiler's schedule",

@@ -12,6 +12,8 @@ ORDER = (
     ("errors", "places", "assets", "processes"),
     ("files", "confined", "waiting"),
     ("tree",),
+    ("mesh",),
+    ("kernels",),
     ("weights",),
     ("methods",),
     ("adaptation", "foreign", "quantization"),
@@ -70,7 +72,7 @@ def files() -> list[tuple[str, Path, ast.Module]]:
 
 
 def test_imports_run_one_way() -> None:
-    """tree -> weights -> methods -> models -> (formats, data, objectives) -> inference -> training -> cli."""
+    """tree, mesh, kernels, weights, methods, models, (formats, data, objectives), inference, training, cli."""
     for part, path, tree in files():
         for other in imported(tree):
             assert place_of(other) <= place_of(part), f"{path} imports {other}"

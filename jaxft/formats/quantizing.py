@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.models.sharding import divided_as
 from jaxft.tree import map_with_paths
 from jaxft.weights import Weight, quantize
+from jaxft.weights.placement import divided_as
 
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32, Key
 
 from jaxft.inference.sampling import sample
+from jaxft.mesh import BATCH
 from jaxft.models.config import Config
-from jaxft.models.sharding import BATCH
 from jaxft.models.transformer import (
     Params,
     cached_hidden_states,

@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.errors import UserError, nearest
+from jaxft.kernels.platform import by_platform
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
 }
-TILE = 8  # rows that a TPU keeps together
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
@@ -93,43 +93,6 @@ def gated(
     return _gated(gate, up, activation)
 
 
-def split_heads(
-    x: Float[Array, "batch length width"], heads: int
-) -> Float[Array, "batch heads length head_dim"]:
-    """The heads that lie beside each other in a width of heads * head_dim, one after the other.
-
-    A TPU keeps 8 rows of 128 numbers together. Rows are cut into eights there, so that this moves such tiles once;
-    the compiler else transposes tiles, and again back.
-    """
-    batch, length, width = x.shape
-
-    def plain(x: Array) -> Array:
-        return x.reshape(batch, length, heads, width // heads).transpose(0, 2, 1, 3)
-
-    def by_tiles(x: Array) -> Array:
-        tiles = x.reshape(batch, length // TILE, TILE, heads, width // heads)
-        tiles = jax.lax.optimization_barrier(tiles).transpose(0, 3, 1, 2, 4)
-        return tiles.reshape(batch, heads, length, width // heads)
-
-    return plain(x) if length % TILE else jax.lax.platform_dependent(x, tpu=by_tiles, default=plain)
-
-
-def joined_heads(
-    x: Float[Array, "batch heads length head_dim"],
-) -> Float[Array, "batch length width"]:
-    """The inverse of `split_heads`."""
-    batch, heads, length, head_dim = x.shape
-
-    def plain(x: Array) -> Array:
-        return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * head_dim)
-
-    def by_tiles(x: Array) -> Array:
-        tiles = x.reshape(batch, heads, length // TILE, TILE, head_dim).transpose(0, 2, 3, 1, 4)
-        return jax.lax.optimization_barrier(tiles).reshape(batch, length, heads * head_dim)
-
-    return plain(x) if length % TILE else jax.lax.platform_dependent(x, tpu=by_tiles, default=plain)
-
-
 def rotary(
     x: Float[Array, "batch heads length head_dim"],
     positions: Int[Array, "batch length"],
@@ -152,9 +115,7 @@ def rotary(
 @jax.custom_vjp
 def _rotated(x: Array, cosine: Array, sine: Array) -> Array:
     """Linear in x; its transpose is the rotation back."""
-    return jax.lax.platform_dependent(
-        x, cosine, sine, tpu=rotated_by_product, default=rotated_by_halves
-    )
+    return by_platform(x, cosine, sine, tpu=rotated_by_product, default=rotated_by_halves)
 
 
 def _rotated_forward(x: Array, cosine: Array, sine: Array) -> tuple[Array, tuple[Array, Array]]:

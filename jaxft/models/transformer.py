@@ -19,23 +19,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.models.attention import Branches, attention_reference, joined_attention
+from jaxft.kernels.attention import Branches, attention_reference, joined_attention
+from jaxft.kernels.gradient_dtype import joined, narrowed
+from jaxft.kernels.heads import joined_heads, split_heads
+from jaxft.kernels.remat import KEPT, NARROW, SMALL
+from jaxft.kernels.ring import ring_attention
+from jaxft.kernels.splash import FOREVER
+from jaxft.kernels.tensor_parallel import row_parallel_output
+from jaxft.mesh import constrain, sizes_in_force
 from jaxft.models.config import Config
 from jaxft.models.layers import (
     activate,
     gated,
-    joined_heads,
     layer_norm,
     rms_norm,
     rope_frequencies,
     rotary,
-    split_heads,
 )
-from jaxft.models.narrow import joined, narrowed
-from jaxft.models.ring import ring_attention
-from jaxft.models.sharding import constrain, forked, gather, sizes_in_force, summed
-from jaxft.models.splash import FOREVER
-from jaxft.weights import KEPT, NARROW, SMALL, Tied, bind, contract, contract_each, take
+from jaxft.weights import Tied, bind, contract, contract_each, take
+from jaxft.weights.placement import gather
 
 Params = Mapping[str, Any]
 
@@ -215,8 +217,7 @@ def _project(
 
     def products(*inputs: jax.Array) -> list[jax.Array]:
         kernels = gather({name: {"kernel": layer[name]["kernel"]} for name in names})
-        x, beside = forked(prepare(*inputs))
-        return contract_each(x, [kernels[name]["kernel"] for name in names], beside)
+        return contract_each(prepare(*inputs), [kernels[name]["kernel"] for name in names])
 
     policy = jax.checkpoint_policies.save_only_these_names(KEPT, NARROW, SMALL)
     outputs = jax.checkpoint(products, prevent_cse=False, policy=policy)(*inputs)
@@ -294,7 +295,7 @@ def _attend(
         settings |= {"branches": branches, "windows": tuple(sorted(set(_reaches(config))))}
         y = joined_attention(query, key, value, segments, segments, **settings)
     y = constrain(y, "joined_heads")
-    return (summed(_project(lambda y: y, layer, ["o_proj"], y)[0]), *written)
+    return (row_parallel_output(_project(lambda y: y, layer, ["o_proj"], y)[0]), *written)
 
 
 def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
@@ -323,7 +324,7 @@ def _feed_forward(config: Config, layer: Params, norm: Any, x: jax.Array) -> jax
     wide = _project(norm, layer, names, x)
     wide = [constrain(part, "feed_forward") for part in wide]
     act = functools.partial(gated if config.gated else activate, activation=config.activation)
-    return summed(_project(act, layer, ["down_proj"], *wide)[0])
+    return row_parallel_output(_project(act, layer, ["down_proj"], *wide)[0])
 
 
 def initial_params(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:

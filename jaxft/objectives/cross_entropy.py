@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.models.sharding import sizes_in_force
+from jaxft.mesh import sizes_in_force
 from jaxft.weights import contract
 
 CHUNK_ELEMENTS = 12 * 2**20  # of the logits of a chunk on a device: 48 MiB in float32

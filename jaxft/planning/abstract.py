@@ -21,13 +21,13 @@ from jaxft.formats.safetensors import open_folder
 from jaxft.formats.starting import shapes_of_starts
 from jaxft.methods import Method
 from jaxft.models import Config, module_names
-from jaxft.models.sharding import divided_as
 from jaxft.models.transformer import initial_params
 from jaxft.quantization import quantize_params
 from jaxft.training.prepare import adapted, method_of, trained_by
 from jaxft.training.sharding import leaf_sharding
 from jaxft.tree import PyTree
 from jaxft.weights import quantized_in
+from jaxft.weights.placement import divided_as
 
 
 def abstract_base(config: ConfigDict, model: Config, mesh: Mesh) -> PyTree:

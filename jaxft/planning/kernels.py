@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from jaxft.models.splash import block_of
+from jaxft.kernels.splash import block_of
 
 # Of a chip, by head_dim: cycles of a block of scores that is computed, of a row of blocks beside, and of a step of the
 # grid beside, which hidden blocks are too. Of the forward kernel; of the one for all gradients, which takes a block of

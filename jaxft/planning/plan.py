@@ -26,9 +26,9 @@ from jaxft.adaptation import partition
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
+from jaxft.kernels.compiler_options import compiler_options
 from jaxft.methods import defaults
 from jaxft.models import Config
-from jaxft.models.sharding import Placement, describe
 from jaxft.planning.abstract import abstract_params
 from jaxft.planning.flops import count_flops
 from jaxft.planning.hlo import Program, read_program
@@ -37,11 +37,12 @@ from jaxft.planning.topology import Devices, local_flops, local_memory
 from jaxft.training.checkpoint import split_base
 from jaxft.training.precompute import beforehand, without
 from jaxft.training.prepare import batch_shapes, max_length_of
-from jaxft.training.program import compiler_options, make_program
+from jaxft.training.program import make_program
 from jaxft.training.reference import make_reference
 from jaxft.training.sharding import batch_sharding, laid_out, make_mesh, require_rows, shardings
 from jaxft.tree import PyTree, combine
 from jaxft.weights import quantized_in
+from jaxft.weights.placement import Placement, describe
 
 FEW_STEPS = (
     1000  # of the schedule where a configuration counts epochs: nothing planned depends on it

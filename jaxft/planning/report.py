@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxft.errors import UserError
-from jaxft.models.sharding import Placement
 from jaxft.planning.plan import Plan
+from jaxft.weights.placement import Placement
 
 PARTS = ("base", "adapter", "optimizer", "temporary")
 # Okabe and Ito's colours.

@@ -19,6 +19,7 @@ from jaxft.data import Batches
 from jaxft.errors import UserError
 from jaxft.formats.manifest import Damaged
 from jaxft.inference.evaluate import held_out
+from jaxft.kernels.compiler_options import compiler_options
 from jaxft.methods import Method
 from jaxft.models import Transformer
 from jaxft.training.checkpoint import Checkpoints, split_base
@@ -34,7 +35,7 @@ from jaxft.training.metrics import Metrics, Progress, further, reporters, say
 from jaxft.training.plots import plot_averages, plot_run
 from jaxft.training.precompute import computed_beforehand
 from jaxft.training.prepare import Data, prepare_data, prepare_model, updates_of
-from jaxft.training.program import compiler_options, make_program
+from jaxft.training.program import make_program
 from jaxft.training.reference import Reference, make_reference
 from jaxft.training.result import Result
 from jaxft.training.sharding import make_mesh, place_batch, shardings

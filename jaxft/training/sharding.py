@@ -14,10 +14,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxft.errors import UserError
+from jaxft.mesh import AXES, BATCH, parts_of
 from jaxft.models.config import Config
-from jaxft.models.sharding import AXES, BATCH, fitted, leaf_spec, parts_of
 from jaxft.models.transformer import initial_params
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
+from jaxft.weights.placement import fitted, leaf_spec
 
 
 def make_mesh(sizes: ConfigDict, devices: list[Any] | None = None) -> Mesh:

@@ -1,9 +1,7 @@
 """What a kernel leaf can be, one file a weight, and the rule that multiplies, merges and describes them."""
 
 from jaxft.weights.base import (
-    KEPT,
-    NARROW,
-    SMALL,
+    Adapter,
     Weight,
     base_of,
     bind,
@@ -11,10 +9,11 @@ from jaxft.weights.base import (
     contract_each,
     contract_transposed,
     count_parameters,
+    is_adapter,
+    is_encoded,
     is_weight,
     map_weights,
     materialize,
-    part_axes,
     replace,
     static,
     take,
@@ -25,7 +24,7 @@ from jaxft.weights.delta_lora import DeltaLoRA
 from jaxft.weights.dora import DoRA
 from jaxft.weights.lora import LoRA, precondition_by_a
 from jaxft.weights.permuted import Permuted
-from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, divided, quantized_in
+from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, quantized_in
 from jaxft.weights.quantizing import quantize
 from jaxft.weights.saved import SHARED, Saved, places, remember, saved_in
 from jaxft.weights.site import Site, key_of
@@ -40,17 +39,11 @@ from jaxft.weights.started import (
 from jaxft.weights.tied import Tied, Transposed
 from jaxft.weights.vera import VeRA, projections
 
-PARTS = part_axes((LoRA, DoRA, DeltaLoRA, VeRA, Quantized, Flattened, Permuted, Started))
-"""{part of a weight: its axes}: how it lies on a mesh follows from its kernel."""
-
 __all__ = [
-    "KEPT",
-    "NARROW",
-    "PARTS",
     "SCHEMES",
     "SHARED",
-    "SMALL",
     "STARTS",
+    "Adapter",
     "DeltaLoRA",
     "DoRA",
     "Flattened",
@@ -71,7 +64,8 @@ __all__ = [
     "contract_each",
     "contract_transposed",
     "count_parameters",
-    "divided",
+    "is_adapter",
+    "is_encoded",
     "is_weight",
     "key_of",
     "map_weights",

@@ -15,14 +15,17 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from jaxft.kernels.joined import joined_products
+from jaxft.kernels.remat import keep
+from jaxft.kernels.tensor_parallel import column_parallel_input
 from jaxft.tree import PyTree, flatten_with_paths
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+KINDS: list[type[Any]] = []
+"""Every kind of weight there is, as `weight` registers them."""
 
 
 def static(**options: Any) -> Any:
@@ -72,6 +75,7 @@ def weight(cls: C) -> C:
         return self
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    KINDS.append(cls)
     return cls
 
 
@@ -89,17 +93,18 @@ class Weight:
     Attributes:
         axes: {part: what its axes are, in one layer}: "in" and "out" lie on a mesh as the kernel's do, any other
             name is not divided. A part that is not named here, and is not the base, lies as the kernel does.
-        encodes: whether the parts are another form of the dense array, whose numbers are then those that count.
+        is_adapter: whether it changes another weight, its `base`: an `Adapter`.
+        is_encoded: whether its parts are another form of the dense array, whose numbers are then those that count.
     """
 
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    encodes: ClassVar[bool] = False
-    base: Any
+    is_adapter: ClassVar[bool] = False
+    is_encoded: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(..., in, out): that of the dense array it stands for."""
-        return tuple(self.base.shape)
+        raise TypeError(f"{type(self).__name__} does not say its shape")
 
     @property
     def ndim(self) -> int:
@@ -109,15 +114,11 @@ class Weight:
     @property
     def dtype(self) -> Any:
         """The dtype of the dense array it stands for."""
-        return self.base.dtype
+        raise TypeError(f"{type(self).__name__} does not say its dtype")
 
-    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
-        """`x @ W'` (..., out), in x's dtype, marked by `keep`; an adapter reads `beside`, if that is given."""
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        """`x @ W'` (..., out), in x's dtype, marked by `keep`."""
         raise TypeError(f"{type(self).__name__} does not say how to contract")
-
-    def narrows(self) -> Float[Array, "in rank"] | None:
-        """What an adapter multiplies its input by first, if `contract` takes that product ready-made, as `narrow`."""
-        return None
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         """`x @ W'.T` (..., in): a tied head. The plain way; a weight may know a cheaper one."""
@@ -132,8 +133,8 @@ class Weight:
         raise TypeError(f"{type(self).__name__} does not say what it equals")
 
     def base_of(self) -> Any:
-        """The weight with this adapter left out."""
-        return self.base
+        """The weight with its adapter left out: itself, if it is none."""
+        return self
 
     def merged(self, params: Mapping[str, Any]) -> Any:
         """What stands in this weight's place when the tree's adapters are merged."""
@@ -141,8 +142,6 @@ class Weight:
 
     def bind(self, params: Mapping[str, Any]) -> Any:
         """The weight with what it shares with the rest of `params` filled in."""
-        if isinstance(self.base, Weight):
-            return replace(self, base=self.base.bind(params))
         return self
 
     def bind_dropout(self, key: jax.Array) -> Any:
@@ -151,31 +150,64 @@ class Weight:
         return replace(self, key=key) if rate else self
 
 
+class Adapter(Weight):
+    """A weight that changes another one, its base.
+
+    Attributes:
+        base: the weight that is adapted.
+    """
+
+    is_adapter: ClassVar[bool] = True
+    base: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.base.shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self.base.dtype
+
+    def base_of(self) -> Any:
+        return self.base
+
+    def bind(self, params: Mapping[str, Any]) -> Any:
+        if isinstance(self.base, Weight):
+            return replace(self, base=self.base.bind(params))
+        return self
+
+    def narrowing(self) -> Float[Array, "in rank"] | None:
+        """The matrix by which it multiplies an input first, if that product may be made elsewhere."""
+        return None
+
+    def reading(
+        self, x: Float[Array, "... in"], narrow: Float[Array, "... rank"] | None = None
+    ) -> Any:
+        """The weight whose adapters read x, which equals what `contract` is given.
+
+        Args:
+            x: the same input by another name: see `column_parallel_input`.
+            narrow: x times the matrix of `narrowing`, if it is known.
+        """
+        del narrow
+        if isinstance(self.base, Adapter):
+            return replace(self, base=self.base.reading(x))
+        return self
+
+
 def is_weight(leaf: Any) -> bool:
     """Tells a `Weight` from an array or a dictionary: the `is_leaf` of walks over whole weights."""
     return isinstance(leaf, Weight)
 
 
-KEPT, NARROW, SMALL = "weight_kept", "weight_narrow", "weight_small"
+def is_adapter(leaf: Any) -> bool:
+    """Whether the leaf is a weight that changes another one."""
+    return isinstance(leaf, Weight) and leaf.is_adapter
 
 
-def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Marks what a weight would rather keep for the backward pass than compute again, its product before all.
-
-    The decoder's `jax.checkpoint` around a projection saves what bears the name `KEPT`, `NARROW` or `SMALL`, remat =
-    dots around a layer `KEPT` and `SMALL`, remat = full `SMALL` alone; and of these, what the backward pass asks for.
-    """
-    return checkpoint_name(x, KEPT)
-
-
-def keep_narrow(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Marks what is cheap to compute again from what remat = dots keeps, as an adapter's `x a`."""
-    return checkpoint_name(x, NARROW)
-
-
-def keep_small(x: Float[Array, " out"]) -> Float[Array, " out"]:
-    """Marks what reads a whole kernel to give a vector, as its columns' norms: kept whatever else is computed again."""
-    return checkpoint_name(x, SMALL)
+def is_encoded(leaf: Any) -> bool:
+    """Whether the leaf is a weight in another form than numbers, as codes and scales are."""
+    return isinstance(leaf, Weight) and leaf.is_encoded
 
 
 def _matrix(kernel: jax.Array, rows: int) -> jax.Array:
@@ -187,21 +219,18 @@ def _dense_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ _matrix(kernel, x.shape[-1]).astype(x.dtype)
 
 
-def contract(
-    x: Float[Array, "... in"], weight: Any, beside: Float[Array, "... in"] | None = None
-) -> Float[Array, "... out"]:
+def contract(x: Float[Array, "... in"], weight: Any) -> Float[Array, "... out"]:
     """`x @ W'`: the product of an input with any weight.
 
     Args:
         x: (..., in).
         weight: an array (in, out), or a `Weight` that stands for one.
-        beside: x by another name, which adapters read: gradients to it are summed apart from the bases'.
 
     Returns:
         (..., out) in x's dtype.
     """
     if isinstance(weight, Weight):
-        return weight.contract(x) if beside is None else weight.contract(x, beside)
+        return weight.contract(x)
     if weight.dtype == x.dtype:
         return keep(_dense_product(x, weight))
     # The cast copy of a kernel must be no residual of the backward pass.
@@ -209,27 +238,25 @@ def contract(
 
 
 def contract_each(
-    x: Float[Array, "... in"], weights: Sequence[Any], beside: Float[Array, "... in"] | None = None
+    x: Float[Array, "... in"], weights: Sequence[Any]
 ) -> list[Float[Array, "... out"]]:
-    """`contract` with each of several weights, as q, k and v: what their adapters first multiply x by in one product.
+    """`contract` with each of several weights that read the same input, as q, k and v.
 
-    Each such product, and each of its gradients, reads x or its gradient whole for the sake of a few columns.
+    It computes what `contract` does. What their adapters multiply x by first becomes one product, where there are two
+    or more of these.
     """
-    narrowing = {
+    x, read = column_parallel_input(x)
+    adapters = {place: one for place, one in enumerate(weights) if isinstance(one, Adapter)}
+    matrices = {
         place: matrix.astype(x.dtype)
-        for place, weight in enumerate(weights)
-        if isinstance(weight, Weight) and (matrix := weight.narrows()) is not None
+        for place, adapter in adapters.items()
+        if (matrix := adapter.narrowing()) is not None
     }
-    if len(narrowing) < 2:
-        return [contract(x, weight, beside) for weight in weights]
-    read = x if beside is None else beside
-    ends = np.cumsum([matrix.shape[-1] for matrix in narrowing.values()])[:-1]
-    joined = keep_narrow(read @ jnp.concatenate(list(narrowing.values()), axis=-1))
-    ready = dict(zip(narrowing, jnp.split(joined, ends, axis=-1), strict=True))
-    return [
-        weight.contract(x, beside, ready[place]) if place in ready else contract(x, weight, beside)
-        for place, weight in enumerate(weights)
-    ]
+    narrow: dict[int, jax.Array] = {}
+    if len(matrices) > 1:
+        narrow = dict(zip(matrices, joined_products(read, list(matrices.values())), strict=True))
+    reading = {place: one.reading(read, narrow.get(place)) for place, one in adapters.items()}
+    return [contract(x, reading.get(place, weight)) for place, weight in enumerate(weights)]
 
 
 def contract_transposed(x: Float[Array, "... out"], weight: Any) -> Float[Array, "... in"]:
@@ -271,14 +298,10 @@ def bind(tree: PyTree, params: Mapping[str, Any]) -> PyTree:
 
 def count_parameters(tree: PyTree) -> int:
     """How many parameters the tree has; an encoded kernel has those of the dense one. Works on abstract trees."""
-
-    def is_leaf(leaf: Any) -> bool:
-        return isinstance(leaf, Weight) and leaf.encodes
-
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree, is_leaf=is_leaf))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree, is_leaf=is_encoded))
 
 
-def part_axes(kinds: Iterable[type[Weight]]) -> dict[str, tuple[str, ...]]:
+def part_axes(kinds: Iterable[type[Weight]] = KINDS) -> dict[str, tuple[str, ...]]:
     """The `axes` of all these kinds of weight in one table, by the part's name.
 
     Raises ValueError where two kinds mean different axes by one name.

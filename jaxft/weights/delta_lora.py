@@ -67,11 +67,9 @@ class DeltaLoRA(LoRA):
         b = jnp.concatenate([jax.lax.stop_gradient(self.b), -self.b0], axis=-2)
         return a, times(self.factor * self.scale, b)
 
-    def delta(
-        self, x: Float[Array, "... in"], narrow: Float[Array, "... rank"] | None = None
-    ) -> Float[Array, "... out"]:
+    def delta(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         a, b = self._moving()
-        return super().delta(x, narrow) + (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
+        return super().delta(x) + (self._input(x) @ a.astype(x.dtype)) @ b.astype(x.dtype)
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         a, b = self._moving()

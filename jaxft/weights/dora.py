@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.weights.base import keep_narrow, keep_small, materialize, weight
+from jaxft.kernels.remat import keep_narrow, keep_small
+from jaxft.weights.base import materialize, weight
 from jaxft.weights.lora import LoRA
 from jaxft.weights.site import Site
 
@@ -56,11 +57,9 @@ class DoRA(LoRA):
         adapted = jnp.broadcast_to(self.scale[..., None] != 0, norm.shape)
         return jnp.where(adapted, self.magnitude.astype(norm.dtype) / norm, 1.0)
 
-    def contract(
-        self, x: Float[Array, "... in"], beside: Any = None, narrow: Any = None
-    ) -> Float[Array, "... out"]:
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         ratio = self.ratio()
-        y = super().contract(x, beside, narrow) * _along_last(jax.lax.stop_gradient(ratio), x)
+        y = super().contract(x) * _along_last(jax.lax.stop_gradient(ratio), x)
         return _with_gradient_to(ratio, keep_narrow(y))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxft.kernels.remat import keep, keep_narrow
 from jaxft.weights.base import (
-    Weight,
+    Adapter,
     contract,
     contract_transposed,
-    keep,
-    keep_narrow,
     materialize,
     replace,
     static,
@@ -85,7 +84,7 @@ def draw_a(site: Site) -> Float[Array, "*layers in rank"]:
 
 
 @weight
-class LoRA(Weight):
+class LoRA(Adapter):
     """Low-rank adaptation (arXiv 2106.09685, eq. 3): `x W' = x W + s (x a) b`, s = alpha / r.
 
     Ranks that differ between stacked layers are padded with zeros in a and b to the largest, which is
@@ -99,6 +98,7 @@ class LoRA(Weight):
         dropout: the rate on the adapter's input.
         ranks: the true rank of each layer.
         tie_adapters: on an embedding, whether a head tied to it sees the adapter too.
+        read: the input by another name, and narrow: that times a, if it is known; both only inside of `contract_each`.
     """
 
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -115,6 +115,8 @@ class LoRA(Weight):
     dropout: float = static(default=0.0)
     ranks: tuple[int, ...] = static(default=())
     tie_adapters: bool = static(default=False)
+    read: Any = None
+    narrow: Any = None
 
     @classmethod
     def at(cls, site: Site, **parts: Any) -> Any:
@@ -134,22 +136,27 @@ class LoRA(Weight):
             **parts,
         )
 
-    def narrows(self) -> Float[Array, "in rank"] | None:
-        return self.a if self.key is None or self.dropout == 0.0 else None
+    def narrowing(self) -> Float[Array, "in rank"] | None:
+        dropped = self.key is not None and self.dropout > 0.0
+        return None if dropped else self.a  # each drops an input of its own
 
-    def delta(
-        self, x: Float[Array, "... in"], narrow: Float[Array, "... rank"] | None = None
-    ) -> Float[Array, "... out"]:
-        """s (x a) b, scaled where it is narrow; `narrow` is x a, where that is known."""
+    def reading(self, x: Float[Array, "... in"], narrow: Any = None) -> Any:
+        return replace(super().reading(x), read=x, narrow=narrow)
+
+    def delta(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        """s (x a) b, scaled where it is narrow."""
+        narrow = self.narrow
         if narrow is None:
-            narrow = down(x, self.a, self.dropout, self.key)
+            narrow = down(self._input(x), self.a, self.dropout, self.key)
         return up(narrow * self.scale.astype(x.dtype), self.b.astype(x.dtype))
 
-    def contract(
-        self, x: Float[Array, "... in"], beside: Any = None, narrow: Any = None
-    ) -> Float[Array, "... out"]:
-        y = contract(x, self.base, beside)
-        delta = self.delta(x if beside is None else beside, narrow)
+    def _input(self, x: Float[Array, "... in"]) -> Float[Array, "... in"]:
+        """What the adapter reads: x, by another name if it has one."""
+        return x if self.read is None else self.read
+
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        y = contract(x, self.base)
+        delta = self.delta(x)
         if x.shape[-1] > 2 * y.shape[-1]:
             delta = jax.lax.optimization_barrier(delta)
         # In this order a TPU adds the delta while it writes the base's product; in the other it reads that again. v6e

@@ -30,7 +30,7 @@ class Permuted(Weight):
     """
 
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"order": ()}
-    encodes = True
+    is_encoded = True
     ordered: Any
     order: Any
 
@@ -57,17 +57,11 @@ class Permuted(Weight):
         """As of `Quantized`."""
         return self.ordered.zeros
 
-    def base_of(self) -> Permuted:
-        return self
-
-    def bind(self, params: Mapping[str, Any]) -> Permuted:
-        return self
-
     def _places(self) -> Int[Array, "... in"]:
         """Where each row of W stands in `ordered`."""
         return jnp.argsort(self.order, axis=-1)
 
-    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         return contract(_columns(x, self.order), self.ordered)
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:

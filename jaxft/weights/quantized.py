@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxft.kernels.dequantized import Run, in_turn, times, times_transposed
+from jaxft.kernels.platform import by_platform
+from jaxft.kernels.remat import keep
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
-from jaxft.weights.base import Weight, contract_transposed, keep, replace, static, weight
+from jaxft.weights.base import Weight, contract_transposed, replace, static, weight
 from jaxft.weights.codebooks import TABLES, decode
-from jaxft.weights.halves import half, repacked
+from jaxft.weights.packing import half, repacked
 from jaxft.weights.rounding import spread, unnest
-from jaxft.weights.units import Run, in_turn, times, times_transposed
 
 SCHEMES = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
 """The schemes with their bits."""
@@ -51,7 +53,7 @@ class Quantized(Weight):
 
     # What makes scales of their codes is small; codes, scales and zeros lie as the kernel does.
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"nested": (), "mean": ()}
-    encodes = True
+    is_encoded = True
     codes: Any
     scales: Any
     zeros: Any = None
@@ -74,12 +76,6 @@ class Quantized(Weight):
     def group_size(self) -> int:
         """Rows in a group."""
         return self.matrix_shape[0] // self.scales.shape[-2]
-
-    def base_of(self) -> Quantized:
-        return self
-
-    def bind(self, params: Mapping[str, Any]) -> Quantized:
-        return self
 
     def step_sizes(self) -> Float[Array, "groups out"]:
         """The groups' scales in float32."""
@@ -175,7 +171,7 @@ class Quantized(Weight):
             return at_once(x, self)
         if x.size < MANY * x.shape[-1]:
             return by_runs(x, self)
-        return jax.lax.platform_dependent(x, self, tpu=at_once, default=by_runs)
+        return by_platform(x, self, tpu=at_once, default=by_runs)
 
     def divided(self, parts: int) -> Quantized:
         """The same weight in so many parts; its codes may be NumPy's."""
@@ -185,7 +181,7 @@ class Quantized(Weight):
         codes = self.codes if eight else repacked(self.codes, self.parts, parts)
         return replace(self, codes=codes, parts=parts)
 
-    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         return keep(_product(x, self))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
@@ -254,7 +250,7 @@ class Flattened(Weight):
 
     # Its blocks cross rows and columns.
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"blocks": ()}
-    encodes = True
+    is_encoded = True
     blocks: Any
     matrix_shape: tuple[int, ...] = static(default=(0, 0))
 
@@ -281,19 +277,13 @@ class Flattened(Weight):
         """As of `Quantized`: None without double quantization."""
         return self.blocks.nested
 
-    def base_of(self) -> Flattened:
-        return self
-
-    def bind(self, params: Mapping[str, Any]) -> Flattened:
-        return self
-
     def product(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         return x @ _unflattened(self).astype(x.dtype)
 
     def product_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return x @ _unflattened(self).T.astype(x.dtype)
 
-    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         return keep(_product(x, self))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxft.weights.base import is_encoded
+
 
 @dataclasses.dataclass(frozen=True)
 class Site:
@@ -55,7 +57,7 @@ class Site:
     @property
     def quantized(self) -> bool:
         """Whether codes stand there."""
-        return getattr(self.base, "encodes", False)
+        return is_encoded(self.base)
 
     @property
     def rank(self) -> int:

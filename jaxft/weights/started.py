@@ -103,15 +103,13 @@ class Started(LoRA):
     def _start(self) -> LoRA:
         return LoRA(self.base, self.a0, self.b0, self.scale, ranks=self.ranks)
 
-    def narrows(self) -> Float[Array, "in rank"] | None:
+    def narrowing(self) -> Float[Array, "in rank"] | None:
         """Not where the start is taken off in passing: of a fresh adapter that is what is added, to the last bit."""
-        return super().narrows() if self.moved else None
+        return super().narrowing() if self.moved else None
 
-    def delta(
-        self, x: Float[Array, "... in"], narrow: Float[Array, "... rank"] | None = None
-    ) -> Float[Array, "... out"]:
-        adapted = super().delta(x, narrow)
-        return adapted if self.moved else adapted - self._start().delta(x)
+    def delta(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        adapted = super().delta(x)
+        return adapted if self.moved else adapted - self._start().delta(self._input(x))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return self._plain().contract_transposed(x)

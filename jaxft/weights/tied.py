@@ -35,7 +35,11 @@ class Transposed(Weight):
         *stack, rows, columns = self.base.shape
         return (*stack, columns, rows)
 
-    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
+    @property
+    def dtype(self) -> Any:
+        return self.base.dtype
+
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         return contract_transposed(x, self.base)
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
@@ -69,9 +73,6 @@ class Tied(Weight):
     @property
     def dtype(self) -> Any:
         return self.head_dtype
-
-    def base_of(self) -> Any:
-        return self
 
     def bind(self, params: Mapping[str, Any]) -> Transposed:
         embedding = self._embedding(params)

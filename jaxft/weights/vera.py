@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxft.weights.base import Weight, contract, keep, materialize, replace, static, weight
+from jaxft.kernels.remat import keep
+from jaxft.weights.base import Adapter, contract, materialize, replace, static, weight
 from jaxft.weights.lora import down
 from jaxft.weights.site import Site
 
@@ -42,7 +43,7 @@ def projections(sites: Sequence[Site], seed: int = 0) -> dict[str, Any]:
 
 
 @weight
-class VeRA(Weight):
+class VeRA(Adapter):
     """Vector-based random matrix adaptation (arXiv 2310.11454, eq. 2): `x W' = x W + ((x a * d) b) * g`.
 
     The paper writes L_b and L_d for the diagonal matrices g and d. There is no alpha. A layer that is not
@@ -55,6 +56,7 @@ class VeRA(Weight):
         key: a dropout key, only while training.
         dropout: the rate on the adapter's input.
         ranks: the rank of each layer, or 0.
+        read: the input by another name, only inside of `contract_each`.
     """
 
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"d": ("rank",), "g": ("out",), "key": ()}
@@ -66,6 +68,7 @@ class VeRA(Weight):
     key: Any = None
     dropout: float = static(default=0.0)
     ranks: tuple[int, ...] = static(default=())
+    read: Any = None
 
     @classmethod
     def at(cls, site: Site, d_initial: float = 0.1) -> VeRA:
@@ -85,12 +88,16 @@ class VeRA(Weight):
         bound = super().bind(params)
         return replace(bound, a=shared["a"][:rows, :rank], b=shared["b"][:rank, :columns])
 
-    def contract(self, x: Float[Array, "... in"], beside: Any = None) -> Float[Array, "... out"]:
-        narrow = down(x if beside is None else beside, self.a, self.dropout, self.key)
+    def reading(self, x: Float[Array, "... in"], narrow: Any = None) -> Any:
+        return replace(super().reading(x), read=x)
+
+    def contract(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        read = x if self.read is None else self.read
+        narrow = down(read, self.a, self.dropout, self.key)
         narrow = narrow * jnp.broadcast_to(self.d.astype(x.dtype), narrow.shape)
         wide = narrow @ self.b.astype(x.dtype)
         change = wide * jnp.broadcast_to(self.g.astype(x.dtype), wide.shape)
-        return keep(contract(x, self.base, beside) + change)
+        return keep(contract(x, self.base) + change)
 
     def change(self) -> Float[Array, "... in out"]:
         """a diag(d) b diag(g): what the adapter adds to W."""

@@ -127,18 +127,6 @@ def test_rotary_by_a_product_is_rotary_by_halves_bit_for_bit(dtype):
     np.testing.assert_array_equal(*both)
 
 
-@pytest.mark.parametrize("length", [16, 5])
-def test_heads_are_split_and_joined_the_same_way_by_tiles(monkeypatch, length):
-    """Each head is a run of the width; the way for TPUs, where eights divide the rows, gives the same."""
-    x = normal(0, 2, length, 12)
-    split = layers.split_heads(x, 3)
-    np.testing.assert_array_equal(split[:, 1], x[:, :, 4:8])
-    np.testing.assert_array_equal(layers.joined_heads(split), x)
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, tpu, default: tpu(*arrays))
-    np.testing.assert_array_equal(layers.split_heads(x, 3), split)
-    np.testing.assert_array_equal(layers.joined_heads(split), x)
-
-
 def test_the_gradient_of_rotary_is_autodiffs():
     """The rotation back, which the rule calls, is the transpose of the rotation."""
     x, frequencies = normal(0, 2, 3, 5, 8), np.asarray([1.0, 0.5, 0.1, 0.01], np.float32)

@@ -16,16 +16,17 @@ from jax.sharding import AxisType, Mesh
 
 from jaxft.adaptation import adapt, partition
 from jaxft.configuration import load_config
+from jaxft.kernels.compiler_options import compiler_options
+from jaxft.mesh import AXES
 from jaxft.models.config import Config
-from jaxft.models.sharding import AXES, divided_as
 from jaxft.models.transformer import initial_params
 from jaxft.planning.hlo import ENDS, UNDER_WAY
 from jaxft.quantization import quantize_params
 from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.prepare import loss_of, method_of
-from jaxft.training.program import compiler_options
 from jaxft.training.sharding import batch_sharding, leaf_sharding, shardings
 from jaxft.training.step import initial_state, make_train_step
+from jaxft.weights.placement import divided_as
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "sft.py")
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")

@@ -13,10 +13,10 @@ import pytest
 import jaxft
 from jaxft.errors import UserError
 from jaxft.methods import METHODS
-from jaxft.models.sharding import describe, leaf_spec
 from jaxft.training.loop import train
 from jaxft.training.sharding import leaf_sharding, make_mesh
 from jaxft.tree import flatten_with_paths
+from jaxft.weights.placement import describe, leaf_spec
 
 
 def test_minus_one_takes_the_rest(configure: Callable[..., Any]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import jaxft
 from jaxft.methods import METHODS, defaults
 from jaxft.tree import flatten_with_paths, partition
-from jaxft.weights import contract_each
+from jaxft.weights import contract_each, is_adapter
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,27 +65,43 @@ def test_contract_equals_the_product_with_what_it_materializes(case):
 
 
 def test_weights_that_read_one_input_are_contracted_together_as_each_alone(case):
-    """With the same adapter twice, and a plain matrix; gradients to the input, to what adapters read, and theirs."""
+    """With the same adapter twice, and a plain matrix; gradients to the input and to the adapters."""
 
-    def apart(x, weights, beside):
-        return [jaxft.contract(x, one, beside) for one in weights]
+    def apart(x, weights):
+        return [jaxft.contract(x, one) for one in weights]
 
-    def loss(way, x, beside, trainable):
+    def loss(way, x, trainable):
         adapted = jaxft.combine(trainable, frozen)
-        weights = [adapted, jaxft.materialize(weight), adapted]
-        each = way(x, weights, beside)
+        each = way(x, [adapted, jaxft.materialize(weight), adapted])
         return sum(jnp.mean(jnp.sin(factor * y)) for factor, y in enumerate(each, 1)), each
 
     for weight in case.randomised().layers():
-        x, other = normal(7, 2, 3, weight.shape[0]), normal(8, 2, 3, weight.shape[0])
+        x = normal(7, 2, 3, weight.shape[0])
         trainable, frozen = partition(weight, [("a", True), ("b", True)])
-        for beside, over in ((None, (1, 3)), (other, (1, 2, 3))):
-            found = [
-                jax.value_and_grad(loss, over, has_aux=True)(way, x, beside, trainable)
-                for way in (contract_each, apart)
-            ]
-            for left, right in zip(*map(jax.tree.leaves, found), strict=True):
-                assert_close(left, right)
+        found = [
+            jax.value_and_grad(loss, (1, 2), has_aux=True)(way, x, trainable)
+            for way in (contract_each, apart)
+        ]
+        for left, right in zip(*map(jax.tree.leaves, found), strict=True):
+            assert_close(left, right)
+
+
+def test_an_adapter_reads_the_input_by_another_name(case):
+    """Its share of the gradient goes there: both shares together are the whole."""
+
+    def total(x, read):
+        bound = weight.reading(read) if is_adapter(weight) else weight
+        return jnp.sum(jnp.sin(jaxft.contract(x, bound)))
+
+    moved = []
+    for weight in case.randomised().layers():
+        x = normal(7, 2, 3, weight.shape[0])
+        value, shares = jax.value_and_grad(total, (0, 1))(x, x)
+        whole, gradient = jax.value_and_grad(lambda x: total(x, x))(x)
+        assert_close(value, whole)
+        assert_close(sum(shares), gradient)
+        moved.append(bool(jnp.any(shares[1] != 0)))
+    assert any(moved) == is_adapter(case.weight)  # a layer may be left out
 
 
 def test_a_stack_materializes_layer_by_layer(case):

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxft.kernels.platform import by_platform
+
 Run = Callable[[jax.Array, int], jax.Array]
 
 
@@ -45,7 +47,7 @@ def times(
     def plain(x: jax.Array, piece: jax.Array) -> jax.Array:
         return x @ piece.reshape(-1, piece.shape[-1])
 
-    return jax.lax.platform_dependent(x, piece, tpu=by_units, default=plain)
+    return by_platform(x, piece, tpu=by_units, default=plain)
 
 
 def times_transposed(
@@ -60,4 +62,4 @@ def times_transposed(
     def plain(x: jax.Array, piece: jax.Array) -> jax.Array:
         return jnp.einsum("...o,io->...i", x, piece.reshape(-1, piece.shape[-1]))
 
-    return jax.lax.platform_dependent(x, piece, tpu=by_units, default=plain)
+    return by_platform(x, piece, tpu=by_units, default=plain)

@@ -1,4 +1,4 @@
-"""jaxft.models.narrow: gradients of stored matrices in the type that computes."""
+"""jaxft.kernels.gradient_dtype: gradients of stored matrices in the type that computes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.models.narrow import joined, narrowed
+from jaxft.kernels.gradient_dtype import joined, narrowed
 
 X = jax.random.normal(jax.random.key(0), (4, 8)).astype(jnp.bfloat16)
 LAYERS = {

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.models import splash
-from jaxft.models.layers import joined_heads, split_heads
+from jaxft.kernels import splash
+from jaxft.kernels.heads import joined_heads, split_heads
+from jaxft.kernels.platform import by_platform
 
 MASKED = -1e30  # the score of a key that is not seen: finite, so that no row gives NaN
 FLOOR = -1e20  # the least maximum of a row: a row that sees nothing then has probabilities 0
@@ -187,7 +188,7 @@ def _by_platform(
         where = (masks.query_segments, masks.window)
         return by_kernel(query, key, value, *where, *rest, windows=windows, **options)
 
-    return functools.partial(jax.lax.platform_dependent, tpu=kernel, default=plain)
+    return functools.partial(by_platform, tpu=kernel, default=plain)
 
 
 _attention.defvjp(_forward, _backward)

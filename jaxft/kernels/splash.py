@@ -20,8 +20,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxft.models.layers import split_heads
-from jaxft.models.sharding import ACTIVATIONS, BATCH, sizes_in_force
+from jaxft.kernels.heads import split_heads
+from jaxft.kernels.jax_private import splash_gradients
+from jaxft.mesh import ACTIVATION_SPECS, BATCH, sizes_in_force
 from jaxft.tree import first_match
 
 FOREVER = 2**30  # a window that no sequence fills
@@ -35,7 +36,7 @@ MOST_PARTS = 4
 
 
 def fits(query: jax.Array, key: jax.Array) -> bool:
-    """Whether the kernel takes these shapes (batch, heads, length, head_dim) on the mesh in force."""
+    """Whether the kernel takes these shapes (batch, heads, length, head_dim) on the mesh in force, in this JAX."""
     sizes = sizes_in_force()
     rows = math.prod(sizes[axis] for axis in BATCH)
     return (
@@ -44,6 +45,7 @@ def fits(query: jax.Array, key: jax.Array) -> bool:
         and query.shape[0] % rows == 0
         and key.shape[1] % sizes["tensor"] == 0
         and sizes["context"] == 1
+        and splash_gradients() is not None
     )
 
 
@@ -197,7 +199,9 @@ def _gradients(
         "do": cotangent, "di": delta,
     }  # fmt: skip
     blocks = {"bq": sizes.block_q_dkv, "bkv": sizes.block_kv_dkv}
-    d_query, d_key, d_value = splash_attention_kernel._splash_attention_bwd_dkv(
+    known = splash_gradients()
+    assert known is not None, "`fits` says so before"
+    d_query, d_key, d_value = known.for_keys(
         bkv_compute=sizes.block_kv_dkv_compute,
         mask_info=kernel.dkv_mask_info,
         use_fused_bwd_kernel=sizes.use_fused_bwd_kernel,
@@ -207,9 +211,7 @@ def _gradients(
     )
     if d_query is None:
         blocks = {"bq": sizes.block_q_dq, "bkv": sizes.block_kv_dq}
-        d_query = splash_attention_kernel._splash_attention_bwd_dq(
-            mask_info=kernel.dq_mask_info, **arrays, **blocks, **settings
-        )
+        d_query = known.for_queries(mask_info=kernel.dq_mask_info, **arrays, **blocks, **settings)
     return d_query, d_key, d_value
 
 
@@ -257,7 +259,7 @@ def _on_mesh(
     if math.prod(sizes_in_force().values()) == 1:
         return chosen(place, *arrays)
     names = {"h": "heads", "j": "joined_heads"}
-    specs = {kind: first_match(ACTIVATIONS, name) for kind, name in names.items()}
+    specs = {kind: first_match(ACTIVATION_SPECS, name) for kind, name in names.items()}
     specs["r"] = PartitionSpec(BATCH)
     divided = jax.shard_map(
         chosen,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.models.attention import Branches, attention, attention_reference
+from jaxft.kernels.attention import Branches, attention, attention_reference
 
 SCALE = 0.3
 OPTIONS = ("scale", "softcap")

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.models import ring
-from jaxft.models.attention import Branches, attention_reference
-from jaxft.models.ring import ring_attention
-from jaxft.models.sharding import AXES
+from jaxft.kernels import ring
+from jaxft.kernels.attention import Branches, attention_reference
+from jaxft.kernels.ring import ring_attention
+from jaxft.mesh import AXES
 
 
 def mesh_of(**sizes: int) -> jax.sharding.Mesh:

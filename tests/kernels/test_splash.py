@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.models import splash
-from jaxft.models.attention import Branches, attention, attention_reference
+from jaxft.kernels import splash
+from jaxft.kernels.attention import Branches, attention, attention_reference
+from jaxft.kernels.splash import FOREVER
 from jaxft.models.config import Config
-from jaxft.models.splash import FOREVER
 from jaxft.models.transformer import hidden_states, initial_params
 from jaxft.training.sharding import make_mesh
 

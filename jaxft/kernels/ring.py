@@ -19,9 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.models.attention import FLOOR, MASKED, Branches, _capped, _delta, _grouped, _product
-from jaxft.models.sharding import ACTIVATIONS, BATCH
-from jaxft.models.splash import FOREVER
+from jaxft.kernels.attention import FLOOR, MASKED, Branches, _capped, _delta, _grouped, _product
+from jaxft.kernels.splash import FOREVER
+from jaxft.mesh import ACTIVATION_SPECS, BATCH
 from jaxft.tree import first_match
 
 AXIS = "context"
@@ -93,7 +93,7 @@ def _forward(
     softcap: float | None,
     scale: float,
 ) -> tuple[Array, tuple[Any, ...]]:
-    heads, rows = first_match(ACTIVATIONS, "heads"), PartitionSpec(BATCH, AXIS)
+    heads, rows = first_match(ACTIVATION_SPECS, "heads"), PartitionSpec(BATCH, AXIS)
     output, log_sum_exp = jax.shard_map(
         functools.partial(_forward_here, softcap=softcap, scale=scale),
         in_specs=(heads, heads, heads, rows, PartitionSpec()),
@@ -106,7 +106,7 @@ def _forward(
 
 
 def _backward(softcap: float | None, scale: float, kept: tuple[Any, ...], cotangent: Array) -> Any:
-    heads, rows = first_match(ACTIVATIONS, "heads"), PartitionSpec(BATCH, AXIS)
+    heads, rows = first_match(ACTIVATION_SPECS, "heads"), PartitionSpec(BATCH, AXIS)
     local: Any = functools.partial(_backward_here, softcap=softcap, scale=scale)
     gradients = jax.shard_map(
         local,

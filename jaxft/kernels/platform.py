@@ -1,0 +1,20 @@
+"""The one place that chooses a form of a computation by the platform that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def by_platform(*arrays: Any, tpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    """`tpu(*arrays)` in a program for TPUs, `default(*arrays)` in any other. Both give the same shapes and dtypes.
+
+    The choice is made when the program is lowered, so that a program for TPUs can be made on any machine.
+
+    >>> import jax.numpy as jnp
+    >>> by_platform(jnp.float32(2), tpu=lambda x: x + x, default=lambda x: 2 * x).item()
+    4.0
+    """
+    return jax.lax.platform_dependent(*arrays, tpu=tpu, default=default)

@@ -1,0 +1,27 @@
+"""Names for what the backward pass may keep, rather than compute again.
+
+`jax.checkpoint` around a projection saves what bears the name `KEPT`, `NARROW` or `SMALL`; remat = dots around a layer
+saves `KEPT` and `SMALL`, remat = full `SMALL` alone; and of these, what the backward pass asks for.
+"""
+
+from __future__ import annotations
+
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+KEPT, NARROW, SMALL = "weight_kept", "weight_narrow", "weight_small"
+
+
+def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Marks what a weight would rather keep for the backward pass than compute again, its product before all."""
+    return checkpoint_name(x, KEPT)
+
+
+def keep_narrow(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Marks what is cheap to compute again from what remat = dots keeps, as an adapter's `x a`."""
+    return checkpoint_name(x, NARROW)
+
+
+def keep_small(x: Float[Array, " out"]) -> Float[Array, " out"]:
+    """Marks what reads a whole kernel to give a vector, as its columns' norms: kept whatever else is computed again."""
+    return checkpoint_name(x, SMALL)
