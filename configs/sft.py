@@ -74,7 +74,7 @@ def get_config(method: str = "lora") -> ConfigDict:
                 count=3,  # held-out prompts that are answered at each evaluation; 0: none
                 max_new_tokens=64,  # length of an answer, at most; answers are greedy
             ),
-            "report_to": (),  # beside metrics.jsonl: tensorboard, wandb
+            "report_to": (),  # beside metrics.jsonl: tensorboard, wandb, trackio, mlflow
         }
     )
 

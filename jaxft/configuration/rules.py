@@ -17,7 +17,7 @@ from jaxft.places import is_remote
 from jaxft.weights import STARTS
 
 DTYPES = ("float32", "bfloat16", "float16")
-REPORTS = ("tensorboard", "wandb")
+REPORTS = ("tensorboard", "wandb", "trackio", "mlflow")
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": DTYPES,
     "param_dtype": DTYPES,

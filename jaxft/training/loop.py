@@ -31,12 +31,13 @@ from jaxft.training.identity import check_identity, identity
 from jaxft.training.local import Local, local_of
 from jaxft.training.lock import Claim, Lock, lock_of
 from jaxft.training.logs import Logs, logs_of
-from jaxft.training.metrics import Metrics, Progress, further, reporters, say
+from jaxft.training.metrics import Metrics, Progress, further, say
 from jaxft.training.plots import plot_averages, plot_run
 from jaxft.training.precompute import computed_beforehand
 from jaxft.training.prepare import Data, prepare_data, prepare_model, updates_of
 from jaxft.training.program import make_program
 from jaxft.training.reference import Reference, make_reference
+from jaxft.training.reporters import reporters
 from jaxft.training.result import Result
 from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.signals import Interrupted, Stop, stoppable

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, a progress bar, and the services named in `report_to`."""
+"""What a run reports: metrics.jsonl and a progress bar."""
 
 from __future__ import annotations
 
@@ -8,90 +8,18 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
 from jaxft import places
-from jaxft.errors import UserError
 from jaxft.processes import first
 from jaxft.training.folder import written
+from jaxft.training.reporters import Reporter
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
-
-
-class Reporter(Protocol):
-    """Where numbers go beside metrics.jsonl."""
-
-    def report(self, split: str, step: int, numbers: Mapping[str, float]) -> None:
-        """Takes one line's numbers."""
-
-    def close(self) -> None:
-        """Writes what is left."""
-
-
-class TensorBoard:
-    """Event files in RUN/tensorboard."""
-
-    def __init__(self, workdir: Path) -> None:
-        with _needs("tensorboard"):
-            from tensorboardX import SummaryWriter
-        self._writer = SummaryWriter(str(workdir / "tensorboard"))
-
-    def report(self, split: str, step: int, numbers: Mapping[str, float]) -> None:
-        """Scalars `split/name`."""
-        for name, value in numbers.items():
-            self._writer.add_scalar(f"{split}/{name}", value, step)
-
-    def close(self) -> None:
-        """Writes what is left."""
-        self._writer.close()
-
-
-class Wandb:
-    """A run at Weights & Biases with the folder's name, which goes on when the folder does."""
-
-    def __init__(self, workdir: Path, config: Mapping[str, Any]) -> None:
-        with _needs("wandb"):
-            import wandb
-        name = workdir.absolute().name
-        self._run = wandb.init(
-            project="jaxft",
-            name=name,
-            id=name,
-            resume="allow",
-            dir=str(workdir),
-            config=dict(config),
-        )
-
-    def report(self, split: str, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers `split/name`."""
-        self._run.log({f"{split}/{name}": value for name, value in numbers.items()}, step=step)
-
-    def close(self) -> None:
-        """Ends the run."""
-        self._run.finish()
-
-
-@contextlib.contextmanager
-def _needs(extra: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(
-            f"config.report_to: {extra} is not installed: pip install 'jaxft[{extra}]'"
-        ) from error
-
-
-def reporters(names: tuple[str, ...], workdir: Path, config: Mapping[str, Any]) -> list[Reporter]:
-    """The services that `config.report_to` names."""
-    makers: dict[str, Callable[[], Reporter]] = {
-        "tensorboard": lambda: TensorBoard(workdir),
-        "wandb": lambda: Wandb(workdir, config),
-    }
-    return [makers[name]() for name in names]
 
 
 class Metrics:

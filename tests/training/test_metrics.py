@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jaxft.errors import UserError
-from jaxft.training.metrics import Metrics, Progress, read_metrics, reporters
+from jaxft.training.metrics import Metrics, Progress, read_metrics
 from jaxft.training.plots import plot_run
 
 
@@ -36,29 +32,6 @@ def test_lines_after_the_step_are_cut_off(tmp_path: Path) -> None:
         ("train", 3),
     ]
     assert all(json.loads(line) for line in path.read_text().splitlines())
-
-
-def test_wandb_gets_the_numbers_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One run at W&B for one folder, however often it is taken up; without the package, one line."""
-    seen: list[Any] = []
-    run = types.SimpleNamespace(
-        log=lambda numbers, step: seen.append((step, numbers)), finish=lambda: seen.append("end")
-    )
-
-    def init(**arguments: Any) -> Any:
-        seen.append((arguments["id"], arguments["resume"], arguments["config"]))
-        return run
-
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    metrics = Metrics(tmp_path / "metrics.jsonl", 0, reporters(("wandb",), tmp_path, {"seed": 1}))
-    metrics.write("train", 1, {"loss": 2.0})
-    metrics.close()
-    assert seen == [(tmp_path.name, "allow", {"seed": 1}), (1, {"train/loss": 2.0}), "end"]
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"wandb is not installed.*jaxft\[wandb\]"):
-        reporters(("wandb",), tmp_path, {})
 
 
 def test_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
