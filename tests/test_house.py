@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxft"
 
 # A module imports only from those before it, or from its own place in the line.
 ORDER = (
-    ("errors", "places", "assets", "processes"),
+    ("errors", "places", "assets", "processes", "platforms"),
     ("files", "confined", "waiting"),
     ("tree",),
     ("mesh",),
