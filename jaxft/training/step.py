@@ -86,27 +86,13 @@ def make_train_step(
         total, more = loss(params, batch, *beside(*others))
         return total, counted(more)
 
-    gradient = jax.value_and_grad(summed, has_aux=True)
+    gradient = over_parts(jax.value_and_grad(summed, has_aux=True), parts)
 
     def step(
         state: State, frozen: PyTree, batch: Batch, *held: PyTree
     ) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch, others = prepare(batch), (frozen, *held)
-
-        def one(carry: Any, scanned: Any) -> tuple[Any, None]:
-            part, part_key = scanned
-            found = gradient(state.trainable, others, part, part_key)
-            return jax.tree.map(jnp.add, carry, found), None
-
-        if parts == 1:
-            (total, sums), grads = gradient(state.trainable, others, batch, key)
-        else:
-            scanned = (parts_of(batch, parts), jax.random.split(key, parts))
-            first = jax.tree.map(lambda part: part[0], scanned)
-            shapes = jax.eval_shape(gradient, state.trainable, others, *first)
-            start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            ((total, sums), grads), _ = jax.lax.scan(one, start, scanned)
+        (total, sums), grads = gradient(state.trainable, (frozen, *held), prepare(batch), key)
         count = jnp.maximum(sums.weight, 1.0)
         grads = jax.tree.map(lambda grad: grad / count.astype(grad.dtype), grads)
         updates, optimizer_state = optimizer.update(
@@ -115,9 +101,8 @@ def make_train_step(
         trainable = optax.apply_updates(state.trainable, updates)
         norm = optax.tree.norm(grads)
         after = State(trainable, optimizer_state, state.step + 1, jnp.zeros_like(state.bad))
-        after = where(
-            jnp.isfinite(total) & jnp.isfinite(norm), after, state._replace(bad=state.bad + 1)
-        )
+        good = jnp.isfinite(total) & jnp.isfinite(norm)
+        after = where(good, after, state._replace(bad=state.bad + 1))
         metrics = {
             "loss": total / count,
             "grad_norm": norm,
@@ -129,6 +114,27 @@ def make_train_step(
         return after, metrics
 
     return step
+
+
+def over_parts(gradient: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """(trainable, others, batch, key) -> what `gradient` gives, summed over the batch's micro-batches, one by one.
+
+    Each micro-batch has a key of its own. With one part, `gradient` itself.
+    """
+    if parts == 1:
+        return gradient
+
+    def accumulated(trainable: PyTree, others: PyTree, batch: Batch, key: jax.Array) -> Any:
+        def one(carry: Any, scanned: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, gradient(trainable, others, *scanned)), None
+
+        scanned = (parts_of(batch, parts), jax.random.split(key, parts))
+        first = jax.tree.map(lambda part: part[0], scanned)
+        shapes = jax.eval_shape(gradient, trainable, others, *first)
+        start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(one, start, scanned)[0]
+
+    return accumulated
 
 
 def make_eval_sums(loss: Loss, beside: Beside) -> Callable[..., tuple[jax.Array, Any]]:
