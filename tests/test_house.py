@@ -109,9 +109,9 @@ def test_defaults_live_in_the_recipe() -> None:
 
 
 def test_files_and_functions_are_short() -> None:
-    """A file of at most 400 lines, a function of at most 60 beside its docstring."""
+    """A file of at most 500 lines, a function of at most 60 beside its docstring."""
     for _, path, tree in files():
-        assert len(path.read_text().splitlines()) <= 400, path
+        assert len(path.read_text().splitlines()) <= 500, path
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
