@@ -23,6 +23,7 @@ ORDER = (
     ("training",),
     ("planning",),
     ("quickstart",),
+    ("commands",),
     ("cli", "__main__"),
 )
 WEIGHTS = {

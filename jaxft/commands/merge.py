@@ -1,0 +1,25 @@
+"""`jaxft merge`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = "write base and adapter as one Hugging Face folder"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
+    parser.add_argument("--adapter", required=True, metavar="DIR", help="a PEFT folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a folder that is new")
+    parser.add_argument(
+        "--quantize", default="none", choices=("none", "nf4", "fp4", "int8"), help="write it so"
+    )
+
+
+def run(**flags: Any) -> None:
+    """Runs the verb."""
+    from jaxft.formats.merge import merge_folder
+
+    merge_folder(**flags)
