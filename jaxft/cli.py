@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from jaxft.errors import Stalled, UserError, nearest
 
-VERBS = ("train", "data", "generate", "merge", "plan", "quantize", "quickstart")
+VERBS = ("train", "data", "generate", "chat", "merge", "plan", "quantize", "quickstart")
 CONFIGURED = ("train", "data", "plan")  # take --config.KEY=VALUE
 
 

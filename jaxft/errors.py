@@ -60,3 +60,12 @@ def named(name: str) -> str:
     ('model.norm.weight', "'a\\n'")
     """
     return name if len(name) <= 120 and name.isprintable() else shown(name)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun, which is one's or many's; `many` is the noun with an s by default.
+
+    >>> counted(1, "row"), counted(2, "row"), counted(1_024, "row"), counted(2, "entry", "entries")
+    ('1 row', '2 rows', '1024 rows', '2 entries')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"

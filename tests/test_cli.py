@@ -11,7 +11,8 @@ import pytest
 from jaxft import cli
 from jaxft.errors import UserError
 
-VERBS = ("train", "data", "generate", "merge", "quickstart")
+VERBS = ("train", "data", "generate", "chat", "merge", "plan", "quantize", "quickstart")
+ASKED = {"system": "", "chat_template": "", "tokenizer": ""}
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def called(monkeypatch):
 
     stand_in("jaxft.training.loop", "train", "config", "workdir")
     stand_in("jaxft.inference.generate", "main")
+    stand_in("jaxft.inference.chat", "main")
     stand_in("jaxft.training.preview", "main", "config")
     stand_in("jaxft.formats.merge", "merge_folder")
     stand_in("jaxft.quickstart", "quickstart")
@@ -82,15 +84,28 @@ def test_generate_hands_its_flags_on(called):
     assert cli.main([*words, "--seed", "3"]) == 0
     flags = {"model": "m", "adapter": "a", "prompts": ["one", "two"], "data": ""}
     flags |= {"max_new_tokens": 8, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": 3}
-    flags |= {"dtype": "bfloat16", "batch_size": 4}
+    flags |= {"dtype": "bfloat16", "batch_size": 4, **ASKED, "chat": None}
     assert called == [("main", flags)]
+
+
+def test_generate_and_chat_may_be_told_how_a_prompt_is_asked(called):
+    words = ["--model", "m", "--system", "Be brief.", "--chat-template", "chatml", "--tokenizer=t"]
+    assert cli.main(["generate", *words, "--chat", "--prompt", "a"]) == 0
+    assert cli.main(["generate", *words, "--no-chat", "--prompt", "a"]) == 0
+    assert cli.main(["chat", *words, "--temperature=0.5"]) == 0
+    (_, first), (_, second), (_, third) = called
+    assert (first["chat"], second["chat"]) == (True, False)
+    asked = {"system": "Be brief.", "chat_template": "chatml", "tokenizer": "t"}
+    for given in (first, second, third):
+        assert {name: given[name] for name in asked} == asked
+    assert (third["max_new_tokens"], third["temperature"]) == (256, 0.5)
 
 
 def test_generate_is_greedy_unless_told(called):
     assert cli.main(["generate", "--model", "m", "--data", "prompts.jsonl"]) == 0
     flags = {"model": "m", "adapter": "", "prompts": [], "data": "prompts.jsonl"}
     flags |= {"max_new_tokens": 128, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
-    flags |= {"dtype": "float32", "batch_size": 8}
+    flags |= {"dtype": "float32", "batch_size": 8, **ASKED, "chat": None}
     assert called == [("main", flags)]
 
 
@@ -106,9 +121,9 @@ def test_merge_and_quickstart_hand_their_flags_on(called):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "a verb is needed: train, data, generate, merge, plan, quantize, quickstart"),
+        ([], "a verb is needed: train, data, generate, chat, merge, plan, quantize, quickstart"),
         (["trian"], "unknown verb 'trian' (nearest: 'train')"),
-        (["xyzzy"], "there are: train, data, generate, merge, plan, quantize, quickstart"),
+        (["xyzzy"], "there are: train, data, generate, chat, merge, plan, quantize, quickstart"),
         (["--verson"], "unknown flag '--verson' (nearest: '--version')"),
         (["train", "--workdri", "x"], "train: unknown flag '--workdri' (nearest: '--workdir'"),
         (["train", "--confg.seed=1"], "unknown flag '--confg.seed' (nearest: '--config'"),

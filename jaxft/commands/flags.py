@@ -31,3 +31,43 @@ def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
         return value
 
     return read
+
+
+def add_asked(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which model is asked, and how."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
+    parser.add_argument("--adapter", default="", metavar="DIR", help="a PEFT folder")
+    parser.add_argument("--system", default="", metavar="TEXT", help="a chat's system message")
+    parser.add_argument(
+        "--chat-template",
+        default="",
+        metavar="T",
+        help="a name, as chatml, or a file; default: the adapter's, else the tokenizer's",
+    )
+    parser.add_argument(
+        "--tokenizer", default="", metavar="DIR", help="a folder with another tokenizer.json"
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    """Adds the flags that say how tokens are chosen, and how many."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=whole(1),
+        default=max_new_tokens,
+        metavar="N",
+        help=f"default: {max_new_tokens}",
+    )
+    parser.add_argument(
+        "--temperature", type=number(0.0), default=0.0, metavar="T", help="0, the default: greedy"
+    )
+    parser.add_argument(
+        "--top-k", type=whole(0), default=0, metavar="K", help="of the K likeliest; 0: of all"
+    )
+    parser.add_argument(
+        "--top-p", type=number(0.0, 1.0), default=1.0, metavar="P", help="of those that sum to P"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N")
+    parser.add_argument(
+        "--dtype", default="float32", metavar="D", help="float32 (default), bfloat16 or float16"
+    )

@@ -6,7 +6,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -20,6 +20,7 @@ from jaxft.errors import UserError
 Messages = Sequence[dict[str, Any]]
 Spans = list[tuple[int, int]]
 Tools = Sequence[dict[str, Any]] | None
+MARK = re.compile(r"\s*(<[^<>\s]+>|\[/?[A-Z_]+\])")
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # What keeps an assistant's turn from being told apart, in the words of `jaxft.confined.turns`, and the way out.
 PROBLEMS = {
@@ -313,3 +314,31 @@ def _spans_by_growth(
             raise UserError(f"{tokenizer.name}: {told}")
         spans.append([(start, end) for start, end in found["spans"]])
     return spans
+
+
+class Ending(NamedTuple):
+    """How an assistant's turn ends: by one of these tokens, or by this text where it is no token."""
+
+    ids: tuple[int, ...] = ()
+    text: str = ""
+
+
+def end_of_turn(tokenizer: Tokenizer) -> Ending:
+    """What the template writes behind the assistant's last words, where that is no EOS of the tokenizer.
+
+    A model that was trained on such turns says it, and then whatever comes. Only a mark counts, such as <|im_end|>
+    or [/INST]: other text may stand inside of an answer.
+    """
+    said = "jaxft"  # a word that no template writes
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+    try:
+        text, _ = render(tokenizer, turns)
+    except UserError:  # it wants other turns than these
+        return Ending()
+    mark = MARK.match(text.rpartition(said)[2])
+    if mark is None:
+        return Ending()
+    number = tokenizer.backend.token_to_id(mark[1])
+    if number is None:
+        return Ending(text=mark[1])
+    return Ending() if number in tokenizer.eos_ids else Ending(ids=(number,))

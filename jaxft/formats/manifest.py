@@ -24,6 +24,7 @@ from jaxft.places import files_under, is_remote, size_of, write_text
 
 NAME = "manifest.json"
 LARGEST = 1 << 26  # bytes of a manifest: room for half a million files
+TRAINED_ON = "trained_on"  # "chats" or "texts": how what was trained is asked
 CARD = "README.md"  # people write on: it says nothing that is computed with
 BASE = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 TOKENIZER = (
@@ -48,6 +49,12 @@ def put(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text, encoding="utf-8")
     manifest["files"] |= digests([folder / name], [name])
     _write(folder, manifest)
+
+
+def note(folder: Path, **about: Any) -> None:
+    """Adds to what the manifest of a folder says beside its files; nothing where the folder has none."""
+    if (folder / NAME).exists():
+        _write(folder, read_manifest(folder) | about)
 
 
 def _write(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -15,18 +15,15 @@ import numpy as np
 from jaxtyping import UInt32
 from tqdm import tqdm
 
-from jaxft.assets import model_folder
-from jaxft.data.chat import Tools, encode_chat_and_text, template_for
+from jaxft.data.chat import Ending, Tools, encode_chat_and_text, end_of_turn, template_for
 from jaxft.data.messages import read_message
 from jaxft.data.sources import Row, check_messages, check_tools, read_objects
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.data.unwritten import Unwritten
 from jaxft.errors import UserError, nearest
-from jaxft.formats import load, load_adapter
-from jaxft.formats.manifest import tell_another_base
 from jaxft.inference.decoding import generate_tokens
+from jaxft.inference.opening import as_chat, conversation, open_model, open_words
 from jaxft.models import Config, Transformer
-from jaxft.places import fetched
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Messages
@@ -79,7 +76,7 @@ def generate(
     """
     if isinstance(prompts, str):
         raise UserError("generate takes a list of prompts: [prompt] for one")
-    _check_settings(max_new_tokens, temperature, top_k, top_p, batch_size)
+    check_settings(max_new_tokens, temperature, top_k, top_p, batch_size)
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
     origins = origins or [f"prompt {number}" for number in range(1, len(prompts) + 1)]
     unwritten = Unwritten()
@@ -91,10 +88,15 @@ def generate(
         ):  # of earlier turns, which templates leave out with good reason
             print(f"jaxft: {part}", file=sys.stderr)
     _check_lengths(model.config, encoded, origins, max_new_tokens)
-    streams, answers = _streams(encoded), [""] * len(encoded)
+    streams, answers = streams_of(encoded), [""] * len(encoded)
     hidden = None if progress else True  # None: hidden where stderr is no terminal
-    for batch in tqdm(_batches(encoded, batch_size), "generate", disable=hidden):
-        tokens, segments = _padded([encoded[i] for i in batch])
+    chats = [not isinstance(prompt, str) for prompt in prompts]
+    turn = end_of_turn(tokenizer) if any(chats) else Ending()
+    for batch in tqdm(
+        _batches(encoded, batch_size, chats if turn.ids else ()), "generate", disable=hidden
+    ):
+        tokens, segments = padded([encoded[i] for i in batch])
+        ending = turn if chats[batch[0]] else Ending()
         ids, lengths = generate_tokens(
             model.config,
             params,
@@ -105,17 +107,19 @@ def generate(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            eos_ids=tokenizer.eos_ids,
+            eos_ids=(*tokenizer.eos_ids, *ending.ids),
             streams=streams[batch],
         )
         for i, row, length in zip(batch, ids, lengths, strict=True):
-            answers[i] = _decode(tokenizer, row[:length].tolist())
+            ending = turn if chats[i] else Ending()
+            answers[i] = decoded(tokenizer, row[:length].tolist(), ending)
     return answers
 
 
-def _check_settings(
+def check_settings(
     max_new_tokens: int, temperature: float, top_k: int, top_p: float, batch_size: int
 ) -> None:
+    """Raises UserError for a setting out of its range."""
     least: dict[str, tuple[float, int]]
     least = {"max_new_tokens": (max_new_tokens, 1), "batch_size": (batch_size, 1)}
     least |= {"temperature": (temperature, 0), "top_k": (top_k, 0)}
@@ -161,7 +165,7 @@ def _check_lengths(
             )
 
 
-def _streams(encoded: Sequence[list[int]]) -> UInt32[np.ndarray, " prompts"]:
+def streams_of(encoded: Sequence[list[int]]) -> UInt32[np.ndarray, " prompts"]:
     """A number for each prompt, of its tokens and of how often they stood in the list before."""
     seen = collections.Counter[tuple[int, ...]]()
     streams = []
@@ -171,15 +175,25 @@ def _streams(encoded: Sequence[list[int]]) -> UInt32[np.ndarray, " prompts"]:
     return np.asarray(streams, np.uint32)
 
 
-def _batches(encoded: Sequence[list[int]], batch_size: int) -> list[list[int]]:
-    """Indices of prompts alike in length; the longest first, which show if the memory is enough."""
+def _batches(
+    encoded: Sequence[list[int]], batch_size: int, chats: Sequence[bool] = ()
+) -> list[list[int]]:
+    """Indices of prompts alike in length; the longest first, which show if the memory is enough.
+
+    Where `chats` tells which prompts are conversations, these are by themselves: they end otherwise.
+    """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    kinds = [[i for i in order if chats[i] == kind] for kind in (False, True)] if chats else [order]
+    return [
+        kind[start : start + batch_size]
+        for kind in kinds
+        for start in range(0, len(kind), batch_size)
+    ]
 
 
-def _padded(rows: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and segments (batch, length), padded in front."""
-    length = max(map(len, rows))
+def padded(rows: Sequence[list[int]], least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and segments (batch, length), padded in front, of length `least` or more."""
+    length = max(least, *map(len, rows))
     tokens, segments = np.zeros((2, len(rows), length), np.int32)
     for row, ids in enumerate(rows):
         tokens[row, length - len(ids) :] = ids
@@ -187,10 +201,12 @@ def _padded(rows: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, segments
 
 
-def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+def decoded(tokenizer: Tokenizer, ids: list[int], turn: Ending) -> str:
+    """The text of an answer, without the token that ended it, and up to the end of its turn."""
     # not every tokenizer marks the EOS that a generation_config names as special
-    ended = bool(ids) and ids[-1] in tokenizer.eos_ids
-    return tokenizer.decode(ids[:-1] if ended else ids)
+    ended = bool(ids) and ids[-1] in (*tokenizer.eos_ids, *turn.ids)
+    text = tokenizer.decode(ids[:-1] if ended else ids)
+    return text.partition(turn.text)[0] if turn.text else text
 
 
 def main(
@@ -199,14 +215,13 @@ def main(
     adapter: str = "",
     prompts: Sequence[str] = (),
     data: str = "",
+    chat: bool | None = None,
+    system: str = "",
+    tokenizer: str = "",
+    chat_template: str = "",
     as_json: bool = False,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
     dtype: str = "float32",
-    batch_size: int = 8,
+    **settings: Any,
 ) -> None:
     """`jaxft generate`: prints what a model folder, alone or with a PEFT adapter, says to prompts.
 
@@ -215,44 +230,37 @@ def main(
 
     Args:
         model: a Hugging Face folder, or "tiny": the base embedded in jaxft.
-        adapter: a PEFT folder; "" for none. A chat template in it takes the place of the model's.
+        adapter: a PEFT folder; "" for none. A chat template in it takes the place of the model's, and a base that was
+            quantized in training is quantized so again.
         prompts: texts.
         data: a file, or whatever `read_rows` takes, instead: rows with "prompt" (a text or messages)
             or "messages", whose last is left out if the assistant says it, and with "tools".
+        chat: whether a text is a user's message; None: where the model was trained on chats.
+        system: a system message for the conversations that have none; they are chats then.
+        tokenizer: a folder with another tokenizer.json; "": the model's.
+        chat_template: a name, a file or the template itself; "": the adapter's or the tokenizer's.
         as_json: JSON lines on a terminal too.
-        max_new_tokens: as of `generate`, like the rest.
-        temperature: 0 for the likeliest token.
-        top_k: 0 for all.
-        top_p: 1.0 for all.
-        seed: of the draws.
         dtype: of the weights, the adapter and the computation: float32, bfloat16 or float16.
-        batch_size: prompts at once.
+        settings: the other arguments of `generate`.
 
     Raises:
         UserError: a folder or file that cannot be read, and whatever `generate` refuses.
     """
-    folder = model_folder(model)
     asked: dict[str, Prompt] = {f"prompt {i}": text for i, text in enumerate(prompts, start=1)}
     asked, tools = _prompts_of(data) if data else (asked, [])
-    own = fetched(adapter) / "chat_template.jinja" if adapter else folder
-    tokenizer = load_tokenizer(folder, str(own) if own.is_file() else "")
-    network, params = load(folder, dtype=dtype)
-    if adapter:
-        tell_another_base(fetched(adapter), folder)
+    given = list(asked.values())
+    words = open_words(model, adapter, tokenizer=tokenizer, chat_template=chat_template)
+    texts = any(isinstance(prompt, str) for prompt in given)
+    if (system or texts) and as_chat(words, chat, system):
+        given = [conversation(prompt, system) for prompt in given]
     answers = generate(
-        network,
-        load_adapter(params, adapter, dtype=dtype) if adapter else params,
-        list(asked.values()),
-        tokenizer=tokenizer,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        batch_size=batch_size,
+        *open_model(model, adapter, dtype),
+        given,
+        tokenizer=words.tokenizer,
         progress=True,
         origins=list(asked),
         tools=tools,
+        **settings,
     )
     plain = not as_json and sys.stdout.isatty()
     for prompt, answer in zip(asked.values(), answers, strict=True):

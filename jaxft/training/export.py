@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from jaxft.adaptation import base_tree, merge, moved_base
 from jaxft.assets import model_folder
 from jaxft.formats import save, save_adapter
-from jaxft.formats.manifest import put
+from jaxft.formats.manifest import TRAINED_ON, note, put
 from jaxft.methods import Method
 from jaxft.models import Transformer
 from jaxft.training.folder import replaced, written
+from jaxft.training.prepare import Data
 from jaxft.tree import PyTree
 
 
@@ -21,7 +22,7 @@ def export(
     model: Transformer,
     params: PyTree,
     method: Method,
-    template: str,
+    data: Data,
     logs: Path,
     workdir: Path,
 ) -> tuple[str, str]:
@@ -32,7 +33,7 @@ def export(
         model: the module.
         params: the whole tree.
         method: what adapted it.
-        template: the chat template of the data, which goes along where the configuration names one.
+        data: whether it was trained on chats is noted, and the chat template goes along then.
         logs: where it is written; each folder takes its place whole.
         workdir: RUN, where it stands in the end.
 
@@ -50,6 +51,10 @@ def export(
             save_adapter(params, folder, method=method, base=base)
         else:
             save(model, merge(params), folder, like=like)
-        if config.data.chat_template:  # what it was trained on is what it is asked by
+        template = data.tokenizer.chat_template
+        if template and (
+            data.chats or config.data.chat_template
+        ):  # it is asked by what it was trained on
             put(folder, "chat_template.jinja", template)
+        note(folder, **{TRAINED_ON: "chats" if data.chats else "texts"})
     return name, base

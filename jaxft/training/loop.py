@@ -371,9 +371,8 @@ class _Run:
                 self.progress.say(f"exporting step {best}, whose held-out loss is the lowest")
             except Damaged as error:
                 self.progress.say(f"{error}; the last step is exported, not the best")
-        template = str(self.data.tokenizer.chat_template)
         name, self.base = export(
-            self.config, self.model, self._params(), self.method, template, self.logs, self.workdir
+            self.config, self.model, self._params(), self.method, self.data, self.logs, self.workdir
         )
         self.publish()
         processes.wait("exported")
@@ -397,5 +396,5 @@ class _Run:
         self.progress.say(
             f"done: {self.step} updates of {trained:,} of {whole:,} parameters in {seconds:.1f} s"
         )
-        for line in next_commands(self.base, output, bool(self.method.weight)):
+        for line in next_commands(self.config, self.base, output, self.data.chats):
             self.progress.say(line)

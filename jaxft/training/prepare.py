@@ -70,6 +70,7 @@ class Data:
         held_out: one pass over each held-out set, by name; "" where `config.data.eval` is one file.
         prompts: rows of the first held-out set that are answered at each evaluation.
         lines: what became of the rows, to be said.
+        chats: whether what is trained is asked by messages, and not by texts.
     """
 
     tokenizer: Tokenizer
@@ -77,6 +78,7 @@ class Data:
     held_out: dict[str, Batches]
     prompts: list[Row]
     lines: list[str]
+    chats: bool = False
 
 
 def method_of(config: ConfigDict) -> Method:
@@ -180,6 +182,7 @@ def prepare_data(
         strict=True,
     )
     rows, kept, summary = read(settings.train)
+    chats = are_chats(rows)
     epoch = epoch_of(config, rows, kept, summary)
     train = make("train", epoch, config.batch_size, shuffle=settings.shuffle)
     lines = [f"training data: {summary}; {_rows_line(train, settings.packing)}"]
@@ -199,7 +202,7 @@ def prepare_data(
         lines.append(
             f"{len(prompts) - len(short)} sample prompts ask nothing, or leave no room for an answer"
         )
-    return Data(tokenizer, train, held_out, short, lines)
+    return Data(tokenizer, train, held_out, short, lines, chats)
 
 
 def read_data(config: ConfigDict, paths: Any, **settings: Any) -> tuple[Any, Examples, Any]:
@@ -300,6 +303,16 @@ def epoch_of(config: ConfigDict, rows: Rows, examples: Examples, summary: Summar
     if not config.data.mix:
         return examples
     return mix(examples, [source.name for source in rows.sources], summary.kept, config.data.mix)
+
+
+def are_chats(rows: Any) -> bool:
+    """Whether the first row of any source is of messages."""
+    each = [dataclasses.replace(rows, sources=(one,)) for one in rows.sources] or [rows]
+    firsts = [next(iter(one), None) for one in each]
+    return any(
+        row and isinstance(row.values.get("messages", row.values.get("prompt")), list)
+        for row in firsts
+    )
 
 
 def source_lines(rows: Rows) -> list[str]:

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from jaxft.places import is_remote
 
 
-def next_commands(model: str, output: Path, has_adapter: bool) -> list[str]:
-    """What to do with a run's output."""
-    merged = Path("merged") if is_remote(output) else output.with_name("merged")
+def next_commands(config: ConfigDict, base: str, output: Path, chats: bool) -> list[str]:
+    """What to do with a run's output: to be copied as they stand.
+
+    Args:
+        config: the run's.
+        base: the folder that the adapter stands on.
+        output: RUN/adapter or RUN/model.
+        chats: whether the run was trained on chats, and not on texts.
+    """
+    has_adapter = output.name == "adapter"
     if not has_adapter and is_remote(output):
         return [f"next: copy {output} to a folder, which jaxft generate takes as --model"]
-    if not has_adapter:
-        return [f'next: jaxft generate --model {output} --prompt "..."']
-    both = f"--model {model} --adapter {output}"
-    return [
-        f'next: jaxft generate {both} --prompt "..."',
-        f"  or: jaxft merge {both} --output {merged}",
-    ]
+    both = ["--model", base, "--adapter", str(output)] if has_adapter else ["--model", str(output)]
+    merged = Path("merged") if is_remote(output) else output.with_name("merged")
+    other = ["--tokenizer", config.tokenizer] if config.tokenizer else []
+    asked = shlex.join([*both, *other])
+    commands = [f"jaxft chat {asked}"] if chats else []
+    commands.append(f'jaxft generate {asked}{" --chat" if chats else ""} --prompt "..."')
+    if has_adapter:
+        commands.append(f"jaxft merge {shlex.join([*both, '--output', str(merged)])}")
+    lines = [f"next: {commands[0]}", *(f"  or: {command}" for command in commands[1:])]
+    scheme = config.base.quantize
+    if has_adapter and scheme != "none" and base == config.model:
+        lines.append(f"they take {base} in {scheme}, as this run did: the adapter's card says so")
+    return lines
 
 
 def trained_line(method: str, trained: int, whole: int) -> str:

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 import jaxft
 from jaxft import cli
 from jaxft.data import encode_chat, load_tokenizer
+from jaxft.data.chat import Ending
 from jaxft.errors import UserError
 from jaxft.inference.decoding import generate_tokens
-from jaxft.inference.generate import _decode
+from jaxft.inference.generate import decoded
 
 TRL = Path(__file__).parents[1] / "golden" / "trl"
 FOLDER = TRL / "model"
@@ -79,9 +80,9 @@ def test_draws_are_a_prompts_own():
 def test_the_eos_and_special_tokens_are_no_part_of_the_text():
     first = tokenizer.encode("a", add_special_tokens=False)[0]
     ended = dataclasses.replace(tokenizer, eos_ids=(*tokenizer.eos_ids, first))
-    assert _decode(ended, [first, tokenizer.bos_id, first]) == "a"
-    assert _decode(tokenizer, [first, tokenizer.eos_id]) == "a"
-    assert _decode(tokenizer, []) == ""
+    assert decoded(ended, [first, tokenizer.bos_id, first], Ending()) == "a"
+    assert decoded(tokenizer, [first, tokenizer.eos_id], Ending()) == "a"
+    assert decoded(tokenizer, [], Ending()) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""What `jaxft generate` and `jaxft chat` ask: a model folder, alone or with an adapter, as it was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxft.assets import model_folder
+from jaxft.data.tokenizer import Tokenizer, load_tokenizer
+from jaxft.errors import UserError
+from jaxft.formats import load, load_adapter
+from jaxft.formats.manifest import NAME, TRAINED_ON, read_manifest, tell_another_base
+from jaxft.formats.trained_base import load_trained_base
+from jaxft.models import Transformer
+from jaxft.places import fetched
+from jaxft.tree import PyTree
+
+TEMPLATE = "chat_template.jinja"
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """How a model is spoken to; known before its weights are read.
+
+    Attributes:
+        tokenizer: its tokenizer, whose template is the adapter's where that has one.
+        chats: whether it was trained on chats; None where nothing says so.
+    """
+
+    tokenizer: Tokenizer
+    chats: bool | None
+
+
+def open_words(
+    model: str, adapter: str = "", *, tokenizer: str = "", chat_template: str = ""
+) -> Words:
+    """The tokenizer and template by which a model is asked.
+
+    Args:
+        model: a Hugging Face folder, or "tiny".
+        adapter: a PEFT folder; "" for none.
+        tokenizer: a folder with another tokenizer.json; "": the model's.
+        chat_template: as of `load_tokenizer`; "": the adapter's, else the tokenizer's.
+    """
+    folder = model_folder(model)
+    words = load_tokenizer(tokenizer or folder, chat_template or _own_template(adapter))
+    return Words(words, trained_on_chats(fetched(adapter) if adapter else folder))
+
+
+def open_model(model: str, adapter: str = "", dtype: str = "float32") -> tuple[Transformer, PyTree]:
+    """Reads a model, and an adapter over the base that it was trained on, quantized if that was.
+
+    Args:
+        model: as of `open_words`.
+        adapter: likewise.
+        dtype: of weights and computation.
+    """
+    folder = model_folder(model)
+    if not adapter:
+        return load(folder, dtype=dtype)
+    tell_another_base(fetched(adapter), folder)
+    network, base, scheme = load_trained_base(folder, fetched(adapter), dtype)
+    if scheme:
+        print(f"jaxft: the adapter's base lies in {scheme}, as in training", file=sys.stderr)
+    return network, load_adapter(base, adapter, dtype=dtype)
+
+
+def _own_template(adapter: str) -> str:
+    own = fetched(adapter) / TEMPLATE if adapter else None
+    return str(own) if own is not None and own.is_file() else ""
+
+
+def trained_on_chats(folder: Path) -> bool | None:
+    """Whether an adapter or a model was trained on chats; None where nothing says so.
+
+    jaxft's manifest says it. An adapter of another maker that brings a chat template was, most likely.
+    """
+    said = read_manifest(folder).get(TRAINED_ON) if (folder / NAME).exists() else None
+    if said in ("chats", "texts"):
+        return bool(said == "chats")
+    is_adapter = (folder / "adapter_config.json").is_file()
+    return True if is_adapter and (folder / TEMPLATE).is_file() else None
+
+
+def as_chat(words: Words, chat: bool | None, system: str) -> bool:
+    """Whether texts are asked as a user's messages: as the flags say, else as the model was trained, which is said.
+
+    Raises:
+        UserError: a chat without a template, or a system message without a chat.
+    """
+    has_template = words.tokenizer.chat_template is not None
+    if chat is False and system:
+        raise UserError("--system is a chat's: it does not go with --no-chat")
+    wanted = bool(chat or system) if chat is not None or system else words.chats is True
+    if wanted and not has_template:
+        raise UserError(
+            f"{words.tokenizer.name}: has no chat template, which a chat needs: --chat-template chatml takes one of "
+            "jaxft's, --chat-template FILE one of yours"
+        )
+    if chat is None and not system:
+        _tell(words.chats, has_template)
+    return wanted
+
+
+def _tell(chats: bool | None, has_template: bool) -> None:
+    if chats:
+        text = "it was trained on chats: each prompt is a user's message; --no-chat goes on from it as it stands"
+    elif chats is None and has_template:
+        text = "prompts are continued as they stand; --chat asks them through the model's chat template"
+    else:
+        return
+    print(f"jaxft: {text}", file=sys.stderr)
+
+
+def conversation(prompt: Any, system: str) -> list[dict[str, Any]]:
+    """A prompt as messages: a text as the user's, and the system's first where there is none.
+
+    >>> conversation("Hello", "Be brief.")
+    [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hello'}]
+    """
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    has_own = bool(asked) and asked[0]["role"] in ("system", "developer")
+    return asked if not system or has_own else [{"role": "system", "content": system}, *asked]
