@@ -78,12 +78,13 @@ def quantization_of(params: PyTree) -> dict[str, Any] | None:
     if not found:
         return None
     _, weight = found[0]
+    whole = all(each.group_size == each.shape[-2] for _, each in found)  # which is no one number
     held = getattr(weight, "blocks", weight)
     first = held.codes[(0,) * (held.codes.ndim - 2)]
     first = replace(held, codes=first).divided(1).codes  # the same on any mesh
     return {
         "scheme": weight.scheme,
-        "group_size": weight.group_size,
+        "group_size": -1 if whole else weight.group_size,
         "double_quant": weight.nested is not None,
         "digest": hashlib.sha256(np.asarray(jax.device_get(first)).tobytes()).hexdigest()[:16],
     }

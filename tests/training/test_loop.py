@@ -102,6 +102,7 @@ def test_the_runs_folder_is_the_contracts(configure: Callable[..., Any], tmp_pat
         "README.md",
         "manifest.json",
     }
+    assert check_manifest(result.output)["trained_on"] == "texts"
     assert result.plot.read_bytes()[:4] == b"\x89PNG"
     row = lines(tmp_path / "run", timed=True)[0]
     keys = {"step", "loss", "learning_rate", "grad_norm", "tokens", "trained_tokens"}
@@ -115,14 +116,23 @@ def test_the_runs_folder_is_the_contracts(configure: Callable[..., Any], tmp_pat
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_manifest_knows_the_chat_template(
-    method: str, configure: Callable[..., Any], tmp_path: Path
+def test_what_was_trained_on_chats_says_so_and_how(
+    method: str,
+    configure: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What a run was trained on goes with what it exports, and is vouched for like the rest."""
-    settings = {"data.chat_template": "chatml", "steps": 1}
-    output = train(configure(method, **settings), tmp_path / "run").output
+    """The template goes with what a run exports, vouched for like the rest; the hint asks a chat."""
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+    (tmp_path / "chats.jsonl").write_text(4 * (json.dumps({"messages": turns}) + "\n"))
+    settings = {"data.chat_template": "chatml", "steps": 1, "samples.count": 0}
+    config = configure(method, **settings, **{"data.train": str(tmp_path / "chats.jsonl")})
+    output = train(config, tmp_path / "run").output
     assert "im_start" in (output / "chat_template.jinja").read_text()
-    assert "chat_template.jinja" in check_manifest(output, required=True)["files"]
+    manifest = check_manifest(output, required=True)
+    assert "chat_template.jinja" in manifest["files"]
+    assert manifest["trained_on"] == "chats"
+    assert "next: jaxft chat --model " in capsys.readouterr().err
 
 
 def test_tensorboard_gets_the_numbers(configure: Callable[..., Any], tmp_path: Path) -> None:
