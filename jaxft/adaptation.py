@@ -42,6 +42,7 @@ from jaxft.weights import (
 )
 
 KERNELS = ("kernel", "embedding")
+ALL_LINEAR = "all-linear"  # what PEFT calls all projections
 PROJECTIONS = "*_proj"
 Starts = Mapping[str, tuple[Any, Any, bool]]
 
@@ -297,7 +298,7 @@ def sites_of(
 
 def targeted(targets: Sequence[str], paths: Sequence[str], where: str) -> list[str]:
     """The paths that the user's patterns mean, or all projections, or where there are none all kernels."""
-    if targets:
+    if targets and tuple(targets) != (ALL_LINEAR,):
         require_matches(targets, paths, where)
         return [path for path in paths if any(matches(p, path) for p in targets)]
     chosen = [path for path in paths if matches(PROJECTIONS, path)]

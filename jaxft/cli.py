@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import logging
 import os
 import sys
@@ -14,6 +15,16 @@ from jaxft.errors import Stalled, UserError, nearest
 
 VERBS = ("train", "data", "generate", "chat", "merge", "plan", "quantize", "quickstart")
 CONFIGURED = ("train", "data", "plan")  # take --config.KEY=VALUE
+
+# Flags of other programs, by ours.
+THEIRS = {
+    "output_dir": ("--workdir", "--output"),
+    "model_name_or_path": ("--model",),
+    "pretrained_model_name_or_path": ("--model",),
+    **dict.fromkeys(("adapter_name_or_path", "peft_model_id", "lora_path", "peft"), ("--adapter",)),
+    "torch_dtype": ("--dtype",),
+    "max_tokens": ("--max-new-tokens",),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,7 +107,7 @@ def _run(words: list[str]) -> None:
     name = words[0]
     if name in verbs:
         overrides, rest = _overrides(words[1:]) if name in CONFIGURED else ([], words[1:])
-        _known_flags(verbs[name], rest)
+        _known_flags(verbs[name], rest, name in CONFIGURED)
         given = vars(verbs[name].parse_args(rest))
         _module(name).run(**given, **({"overrides": overrides} if name in CONFIGURED else {}))
     elif name.startswith("-"):
@@ -139,14 +150,34 @@ def _overrides(words: list[str]) -> tuple[list[str], list[str]]:
     return overrides, rest
 
 
-def _known_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Raises UserError, naming the nearest, for a flag that the verb does not have."""
+def _known_flags(
+    parser: argparse.ArgumentParser, words: Sequence[str], configured: bool = False
+) -> None:
+    """Raises UserError for a flag that the verb does not have: what is meant by it, or the nearest."""
     flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-    for word in words:
-        flag = word.partition("=")[0]
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag not in flags:
-            close = nearest(flag, flags) or f"; there are: {', '.join(flags)}"
+            if not equals:
+                behind = itertools.takewhile(lambda w: not w.startswith("--"), words[place + 1 :])
+                value = ",".join(behind)
+            close = _meant(flag, value, flags, configured) or nearest(flag, flags)
+            close = close or f"; there are: {', '.join(flags)}"
             raise UserError(f"{parser.prog.removeprefix('jaxft ')}: unknown flag {flag!r}{close}")
+
+
+def _meant(flag: str, value: str, flags: Sequence[str], configured: bool) -> str:
+    """What to write for a flag that another program has, or for a key without `--config.`; "" for others."""
+    name = flag.removeprefix("--").replace("-", "_")
+    ours = [known for known in THEIRS.get(name, ()) if known in flags]
+    if ours:
+        return f"; write {ours[0]} {value}".rstrip()
+    if configured:
+        from jaxft.configuration.keys import said_of_flag
+
+        said = said_of_flag(name, value)
+        return f"; write {said}" if said else ""
+    return ""
 
 
 if __name__ == "__main__":

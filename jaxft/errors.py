@@ -66,6 +66,15 @@ def counted(number: int, one: str, many: str = "") -> str:
     """A number with its noun, which is one's or many's; `many` is the noun with an s by default.
 
     >>> counted(1, "row"), counted(2, "row"), counted(1_024, "row"), counted(2, "entry", "entries")
-    ('1 row', '2 rows', '1024 rows', '2 entries')
+    ('1 row', '2 rows', '1,024 rows', '2 entries')
     """
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {worded(number, one, many or one + 's')}"
+
+
+def worded(number: int, one: str, many: str) -> str:
+    """The word that goes with a number: one's or many's.
+
+    >>> worded(1, "is", "are"), worded(0, "is", "are")
+    ('is', 'are')
+    """
+    return one if number == 1 else many

@@ -18,7 +18,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jaxft.errors import UserError, shown
+from jaxft.errors import UserError, counted, shown
 
 MAX_JSON_BYTES = 32_000_000  # the largest index on the Hub has half of it
 MAX_WIDE_BYTES = 8_000_000  # of JSON with letters beyond ASCII, which takes four times the memory
@@ -50,7 +50,7 @@ def read_bytes(file: Path, limit: int) -> bytes:
     stream, size = open_regular(file)
     with stream:
         if size > limit:
-            raise UserError(f"{file}: has {size} bytes; at most {limit} are read")
+            raise UserError(f"{file}: has {counted(size, 'byte')}; at most {limit:,} are read")
         try:
             return stream.read(limit)
         except OSError as error:
@@ -79,7 +79,7 @@ def parse_object(data: bytes, where: str, unique: bool = False) -> dict[str, Any
         unique: refuse a name that an object holds twice (else the last holds, as in every reader).
     """
     if len(data) > MAX_JSON_BYTES or (len(data) > MAX_WIDE_BYTES and not data.isascii()):
-        raise UserError(f"{where}: {len(data)} bytes are too many")
+        raise UserError(f"{where}: {counted(len(data), 'byte')} are too many")
     if sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise UserError(f"{where}: more than {MAX_JSON_VALUES} values are too many")
     try:

@@ -57,7 +57,7 @@ class Method:
         rank_stabilized: s = alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732).
         dropout: the rate on the adapter's input.
         dtype: that of the adapter's arrays.
-        targets: patterns of the kernels to adapt; () for all projections.
+        targets: patterns of the kernels to adapt; () for all projections, as "all-linear" is.
         rank_pattern: {regular expression over module names: rank}, as in PEFT, layer by layer.
         alpha_pattern: the same for alpha.
         layers_to_transform: indices of the layers to adapt; () for all.
@@ -117,6 +117,17 @@ SETTINGS = (
 )
 
 
+# PEFT's names for them, where they are others.
+PEFT = {
+    "r": "rank",
+    "lora_r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "modules_to_save": "train_also",
+    "use_rslora": "rank_stabilized",
+    "init_lora_weights": "init",
+}
 DTYPES = ("float32", "bfloat16", "float16")
 # (the settings, what they take, whether a value is so)
 TAKES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
@@ -124,7 +135,7 @@ TAKES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (("alpha",), "a number above 0", lambda value: _number(value) and value > 0),
     (("init",), " | ".join(STARTS), lambda value: value in STARTS),
     (("init_iterations",), "a whole number from 1", lambda value: _whole(value) and value >= 1),
-    (("dropout",), "a rate from 0 up to, but not, 1", lambda x: _number(x) and 0 <= x < 1),
+    (("dropout",), "a rate of at least 0 and below 1", lambda x: _number(x) and 0 <= x < 1),
     (
         ("rank_pattern",),
         "a mapping of patterns to whole numbers from 0",
@@ -203,7 +214,8 @@ def _row(
         if key in row.without:
             raise UserError(f"method {name} takes no {key}: {row.without[key]}")
         if key not in allowed:
-            raise UserError(f"method {name}: unknown setting {key!r}{nearest(key, allowed)}")
+            ours = f"; here it is {PEFT[key]!r}" if key in PEFT else nearest(key, allowed)
+            raise UserError(f"method {name}: unknown setting {key!r}{ours}")
         if key == "trainable":
             fields = dataclasses.fields(
                 weight

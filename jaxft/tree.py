@@ -84,13 +84,20 @@ def first_match(patterns: Patterns, path: str, default: Any = None) -> Any:
     return next((value for pattern, value in patterns if matches(pattern, path)), default)
 
 
+# Modules by Hugging Face's names, where ours is another.
+HUGGING_FACE = {"embed_tokens": "embed", "wte": "embed", "lm_head": "head", "norm": "final_norm"}
+HUGGING_FACE |= {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+
+
 def require_matches(patterns: Iterable[str], paths: Sequence[str], where: str) -> None:
     """Raises UserError for a pattern that matches no path, naming the nearest components and paths."""
     for pattern in patterns:
         if not any(matches(pattern, path) for path in paths):
             last = pattern.strip("/").split("/")[-1]
             components = dict.fromkeys(part for path in paths for part in path.split("/"))
-            hint = nearest(pattern, paths) or nearest(last, components)
+            ours = HUGGING_FACE.get(pattern.split(".")[-1], "")
+            known = f"; here it is {ours!r}" if ours in components else ""
+            hint = known or nearest(pattern, paths) or nearest(last, components)
             raise UserError(
                 f"{where}: {pattern!r} matches nothing{hint or '; there are: ' + ', '.join(paths[:12])}"
             )

@@ -110,7 +110,7 @@ def test_a_lone_name_is_a_list_of_one():
         ({"alpha": float("nan")}, "alpha takes a number above 0, not nan"),
         ({"alpha_pattern": {"q_proj": 0}}, "alpha_pattern takes a mapping"),
         ({"rank_pattern": {"q_proj": "8"}}, "rank_pattern takes a mapping"),
-        ({"dropout": 1.0}, "dropout takes a rate from 0"),
+        ({"dropout": 1.0}, "dropout takes a rate of at least 0 and below 1, not 1.0"),
         ({"dtype": "bfloat"}, "dtype 'bfloat' is not known .nearest: 'bfloat16'"),
         ({"targets": 3}, "targets takes a list of patterns, not 3"),
         ({"layers_to_transform": ("a",)}, "layers_to_transform takes a list of layers"),
@@ -120,3 +120,9 @@ def test_a_setting_out_of_its_range_is_refused_when_it_is_given(settings, says):
     for method in (methods.lora, methods.dora):
         with pytest.raises(UserError, match=rf"method {method.__name__}: {says}"):
             method(**settings)
+
+
+def test_a_setting_by_pefts_name_is_told_ours():
+    with pytest.raises(UserError, match="method lora: unknown setting 'r'; here it is 'rank'"):
+        methods.lora(r=8)
+    assert set(methods.PEFT.values()) <= set(methods.SETTINGS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxft.configuration import recipes
+from jaxft.configuration.elsewhere import told
 from jaxft.configuration.values import from_text, from_value, literal, tupled, whole_inside
 from jaxft.errors import UserError, named
 
@@ -96,7 +98,7 @@ def override(config: ConfigDict, key: str, value: Any, is_text: bool) -> None:
         keys = ", ".join(name for name in flat if name.startswith(f"{key}."))
         raise UserError(f"config.{key} is a section; set one of its keys: {keys}")
     else:
-        raise UserError(unknown(key, flat))
+        raise UserError(unknown(key, flat, value))
 
 
 def assign(config: ConfigDict, key: str, value: Any) -> None:
@@ -113,10 +115,15 @@ def _put(config: ConfigDict, key: str, value: Any) -> None:
     holder[name] = whole_inside(value) if key in WHOLE_INSIDE else value
 
 
-def unknown(key: str, keys: Iterable[str]) -> str:
-    """Says that there is no such key, and which are nearest, by letters or in another section."""
+def unknown(key: str, keys: Iterable[str], value: Any = "") -> str:
+    """Says that there is no such key, and what to write: for a name of PEFT's or TRL's what they mean by it.
+
+    Of other names the nearest keys, by letters or in another section.
+    """
     if len(key) > LONGEST:
         return f"no key config.{named(key)}"
+    if known := told(key, value if isinstance(value, str) else ""):
+        return f"no key config.{named(key)}; write {known}"
 
     def far(name: str) -> tuple[int, int]:
         whole = distance(key, name)
@@ -168,3 +175,15 @@ def _entry(text: str) -> Any:
 
 def _plain(value: Any) -> Any:
     return tupled(value.to_dict()) if isinstance(value, ConfigDict) else value
+
+
+def said_of_flag(flag: str, value: str) -> str:
+    """What to write for a flag that is a key without `--config.`, or another library's name; "" for neither."""
+    if known := told(flag, value):
+        return known
+    name = {"data": "data.train"}.get(flag, flag.lower().replace("-", "_"))
+    keys = list(flatten(schema_of({"method.name": "lora"})))
+    meant = [key for key in keys if key == name] or [
+        key for key in keys if key.split(".")[-1] == name
+    ]
+    return f"--config.{meant[0]}={shlex.quote(value) if value else 'VALUE'}" if meant else ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.configuration import recipes
+from jaxft.configuration.elsewhere import told_value
 from jaxft.errors import UserError, nearest, shown
 
 # Settings that only some losses take; what a loss does not take must stand at its default.
@@ -23,7 +24,7 @@ def check_preferences(flat: Mapping[str, Any]) -> None:
 
     name = flat["objective.name"]
     if name not in LOSSES:
-        close = nearest(str(name), LOSSES)
+        close = told_value("objective.name", name) or nearest(str(name), LOSSES)
         raise UserError(
             f"config.objective.name takes {' | '.join(LOSSES)}, not {shown(name)}{close}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxft.configuration.elsewhere import told_value
 from jaxft.configuration.keys import conform, flatten
 from jaxft.configuration.preferences import check_preferences
 from jaxft.confined import check_moment
@@ -35,7 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # (how the values are described, whether one is so, the keys; a method may lack some of them)
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
-        "at least 1",
+        "of at least 1",
         lambda value: value >= 1,
         (
             "batch_size",
@@ -50,7 +51,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ),
     ),
     (
-        "0 or more",
+        "of 0 or more",
         lambda value: value >= 0,
         (
             "seed",
@@ -87,7 +88,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ),
     ),
     (
-        "from 0 up to, but not, 1",
+        "of at least 0 and below 1",
         lambda value: 0 <= value < 1,
         ("objective.label_smoothing", "optimizer.b1", "optimizer.b2", "method.dropout"),
     ),
@@ -171,7 +172,7 @@ def optimizers() -> dict[str, Any]:
 
 def _choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        close = nearest(str(value), choices)
+        close = told_value(key, value) or nearest(str(value), choices)
         raise UserError(f"config.{key} takes {' | '.join(choices)}, not {shown(value)}{close}")
 
 
@@ -225,7 +226,8 @@ def _mesh(flat: dict[str, Any]) -> None:
             raise UserError(f"config.{key} takes a number of devices or -1 (the rest), not {size}")
     rest = [f"config.{key}" for key, size in sizes.items() if size == -1]
     if len(rest) > 1:
-        raise UserError(f"{' and '.join(rest)} cannot both be -1: only one can take the rest")
+        both = "both" if len(rest) == 2 else "all"
+        raise UserError(f"{' and '.join(rest)} cannot {both} be -1: only one can take the rest")
 
 
 def _decay(decay: tuple[Any, ...]) -> None:
@@ -244,7 +246,11 @@ def _decay(decay: tuple[Any, ...]) -> None:
 def _optimizer(name: str, options: dict[str, Any]) -> None:
     known = optimizers()
     if name not in known:
-        close = nearest(name, known) or f"; there are: {', '.join(known)}"
+        close = (
+            told_value("optimizer.name", name)
+            or nearest(name, known)
+            or f"; there are: {', '.join(known)}"
+        )
         raise UserError(f"config.optimizer.name: Optax has no optimizer {shown(name)}{close}")
     parameters = [key for key in inspect.signature(known[name]).parameters if key not in OWN_KEYS]
     for key in options:

@@ -10,7 +10,7 @@ import grain
 
 from jaxft.data.packing import Batch, collate, length_buckets, pack, smallest_bucket
 from jaxft.data.store import Example, Examples
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted
 
 AHEAD = 4  # batches made while the device works
 
@@ -68,7 +68,7 @@ class Batches:
         lengths = self._examples.lengths
         if lengths.max() > max_length:
             raise ValueError(
-                f"an example of {lengths.max()} tokens exceeds max_length={max_length}"
+                f"an example of {counted(int(lengths.max()), 'token')} exceeds max_length={max_length}"
             )
         self._packed = pack(lengths.tolist(), max_length) if packing else None
         self.rows = len(self._packed or lengths)

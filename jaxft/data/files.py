@@ -12,7 +12,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, counted, nearest
 
 # What is read, by the end of the name; any of them may be compressed.
 KINDS = {
@@ -192,7 +192,7 @@ def _any_folder(
         data = [f for f in data if splits[f.name] == chosen]
         notes = [f"split {chosen}", *notes]
     if len(data) > 1:
-        notes = [f"{len(data)} files", *notes]
+        notes = [counted(len(data), "file"), *notes]
     return _files(name, system, [f.path for f in data]), notes
 
 
@@ -226,7 +226,7 @@ def _glob(name: str, system: Any, path: str) -> tuple[list[File], list[str]]:
     found = [p for p in sorted(system.glob(path)) if system.isfile(p)]
     if not found:
         raise UserError(f"{name}: nothing matches{_near(name, system, path)}")
-    return _files(name, system, found), [f"{len(found)} files"] * (len(found) > 1)
+    return _files(name, system, found), [counted(len(found), "file")] * (len(found) > 1)
 
 
 def _near(name: str, system: Any, path: str) -> str:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from jaxft.data.files import KINDS, File, endings
 from jaxft.data.tables import read_arrow, read_parquet
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted
 
 Record = tuple[str, dict[str, Any]]  # where it stands ("path:line"), its keys and values
 
@@ -266,7 +266,9 @@ def _csv(name: str, opened: IO[bytes]) -> Iterator[Record]:
         for cells in reader:
             origin, start = f"{name}:{start}", top + reader.line_num
             if cells and len(cells) != len(columns):
-                raise UserError(f"{origin}: {len(cells)} cells, but {len(columns)} columns")
+                raise UserError(
+                    f"{origin}: {counted(len(cells), 'cell')}, but {counted(len(columns), 'column')}"
+                )
             if cells:
                 yield origin, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
@@ -288,10 +290,18 @@ def json_type(value: Any) -> str:
     >>> json_type(None), json_type(2.5), json_type(float("nan"))
     ('null', 'a number', 'NaN')
     """
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", bytes: "bytes"}
+    names = {
+        dict: "an object",
+        tuple: "a list",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        bytes: "bytes",
+    }
     if value is None or value != value:
         return "null" if value is None else "NaN"
-    return names.get(type(value), "a number" if isinstance(value, int | float) else "no text")
+    other = "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
+    return names.get(type(value), other)
 
 
 def _excerpt(text: str) -> str:

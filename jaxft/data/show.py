@@ -13,7 +13,7 @@ from jaxtyping import Int
 from jaxft.data.examples import common_prefix_length
 from jaxft.data.store import Example
 from jaxft.data.tokenizer import Tokenizer
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted
 
 BRACKETS = ("[[", "]]")
 COLOURS = ("\x1b[32m", "\x1b[0m")
@@ -102,7 +102,7 @@ def plot_lengths(
     bins = np.linspace(0, longest + 1, 60).tolist()
     for name, lengths in parts:
         weights = np.full(len(lengths), 100 / len(lengths))
-        label = f"{name}: {len(lengths)} rows, median {int(np.median(lengths))}"
+        label = f"{name}: {counted(len(lengths), 'row')}, median {int(np.median(lengths))}"
         axes.hist(lengths, bins, weights=weights, alpha=0.6, label=label)
     if max_length <= longest:
         axes.axvline(max_length, color="tab:red", label=f"max_length {max_length}")

@@ -56,8 +56,8 @@ MAX_NAMES = 2000
 KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "r": (f"a whole number from 1 to {MAX_RANK}", lambda value: _is_rank(value)),
     "lora_alpha": ("a number", lambda value: _is_number(value)),
-    "lora_dropout": ("a rate from 0 up to, but not, 1", lambda value: _is_rate(value)),
-    "vera_dropout": ("a rate from 0 up to, but not, 1", lambda value: _is_rate(value)),
+    "lora_dropout": ("a rate of at least 0 and below 1", lambda value: _is_rate(value)),
+    "vera_dropout": ("a rate of at least 0 and below 1", lambda value: _is_rate(value)),
     "projection_prng_key": (
         "a whole number of 32 bits",
         lambda value: type(value) is int and 0 <= value < 2**32,

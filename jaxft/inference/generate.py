@@ -20,7 +20,7 @@ from jaxft.data.messages import read_message
 from jaxft.data.sources import Row, check_messages, check_tools, read_objects
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.data.unwritten import Unwritten
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, counted, nearest
 from jaxft.inference.decoding import generate_tokens
 from jaxft.inference.opening import as_chat, conversation, open_model, open_words
 from jaxft.models import Config, Transformer
@@ -155,7 +155,7 @@ def _check_lengths(
             raise UserError(f"{origin}: the prompt has no tokens: there is nothing to go on from")
         if len(ids) + max_new_tokens > config.max_length:
             raise UserError(
-                f"{origin}: {len(ids)} tokens and max_new_tokens={max_new_tokens} are "
+                f"{origin}: {counted(len(ids), 'token')} and max_new_tokens={max_new_tokens} are "
                 f"{len(ids) + max_new_tokens} together; the model's longest is {config.max_length}"
             )
         if max(ids) >= config.vocabulary:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, counted, nearest
 from jaxft.methods import METHODS
 from jaxft.planning.plan import Plan, find_batch, placements, plan, variants
 from jaxft.planning.report import draw, sharding_table, table
@@ -61,7 +61,8 @@ def main(
     if find:
         best, plans = find_batch(config, target)
         if best is None:
-            print(f"plan: no batch fits, not even of {plans[0].batch_size} rows", file=sys.stderr)
+            least = counted(plans[0].batch_size, "row")
+            print(f"plan: no batch fits, not even of {least}", file=sys.stderr)
         plans = [best] if best else plans[:1]
     else:
         plans = [_said(each, target) for each in _asked(config, methods, schemes, remats)]
@@ -102,7 +103,7 @@ def _names(flag: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 def _said(config: ConfigDict, target: Devices) -> Plan:
     said = f"{config.method.name}, base {config.base.quantize}, remat {config.remat}"
-    print(f"compiling {said}, {config.batch_size} rows", file=sys.stderr)
+    print(f"compiling {said}, {counted(config.batch_size, 'row')}", file=sys.stderr)
     return plan(config, target)
 
 

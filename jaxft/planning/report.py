@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted
 from jaxft.planning.plan import Plan
 from jaxft.weights.placement import Placement
 
@@ -27,7 +27,7 @@ def table(plans: Sequence[Plan], price: float = 0.0) -> list[str]:
     first = plans[0]
     memory = f"{first.memory_bytes / GIB:.2f} GiB each" if first.memory_bytes else "unknown memory"
     lines = [
-        f"{first.devices} device{'s' * (first.devices > 1)} of {first.topology}, {memory}; GiB of one device,"
+        f"{counted(first.devices, 'device')} of {first.topology}, {memory}; GiB of one device,"
         " times estimated",
         f"{'':2}{'method':11}{'base':6}{'remat':6}{'batch':>6}{'length':>8}{'base':>8}{'adapter':>9}{'optim.':>8}"
         f"{'temp.':>8}{'(kept)':>8}{'peak':>8} {'fits':5}{'s/step':>8}{'tokens/s':>10}{'MFU':>6}{'hours':>8}"

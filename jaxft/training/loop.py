@@ -16,7 +16,7 @@ from jaxft import places, processes
 from jaxft.adaptation import partition
 from jaxft.configuration import validate
 from jaxft.data import Batches
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted
 from jaxft.formats.manifest import Damaged
 from jaxft.inference.evaluate import held_out
 from jaxft.kernels.compiler_options import compiler_options
@@ -211,7 +211,9 @@ class _Run:
         if not known:
             self._log()
             self.shapes.add(shape)
-        saying = f"compiling the step for {shape[0]} rows of {shape[1]} tokens"
+        saying = (
+            f"compiling the step for {counted(shape[0], 'row')} of {counted(shape[1], 'token')}"
+        )
         with contextlib.nullcontext() if known else self.progress.apart(saying):
             self.state, numbers = self.train_step(self.state, self.frozen, placed, *self.held)
         self.step += 1
@@ -271,7 +273,9 @@ class _Run:
             self.checkpoints.wait()
             last = self.checkpoints.latest
             stays = "no checkpoint was written yet" if last is None else f"checkpoint {last} stays"
-            raise UserError(f"{self.workdir}: {text}; {bad} such steps in a row: {stays}")
+            raise UserError(
+                f"{self.workdir}: {text}; {counted(bad, 'such step')} in a row: {stays}"
+            )
         self.progress.say(text)
 
     def _exhausted(self) -> bool:
@@ -302,7 +306,7 @@ class _Run:
             self._save()
         if self._exhausted():
             self.progress.say(
-                f"the held-out loss has not fallen for {self.config.patience} evaluations: "
+                f"the held-out loss has not fallen for {counted(self.config.patience, 'evaluation')}: "
                 f"stopping after step {self.step}"
             )
 
@@ -394,7 +398,7 @@ class _Run:
         seconds = time.perf_counter() - self.began
         trained, whole = count(self.state.trainable), count_parameters(self._params())
         self.progress.say(
-            f"done: {self.step} updates of {trained:,} of {whole:,} parameters in {seconds:.1f} s"
+            f"done: {counted(self.step, 'update')} of {trained:,} of {whole:,} parameters in {seconds:.1f} s"
         )
         for line in next_commands(self.config, self.base, output, self.data.chats):
             self.progress.say(line)

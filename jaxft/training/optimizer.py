@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted
 from jaxft.methods import Method
 from jaxft.tree import PyTree, flatten_with_paths, label, require_matches
 from jaxft.weights import is_weight, replace
@@ -31,11 +31,13 @@ def schedule(settings: ConfigDict, steps: int) -> optax.Schedule:
     peak, warmup = settings.learning_rate, settings.warmup_steps
     low, rest = peak * settings.final_fraction, max(steps - warmup, 1)
     if warmup > steps:
-        raise UserError(f"config.optimizer.warmup_steps {warmup} exceeds the run's {steps} updates")
+        raise UserError(
+            f"config.optimizer.warmup_steps {warmup} exceeds the run's {counted(steps, 'update')}"
+        )
     decay = settings.decay_steps or max(steps // 10, 1)
     if settings.schedule == "wsd" and decay > rest:
         raise UserError(
-            f"config.optimizer.decay_steps {decay} exceeds the {rest} updates after the warm-up"
+            f"config.optimizer.decay_steps {decay} exceeds the {counted(rest, 'update')} after the warm-up"
         )
     courses = {
         "linear": lambda: optax.linear_schedule(peak, low, rest),

@@ -32,7 +32,7 @@ from jaxft.data import (
 )
 from jaxft.data.mixing import check_weights, mix, mix_line
 from jaxft.data.packing import length_buckets
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted, worded
 from jaxft.formats import check_exportable, load, load_adapted, load_adapter, saved_leaves
 from jaxft.formats.config_file import model_config
 from jaxft.formats.manifest import tell_another_base
@@ -199,8 +199,9 @@ def prepare_data(
     room = model.max_length - config.samples.max_new_tokens
     short = [row for row in prompts if _fits(row, tokenizer, room)]
     if len(short) < len(prompts):
+        lost = counted(len(prompts) - len(short), "sample prompt")
         lines.append(
-            f"{len(prompts) - len(short)} sample prompts ask nothing, or leave no room for an answer"
+            f"for samples {lost} cannot be used: nothing is asked, or no room is left for an answer"
         )
     return Data(tokenizer, train, held_out, short, lines, chats)
 
@@ -377,8 +378,8 @@ def _fits(row: Row, tokenizer: Tokenizer, room: int) -> bool:
 
 
 def _rows_line(batches: Batches, packing: bool) -> str:
-    packed = f"{batches.rows} packed rows, {100 * batches.fill:.1f} % filled; " if packing else ""
-    return f"{packed}{batches.steps_per_epoch} updates an epoch"
+    rows = f"{counted(batches.rows, 'packed row')}, {100 * batches.fill:.1f} % filled; "
+    return f"{rows * packing}{counted(batches.steps_per_epoch, 'update')} an epoch"
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:

@@ -27,6 +27,7 @@ from jaxft.data.show import (
     marked,
     plot_lengths,
 )
+from jaxft.errors import counted
 from jaxft.formats.config_file import model_config
 from jaxft.training.preference_data import compares
 from jaxft.training.prepare import (
@@ -136,19 +137,19 @@ def _filling(
     places = places_of(config, max_length)
     if packing:
         yield (
-            f"  packed: {len(examples)} examples in {batches.rows} rows of {places}, "
+            f"  packed: {counted(len(examples), 'example')} in {counted(batches.rows, 'row')} of {places}, "
             f"{100 * batches.fill:.1f} % filled"
         )
     else:
         rows = len(pack(examples.lengths.tolist(), places))
         filled = 100 * int(examples.lengths.sum()) / (rows * places)
         yield (
-            f"  not packed: a row an example; data.packing=True would make {rows} rows of "
+            f"  not packed: a row an example; data.packing=True would make {counted(rows, 'row')} of "
             f"{places}, {filled:.1f} % filled"
         )
     if training:
         yield (
-            f"  {batches.steps_per_epoch} updates of {config.batch_size} rows an epoch, "
+            f"  {counted(batches.steps_per_epoch, 'update')} of {counted(config.batch_size, 'row')} an epoch, "
             f"{updates_of(config, batches.steps_per_epoch)} in all"
         )
 
@@ -183,6 +184,6 @@ def _shown(part: Part, tokenizer: Tokenizer, shown: int, colour: bool) -> Sequen
             text = marked_pair(example, tokenizer, marks, judged=judged)
         else:
             text = [f"    {line}" for line in marked(example, tokenizer, marks).split("\n")]
-        counts = f"{len(example.tokens)} tokens, {trained} trained"
+        counts = f"{counted(len(example.tokens), 'token')}, {trained} trained"
         lines += [f"{example.origin}: {counts}", *text, ""]
     return lines

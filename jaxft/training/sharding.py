@@ -13,7 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted, worded
 from jaxft.mesh import AXES, BATCH, parts_of
 from jaxft.models.config import Config
 from jaxft.models.transformer import initial_params
@@ -32,9 +32,9 @@ def make_mesh(sizes: ConfigDict, devices: list[Any] | None = None) -> Mesh:
     shape = [len(devices) // given if size == -1 else size for size in known.values()]
     asked = ", ".join(f"{axis}={size}" for axis, size in known.items())
     if 0 in shape or math.prod(shape) > len(devices):
-        raise UserError(f"config.mesh: {asked} does not fit {len(devices)} devices")
+        raise UserError(f"config.mesh: {asked} does not fit {counted(len(devices), 'device')}")
     if -1 in known.values() and math.prod(shape) != len(devices):
-        raise UserError(f"config.mesh: {given} does not divide {len(devices)} devices")
+        raise UserError(f"config.mesh: {given} does not divide {counted(len(devices), 'device')}")
     chosen = devices[: math.prod(shape)]
     left_out = {device.process_index for device in devices[len(chosen) :]}
     if left_out - {device.process_index for device in chosen}:
@@ -142,9 +142,11 @@ def require_rows(rows: int, mesh: Mesh, key: str) -> None:
     """Raises UserError where the devices do not divide the rows of a batch."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % devices:
+        less, more = rows // devices * devices, (rows // devices + 1) * devices
+        near = f"{less} or {more}" if less else str(more)
         raise UserError(
-            f"config.{key}: {rows} rows do not divide among data x fsdp = {devices} devices; "
-            f"{rows // devices * devices or devices} or {(rows // devices + 1) * devices} do"
+            f"config.{key}: {counted(rows, 'row')} {worded(rows, 'does', 'do')} not divide among data x fsdp = "
+            f"{counted(devices, 'device')}; {near} {'do' if less else 'does'}"
         )
 
 
@@ -155,9 +157,9 @@ def lengths_on(lengths: list[int], mesh: Mesh) -> list[int]:
     """
     chunks = 2 * mesh.shape["context"] if mesh.shape["context"] > 1 else 1
     if rest := lengths[-1] % chunks:
-        near = [lengths[-1] - rest or chunks, lengths[-1] - rest + chunks]
+        near = dict.fromkeys((lengths[-1] - rest or chunks, lengths[-1] - rest + chunks))
         raise UserError(
             f"config.data.max_length: {lengths[-1]} does not divide into 2 x context = {chunks} "
-            f"chunks; {near[0]} or {near[1]} does"
+            f"chunks; {' or '.join(map(str, near))} does"
         )
     return [length for length in lengths if length % chunks == 0]

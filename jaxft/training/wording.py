@@ -9,6 +9,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxft.errors import counted
 from jaxft.places import is_remote
 
 
@@ -51,7 +52,8 @@ def trained_line(method: str, trained: int, whole: int) -> str:
 def updates_line(steps: int, batch_size: int, mesh: Mesh) -> str:
     """How many updates, of what, and where."""
     kind = mesh.devices.flat[0].platform
-    return f"{steps} updates of {batch_size} sequences on {mesh.size} {kind} device{'s' * (mesh.size > 1)}"
+    size = counted(batch_size, "sequence")
+    return f"{counted(steps, 'update')} of {size} on {counted(mesh.size, f'{kind} device')}"
 
 
 def skipped(step: int, numbers: Mapping[str, float], ids: Sequence[str]) -> str:
