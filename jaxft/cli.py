@@ -63,7 +63,9 @@ def program() -> int:
     logging.getLogger("asyncio").addFilter(
         lambda record: "Task exception was never retrieved" not in record.getMessage()
     )
-    return main()
+    from jaxft.commands.apart import apart
+
+    return apart(main) if sys.argv[1:2] == ["plan"] else main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
