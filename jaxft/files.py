@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxft.errors import UserError, counted, shown
+from jaxft.places import no_folder
 
 MAX_JSON_BYTES = 32_000_000  # the largest index on the Hub has half of it
 MAX_WIDE_BYTES = 8_000_000  # of JSON with letters beyond ASCII, which takes four times the memory
@@ -106,7 +107,7 @@ def file_of(folder: Path, name: str, what: str) -> Path:
     Raises UserError for no folder, saying `what` it is, and for no such file, saying what there is.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; {what}")
+        raise no_folder(folder, what)
     file = folder / name
     if not exists(file):
         raise UserError(f"{folder}: no {name}; there are: {listing(folder)}")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxft import assets
+from jaxft.assets import model_folder
 from jaxft.data import load_tokenizer, prepare_examples, read_rows
 from jaxft.data.chat import encode_chat_with_mask
+from jaxft.errors import UserError
 from jaxft.formats import load
 from jaxft.models import head_of, hidden_states
 from jaxft.objectives.cross_entropy import cross_entropy
@@ -97,3 +100,51 @@ def test_transformers_reads_the_same_settings():
         assert content["eos_token_id"] == tokenizer.eos_id
         assert content["pad_token_id"] == tokenizer.pad_id
     assert tokenizer.vocabulary_size == config["vocab_size"]
+
+
+def test_a_name_of_the_hub_says_how_to_download_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    says = "hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B .*, then give Qwen3-0.6B$"
+    names = ["Qwen/Qwen3-0.6B", "https://huggingface.co/Qwen/Qwen3-0.6B", "hf://Qwen/Qwen3-0.6B"]
+    for name in names:
+        with pytest.raises(UserError, match=f"^{name}: no such folder, and .* nothing: {says}"):
+            model_folder(name)
+    with pytest.raises(UserError, match=r"Qwen3-0\.6B --revision v1 --local-dir"):
+        model_folder("Qwen/Qwen3-0.6B@v1")
+    with pytest.raises(UserError, match="hf download openai-community/gpt2 --local-dir gpt2 "):
+        model_folder("gpt2")
+    (tmp_path / "Qwen" / "Qwen3-0.6B").mkdir(parents=True)
+    (tmp_path / "gpt2").mkdir()
+    assert model_folder(names[0]) == Path(names[0])  # a folder of that name is meant
+    assert model_folder("gpt2") == Path("gpt2")
+
+
+def test_a_model_in_the_hubs_cache_is_named_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = tmp_path / "hub" / "models--Qwen--Qwen3-0.6B"
+    (model / "snapshots" / "abc123").mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc123")
+    with pytest.raises(UserError, match=f"in the cache: give {model}/snapshots/abc123$"):
+        model_folder("Qwen/Qwen3-0.6B")
+    (model / "refs" / "main").write_text("../../..")
+    with pytest.raises(UserError, match="hf download"):
+        model_folder("Qwen/Qwen3-0.6B")
+
+
+def test_another_name_that_is_no_folder_names_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "llama").mkdir(parents=True)
+    (tmp_path / "model.gguf").write_text("")
+    for name, says in {
+        "runs/lama": r"no such folder; .* \(nearest: 'runs/llama'\)$",
+        "tinny": r"\(nearest: 'tiny'\)$",
+        "model.gguf": "is a file; .*: give the folder in which it stands$",
+        "": "^no model is given",
+        "/no/such/place": "no such folder; a model is a folder",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            model_folder(name)

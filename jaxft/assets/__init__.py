@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxft.places import local
+from jaxft.errors import UserError
+from jaxft.places import local, no_folder
 
 
 def tiny_folder() -> Path:
@@ -12,9 +13,18 @@ def tiny_folder() -> Path:
     return Path(__file__).parent / "tiny"
 
 
-def model_folder(name: str | Path) -> Path:
-    """The folder that a model's name means: "tiny" the embedded base, any other name itself."""
-    return tiny_folder() if str(name) == "tiny" else local(name, "a model")
+def model_folder(name: str | Path, *, required: bool = True) -> Path:
+    """The folder that a model's name means: "tiny" the embedded base, any other name itself.
+
+    Raises UserError for a URL and, if it is `required`, for no folder, saying how a model of the hub becomes one.
+    """
+    if str(name) == "tiny":
+        return tiny_folder()
+    folder = local(name, "a model")
+    if required and (not str(name) or not folder.is_dir()):
+        what = "a model is a folder with config.json and safetensors, or tiny, the embedded one"
+        raise no_folder(name, what) if str(name) else UserError(f"no model is given: {what}")
+    return folder
 
 
 def quickstart_data(name: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.errors import UserError, nearest, shown
+from jaxft.errors import UserError, named, nearest, shown
 from jaxft.files import file_of, read_json
 from jaxft.formats.prequantized import check_quantization
 from jaxft.models.config import Config
@@ -36,6 +36,21 @@ NUMBERS = {
     "embedding_scale": (1e-6, 1e6),
 }
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+
+# How the names of settings end that are numbers.
+NUMERIC = (
+    "_size",
+    "_heads",
+    "_layers",
+    "_dim",
+    "_theta",
+    "_eps",
+    "_epsilon",
+    "_embd",
+    "_head",
+    "_layer",
+    "_inner",
+)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -68,13 +83,21 @@ def model_config(folder: str | Path) -> Config:
     try:
         config = family.read(raw)
         _check_shape(config, where)
-        _check_rotary(config)
+        _check_rotary(config, where)
     except KeyError as error:
         key = str(error.args[0])
         raise UserError(f"{where}: no {shown(key)}{nearest(key, raw)}") from error
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"{where}: a value of a wrong kind: {str(error)[:200]}") from error
+        raise UserError(f"{where}: {_no_number(raw) or str(error)[:200]}") from error
     return config
+
+
+def _no_number(raw: Mapping[str, Any]) -> str:
+    """The first setting that should be a number, by its name, and is a text or a list; "" where all are numbers."""
+    for key, value in raw.items():
+        if key.endswith(NUMERIC) and isinstance(value, str | list | dict):
+            return f"{key} takes a number, not {shown(value)}"
+    return ""
 
 
 def _check_shape(config: Config, where: str) -> None:
@@ -101,21 +124,27 @@ def _check_shape(config: Config, where: str) -> None:
         raise UserError(f"{where}: {config.layers} layers need as many kinds and a whole window")
 
 
-def _check_rotary(config: Config) -> None:
+def _check_rotary(config: Config, where: str) -> None:
     """The rotary frequencies can be computed, and are numbers."""
     if config.positions != "rotary":
         return
     if config.head_dim % 2:
-        raise ValueError(f"a head_dim of {config.head_dim}, whose features do not pair")
-    for key, value in config.rope_scaling:
-        if not isinstance(value, str | int | float):
-            raise ValueError(f"rope scaling {shown(key)} = {shown(value)}")
-    with np.errstate(all="ignore"):
-        frequencies, factor = rope_frequencies(
-            config.head_dim, config.rope_theta, dict(config.rope_scaling), config.max_length
-        )
+        raise UserError(f"{where}: head_dim {config.head_dim} is odd, and rotary features pair")
+    scaling = dict(config.rope_scaling)
+    wrong = [key for key, value in scaling.items() if not isinstance(value, str | int | float)]
+    plain = scaling | dict.fromkeys(wrong, 1.0)
+    try:
+        with np.errstate(all="ignore"):  # an unknown kind is told before what it holds
+            frequencies, factor = rope_frequencies(
+                config.head_dim, config.rope_theta, plain, config.max_length
+            )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    for key in wrong:
+        takes = f"{named(key)} takes a number or a text, not {shown(scaling[key])}"
+        raise UserError(f"{where}: rope_scaling: {takes}")
     if not (np.isfinite(frequencies).all() and math.isfinite(factor)):
-        raise ValueError("rope settings whose frequencies are no numbers")
+        raise UserError(f"{where}: the rope settings give frequencies that are no numbers")
 
 
 def config_json(config: Config, dtype: str = "float32") -> dict[str, Any]:

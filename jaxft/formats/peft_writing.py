@@ -125,7 +125,10 @@ def save_adapter(
         write_json(part / "adapter_config.json", options)
         (part / "README.md").write_text(_card(options, method, params), encoding="utf-8")
         write_manifest(
-            part, base={} if not base or is_remote(base) else fingerprint(model_folder(base), BASE)
+            part,
+            base={}
+            if not base or is_remote(base)
+            else fingerprint(model_folder(base, required=False), BASE),
         )
         if target.exists():
             shutil.rmtree(target)

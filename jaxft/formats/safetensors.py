@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ def _open_shards(folder: Path, index: Path) -> dict[str, Stored]:
     where = written.get("weight_map")  # absent: the next line says so
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise UserError(f"{index}: no weight_map of names to files")
+    where = {name: shard.removeprefix("./") for name, shard in where.items()}
     found: dict[str, Stored] = {}
     for shard in dict.fromkeys(where.values()):
         _check_shard(folder, index, shard)
@@ -145,7 +147,13 @@ def _open_shards(folder: Path, index: Path) -> dict[str, Stored]:
 def _check_shard(folder: Path, index: Path, shard: str) -> None:
     """A shard is a name in the folder, and stands there (or in the cache that the folder is of)."""
     if not shard or Path(shard).name != shard or "\\" in shard or not shard.isprintable():
-        raise UserError(f"{index}: {shown(shard)} leads out of the folder")
+        below = shard.isprintable() and shard and not {"..", ""} & set(re.split(r"[/\\]", shard))
+        said = (
+            "stands in a folder below: put the file beside the index"
+            if below
+            else "leads out of the folder"
+        )
+        raise UserError(f"{index}: {shown(shard)} {said if shard else 'is the name of no file'}")
     if not exists(folder / shard):
         raise UserError(f"{folder}: the shard {named(shard)} is missing, which {index.name} names")
     if not stays_inside(folder, folder / shard):

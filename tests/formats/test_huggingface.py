@@ -210,7 +210,7 @@ BAD_CONFIG = {
     "trusted": ({"trust_remote_code": True}, "trust_remote_code asks for code"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "no size": ({"hidden_size": ...}, "config.json: no 'hidden_size'"),
-    "kind": ({"hidden_size": "x", "head_dim": ...}, "a value of a wrong kind"),
+    "kind": ({"hidden_size": "x", "head_dim": ...}, "json: hidden_size takes a number, not 'x'"),
     "size": ({"vocab_size": "96"}, "config.json: '96' is no number for vocabulary"),
     "nan": ({"rms_norm_eps": float("nan")}, "nan is no number for norm_epsilon"),
     "infinite": (
@@ -221,12 +221,19 @@ BAD_CONFIG = {
     "layers": ({"num_hidden_layers": 10**12}, "is no number for layers"),
     "digits": ({"hidden_size": 10**400}, "a number of many digits is no number for hidden"),
     "list type": ({"model_type": ["llama"]}, "unknown architecture .'llama'."),
-    "rope": ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "a value of a wrong kind"),
+    "rope": (
+        {"rope_parameters": {"rope_type": "linear", "factor": 0}},
+        "json: the rope settings give frequencies that are no numbers",
+    ),
     "rope list": (
         {"rope_parameters": {"rope_type": "linear", "factor": [1]}},
-        "wrong kind: rope scal",
+        "json: rope_scaling: factor takes a number or a text, not .1",
     ),
-    "odd": ({"head_dim": 7}, "a head_dim of 7, whose features do not pair"),
+    "rope kind": (
+        {"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0], "rope_theta": 1e4}},
+        "json: unknown rope scaling 'longrope': known are default, linear",
+    ),
+    "odd": ({"head_dim": 7}, "json: head_dim 7 is odd, and rotary features pair"),
     "heads": ({"num_key_value_heads": 3}, "4 heads do not divide among 3 key heads"),
 }
 

@@ -133,8 +133,11 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, spoil, message):
         ({"a": "1.safetensors", "b": "1.safetensors"}, "b is missing, which .* places there"),
         ({"a": "/etc/passwd"}, "'/etc/passwd' leads out of the folder"),
         ({"a": ".."}, "leads out of the folder"),
-        ({"a": ""}, "leads out of the folder"),
-        ({"a": "a\\b"}, "leads out of the folder"),
+        ({"a": ""}, "'' is the name of no file"),
+        ({"a": "a\\b"}, "stands in a folder below: put the file beside the index"),
+        ({"a": "parts/1.safetensors"}, "stands in a folder below: put the file beside the index"),
+        ({"a": "./../1.safetensors"}, "leads out of the folder"),
+        ({"a": "./2.safetensors"}, "the shard 2.safetensors is missing"),
         ({"a": "x" * 5000}, "the shard .* is missing"),
         ({"a": "pytorch_model.bin"}, "the shard pytorch_model.bin is missing"),
         ({"a": "link"}, "'link' is a link that leads out of the folder, to '/etc/passwd'"),
@@ -151,6 +154,13 @@ def test_a_damaged_index_is_one_clear_line(tmp_path, weight_map, message):
     index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(UserError, match=message):
         open_folder(tmp_path)
+
+
+def test_a_shard_may_be_named_from_the_folder_on(tmp_path):
+    write_file(tmp_path / "1.safetensors", lazy({"a": np.arange(3, dtype=np.float32)}))
+    index = {"weight_map": {"a": "./1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert open_folder(tmp_path)["a"].read().tolist() == [0.0, 1.0, 2.0]
 
 
 def test_a_tensor_stands_in_one_shard(tmp_path):
