@@ -26,7 +26,7 @@ from jaxft.data.store import Example as Example
 from jaxft.data.store import Examples, Writer
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.data.unwritten import LeftOut, Unwritten, conversation
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, counted, nearest, worded
 
 LOSS_ON = ("completion", "all")
 COUNTS = (
@@ -85,20 +85,21 @@ class Summary:
         """One line; what did not occur is left out."""
         share = 100 * self.trained_tokens / max(self.tokens, 1)
         parts = [
-            f"{self.examples} examples ({self.format})",
-            f"{self.tokens} tokens, {share:.1f} % trained",
+            f"{counted(self.examples, 'example')} ({self.format})",
+            f"{counted(self.tokens, 'token')}, {share:.1f} % trained",
             f"longest {self.longest}",
         ]
         if self.truncated:
             parts.append(f"{self.truncated} truncated to {self.max_length}")
         if self.split:
             parts.append(
-                f"{self.split} long texts split into {self.pieces} pieces of up to {self.max_length}"
+                f"{counted(self.split, 'long text')} split into {counted(self.pieces, 'piece')} of up to "
+                f"{self.max_length}"
             )
         if self.dropped:
             parts.append(f"{self.dropped} of {self.rows} dropped without a trained token")
         if self.without_eos:
-            parts.append(f"{self.without_eos} train no EOS")
+            parts.append(f"{self.without_eos} {worded(self.without_eos, 'trains', 'train')} no EOS")
         if self.diverged:
             parts.append(f"{self.diverged} whose prompt's last tokens merge with the completion")
         if self.unused_keys:
@@ -390,6 +391,6 @@ def _nothing_left(
 ) -> str:
     where = first.rpartition(":")[0] or first
     return (
-        f"{where}: none of {counts['rows']} examples has a trained token "
+        f"{where}: none of {counted(counts['rows'], 'example')} has a trained token "
         f"(loss_on={loss_on}, {counts['truncated']} truncated to max_length={max_length})"
     )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from jaxft.data.store import Examples
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted
 
 MOST = 1000  # how often an example may stand in an epoch
 
@@ -75,7 +75,7 @@ def mix(
     for name, size, weight in zip(names, sizes, weights, strict=True):
         if epoch * weight > MOST * size:
             raise UserError(
-                f"config.data.mix: an epoch would hold each of the {size} examples of {name} "
+                f"config.data.mix: an epoch would hold each of the {counted(size, 'example')} of {name} "
                 f"{epoch * weight / size:.0f} times; give it less weight (at most {MOST} times)"
             )
     return Mixed(examples, mix_order(sizes, weights))
@@ -114,7 +114,7 @@ def mix_line(names: Sequence[str], sizes: Sequence[int], weights: Sequence[float
     """
     epoch = max(size / weight for size, weight in zip(sizes, weights, strict=True))
     parts = [
-        f"{name} {100 * weight / sum(weights):.1f} % ({size} examples, x {epoch * weight / size:.3g})"
+        f"{name} {100 * weight / sum(weights):.1f} % ({counted(size, 'example')}, x {epoch * weight / size:.3g})"
         for name, size, weight in zip(names, sizes, weights, strict=True)
     ]
     return f"mixed: {', '.join(parts)}"

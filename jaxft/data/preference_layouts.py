@@ -26,7 +26,7 @@ from jaxft.data.transcripts import (
     split_texts,
 )
 from jaxft.data.unread import is_turn
-from jaxft.errors import UserError, shown
+from jaxft.errors import UserError, counted, shown
 
 TALKS = ("conversations", "messages")
 QUESTIONS = ("instruction", "question", "query", "input")
@@ -287,7 +287,7 @@ def _rated(
 ) -> dict[str, Any]:
     """The row with the answers of the highest and of the lowest score, the first of equals."""
     if len(answers) < 2:
-        raise Bad(f"{origin}: {len(answers)} completions: a pair needs two{HINT}")
+        raise Bad(f"{origin}: {counted(len(answers), 'completion')}: a pair needs two{HINT}")
     if len(answers) != len(scores):
         raise UserError(f"{origin}: {len(answers)} answers with {len(scores)} scores")
     for score in scores:

@@ -28,7 +28,7 @@ from jaxft.data.naming import fields_for_preferences, flags, misspelt
 from jaxft.data.preference_layouts import HINT, QUESTIONS, TALKS, Bad, judged_row, paired_row, words
 from jaxft.data.sources import Row, check_messages, check_tools, find_sources
 from jaxft.data.unread import refuse_unread, strings, unread
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted
 
 PAIRED = ("prompt", "chosen", "rejected")
 JUDGED = ("prompt", "completion", "label")
@@ -195,5 +195,5 @@ def _check_both_labels(rows: Sequence[Row]) -> None:
     if len(labels) == 1:
         only = str(labels.pop()).lower()
         raise UserError(
-            f"{rows[0].origin}: every label is {only}, in {len(rows)} rows: KTO needs both kinds"
+            f"{rows[0].origin}: every label is {only}, in {counted(len(rows), 'row')}: KTO needs both kinds"
         )

@@ -26,7 +26,7 @@ from jaxft.data.sources import Row, unused_keys
 from jaxft.data.store import Example, Examples
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.data.unwritten import LeftOut, Unwritten, conversation
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted, worded
 
 Ids = list[int]
 
@@ -117,15 +117,16 @@ class PreferenceSummary:
     def __str__(self) -> str:
         """One line; what did not occur is left out."""
         saved = 100 * (1 - self.tokens / max(self.separate_tokens, 1))
-        kind = "judged completions" if self.judged else "pairs"
+        kind = "judged completion" if self.judged else "pair"
         read = f" ({'; '.join(self.layouts)})" if self.layouts else ""
-        parts = [f"{self.examples} {kind}{read}", f"{self.tokens} tokens"]
+        parts = [f"{counted(self.examples, kind)}{read}", counted(self.tokens, "token")]
         if self.tokens < self.separate_tokens:
             parts.append(f"shared prompts save {saved:.1f} % of {self.separate_tokens}")
         parts.append(f"longest {self.longest}")
         if self.truncated:
             parts.append(
-                f"{self.truncated} prompts lost their beginning to fit max_length={self.max_length}, "
+                f"{counted(self.truncated, 'prompt')} lost {worded(self.truncated, 'its', 'their')} beginning to fit "
+                f"max_length={self.max_length}, "
                 f"the first at {self.first_truncated}"
             )
         if self.dropped:
@@ -133,7 +134,7 @@ class PreferenceSummary:
                 f"{self.dropped} dropped whose completions alone exceed it, the first at {self.first_dropped}"
             )
         if self.skipped:
-            parts.append(f"{self.skipped} unusable rows skipped")
+            parts.append(f"{counted(self.skipped, 'unusable row')} skipped")
         if self.unused_keys:
             parts.append(f"keys not used: {', '.join(self.unused_keys)}")
         parts += map(str, self.left_out)
@@ -206,9 +207,8 @@ def prepare_preferences(
         counts["tokens"] += len(examples[-1].tokens)
         counts["separate_tokens"] += 2 * len(prompt) + len(chosen) + len(rejected)
     if not examples:
-        raise lost.error or UserError(
-            f"{rows[0].origin}: none of {len(rows)} rows fits max_length={max_length}: the completions alone exceed it"
-        )
+        none = f"{rows[0].origin}: none of {counted(len(rows), 'row')} fits max_length={max_length}"
+        raise lost.error or UserError(f"{none}: the completions alone exceed it")
     return Comparisons(examples), PreferenceSummary(
         judged=judged,
         layouts=tuple(dict.fromkeys(row.written for row in rows if row.written)),

@@ -32,7 +32,7 @@ from jaxft.data import (
 )
 from jaxft.data.mixing import check_weights, mix, mix_line
 from jaxft.data.packing import length_buckets
-from jaxft.errors import UserError, counted, worded
+from jaxft.errors import UserError, counted
 from jaxft.formats import check_exportable, load, load_adapted, load_adapter, saved_leaves
 from jaxft.formats.config_file import model_config
 from jaxft.formats.manifest import tell_another_base

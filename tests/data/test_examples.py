@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxft.confined.template import compile_template
 from jaxft.data import Row, prepare_examples
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted
 
 GOLDEN = Path(__file__).parent / "golden"
 SFT = json.loads((GOLDEN / "sft.json").read_text(encoding="utf-8"))
@@ -192,7 +192,7 @@ def test_the_summary_names_what_a_colleague_would(tokenizer):
     same = dataclasses.replace(tokenizer, chat_template=template + "{% if add_generation_prompt %}"
                                "assistant:{% endif %}")  # fmt: skip
     _, summary = prepare(rows, same)
-    assert "1 train no EOS; keys not used: id" in str(summary)
+    assert "1 trains no EOS; keys not used: id" in str(summary)
     _, summary = prepare(rows_of(pair("the riv", "er is Aromi")), tokenizer)
     assert summary.diverged == 1
     assert "merge with the completion" in str(summary)
@@ -249,10 +249,10 @@ def test_long_texts_are_split_and_no_token_is_lost(tokenizer, words, max_length)
         for piece in own:
             assert piece.trained.tolist() == [False, *[True] * (len(piece.tokens) - 1)]
     split = [whole for whole in wholes if len(whole.tokens) > max_length]
-    counted = sum(piece.origin in {whole.origin for whole in split} for piece in pieces)
-    assert (summary.split, summary.pieces) == (len(split), counted)
+    number = sum(piece.origin in {whole.origin for whole in split} for piece in pieces)
+    assert (summary.split, summary.pieces) == (len(split), number)
     assert (summary.truncated, summary.dropped, summary.without_eos) == (0, 0, 0)
-    said = f"{len(split)} long texts split into {counted} pieces of up to {max_length}"
+    said = f"{counted(len(split), 'long text')} split into {counted(number, 'piece')} of up to {max_length}"
     assert (said in str(summary)) == bool(split)
 
 

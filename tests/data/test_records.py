@@ -118,7 +118,7 @@ def test_a_list_of_one_line_and_an_empty_one(tmp_path):
         ("a.json", b'[{"text": "a"}', "a comma or ] is missing before the end of the file"),
         ("a.json", b'[{"text": "a"}] x', "there is more behind the list: 'x'"),
         ("a.csv", b'{"text": "a"}', "not CSV, as its name says: it begins as JSON lines do"),
-        ("a.csv", b"text,id\na,1\nb\n", ":3: 1 cells, but 2 columns"),
+        ("a.csv", b"text,id\na,1\nb\n", ":3: 1 cell, but 2 columns"),
         ("a.csv", b"text,id\na,1,2\n", ":2: 3 cells, but 2 columns"),
         ("a.csv", b"text\n\xe9\n", ":2: not UTF-8: byte 1"),
         ("a.csv", b"text,text\na,b\n", ":1: the column 'text' stands twice"),
