@@ -14,10 +14,11 @@ from jaxft.assets import model_folder
 from jaxft.errors import UserError
 from jaxft.formats.companions import check_tokens
 from jaxft.formats.huggingface import load
-from jaxft.formats.manifest import tell_another_base
+from jaxft.formats.manifest import TRAINED_ON, note, tell_another_base
 from jaxft.formats.peft import load_adapter
 from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.safetensors import open_folder
+from jaxft.formats.trained_base import trained_on_chats
 from jaxft.formats.writing import save, write_model
 from jaxft.models.transformer import Transformer
 from jaxft.places import fetched
@@ -67,6 +68,8 @@ def merge_folder(
         _report("merged, dense,", _logits(module, merged), expected)
         save(module, _requantized(merged, quantize), output, like=model, beside=adapter)
         print(f"wrote {output} in {quantize}")
+    if (chats := trained_on_chats(fetched(adapter))) is not None:
+        note(Path(output), **{TRAINED_ON: "chats" if chats else "texts"})
     del params, adapted
     return _report("merged", _logits(*load(output)), expected)
 

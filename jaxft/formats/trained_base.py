@@ -1,4 +1,4 @@
-"""The base that an adapter was trained over: the folder, quantized as the adapter's card says."""
+"""How something was trained: on chats or on texts, and an adapter over which base."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from jaxft.errors import UserError
 from jaxft.formats.config_file import read_config
 from jaxft.formats.huggingface import load
+from jaxft.formats.manifest import NAME, TRAINED_ON, read_manifest
 from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.prequantized import quantization_settings
 from jaxft.formats.safetensors import open_folder
@@ -16,6 +17,7 @@ from jaxft.models.transformer import Transformer
 from jaxft.quantization import quantization_of
 from jaxft.tree import PyTree
 
+TEMPLATE = "chat_template.jinja"
 SETTINGS = ("scheme", "group_size", "double_quant")
 
 
@@ -81,3 +83,15 @@ def _said(quantization: Mapping[str, Any] | None) -> str:
         return "a dense one"
     scheme, group, digest = (quantization[key] for key in ("scheme", "group_size", "digest"))
     return f"{scheme} in groups of {group}, digest {digest}"
+
+
+def trained_on_chats(folder: Path) -> bool | None:
+    """Whether an adapter or a model was trained on chats; None where nothing says so.
+
+    jaxft's manifest says it. An adapter of another maker that brings a chat template was, most likely.
+    """
+    said = read_manifest(folder).get(TRAINED_ON) if (folder / NAME).exists() else None
+    if said in ("chats", "texts"):
+        return bool(said == "chats")
+    is_adapter = (folder / "adapter_config.json").is_file()
+    return True if is_adapter and (folder / TEMPLATE).is_file() else None

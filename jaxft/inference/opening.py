@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 from jaxft.assets import model_folder
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
 from jaxft.formats import load, load_adapter
-from jaxft.formats.manifest import NAME, TRAINED_ON, read_manifest, tell_another_base
-from jaxft.formats.trained_base import load_trained_base
+from jaxft.formats.manifest import tell_another_base
+from jaxft.formats.trained_base import TEMPLATE, load_trained_base, trained_on_chats
 from jaxft.models import Transformer
 from jaxft.places import fetched
 from jaxft.tree import PyTree
-
-TEMPLATE = "chat_template.jinja"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +67,6 @@ def open_model(model: str, adapter: str = "", dtype: str = "float32") -> tuple[T
 def _own_template(adapter: str) -> str:
     own = fetched(adapter) / TEMPLATE if adapter else None
     return str(own) if own is not None and own.is_file() else ""
-
-
-def trained_on_chats(folder: Path) -> bool | None:
-    """Whether an adapter or a model was trained on chats; None where nothing says so.
-
-    jaxft's manifest says it. An adapter of another maker that brings a chat template was, most likely.
-    """
-    said = read_manifest(folder).get(TRAINED_ON) if (folder / NAME).exists() else None
-    if said in ("chats", "texts"):
-        return bool(said == "chats")
-    is_adapter = (folder / "adapter_config.json").is_file()
-    return True if is_adapter and (folder / TEMPLATE).is_file() else None
 
 
 def as_chat(words: Words, chat: bool | None, system: str) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from jaxft.errors import UserError
 from jaxft.formats import load, save
+from jaxft.formats.manifest import check_manifest, write_manifest
 from jaxft.formats.merge import merge_folder
+from jaxft.formats.trained_base import trained_on_chats
 
 
 @pytest.mark.parametrize(
@@ -46,3 +50,11 @@ def test_the_folder_must_be_new(golden, tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
         merge_folder(golden / "models/llama", golden / "adapters/lora", tmp_path)
+
+
+def test_a_merged_folder_is_asked_as_its_adapter_was_trained(golden, tmp_path):
+    shutil.copytree(golden / "adapters" / "gpt2_vera", tmp_path / "adapter")
+    write_manifest(tmp_path / "adapter", trained_on="chats")
+    merge_folder(golden / "models" / "gpt2", tmp_path / "adapter", tmp_path / "out")
+    assert trained_on_chats(tmp_path / "out") is True
+    assert check_manifest(tmp_path / "out", required=True)

@@ -16,10 +16,11 @@ from jaxft.data import load_tokenizer
 from jaxft.data.chat import Ending, end_of_turn
 from jaxft.errors import UserError
 from jaxft.formats.manifest import note, put, write_manifest
+from jaxft.formats.trained_base import trained_on_chats
 from jaxft.inference import chat
 from jaxft.inference.decoding import decode
 from jaxft.inference.generate import decoded
-from jaxft.inference.opening import as_chat, open_words, trained_on_chats
+from jaxft.inference.opening import as_chat, open_words
 
 TRL = Path(__file__).parents[1] / "golden" / "trl"
 FOLDER = TRL / "model"
