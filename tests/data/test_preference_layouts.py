@@ -259,6 +259,6 @@ def test_the_log_says_which_keys_were_read(write, tokenizer):
     settings = {"max_length": 512, "share": True, "skip": False, "skipped": 0, "group": 2}
     rows = read(write({"question": ASK, **SIDES}), as_messages=False)
     _, summary = prepare_preferences(rows, tokenizer, **settings)
-    assert str(summary).startswith("1 pairs (question + chosen + rejected); ")
+    assert str(summary).startswith("1 pair (question + chosen + rejected); ")
     rows = read(write({"prompt": "a", **SIDES}))
-    assert str(prepare_preferences(rows, tokenizer, **settings)[1]).startswith("1 pairs; ")
+    assert str(prepare_preferences(rows, tokenizer, **settings)[1]).startswith("1 pair; ")
