@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxft.errors import UserError, nearest, shown
 from jaxft.models.config import Config
+from jaxft.models.rope import rope_settings
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -90,19 +91,6 @@ def _activation(name: Any) -> str:
     return ACTIVATIONS[name]
 
 
-def _rope(raw: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
-    """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
-    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    theta = scaling.pop("rope_theta", None) or raw.get("rope_theta") or default_theta
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
-    scaling.pop("type", None)
-    items = {key: value for key, value in scaling.items() if value is not None} | {
-        "rope_type": kind
-    }
-    known = () if kind == "default" else tuple(sorted(items.items()))
-    return {"rope_theta": float(theta), "rope_scaling": known}
-
-
 def _shape(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes, under the names that llama gave them and most families kept."""
     heads = raw["num_attention_heads"]
@@ -123,10 +111,11 @@ def _shape(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _llama(raw: Mapping[str, Any]) -> Config:
     bias = bool(raw.get("attention_bias", False))
+    length = raw.get("max_position_embeddings", 2048)
     return Config(
         **_shape(raw),
-        **_rope(raw, 10000.0),
-        max_length=raw.get("max_position_embeddings", 2048),
+        **rope_settings(raw, 10000.0, length),
+        max_length=length,
         activation=_activation(raw.get("hidden_act", "silu")),
         attention_bias=bias,
         output_bias=bias,
@@ -142,10 +131,11 @@ def _qwen2(raw: Mapping[str, Any]) -> Config:
     kinds = raw.get("layer_types") or [
         "sliding_attention" if layer >= first else "full_attention" for layer in range(layers)
     ]
+    length = raw.get("max_position_embeddings", 32768)
     return Config(
         **_shape(raw),
-        **_rope(raw, 10000.0),
-        max_length=raw.get("max_position_embeddings", 32768),
+        **rope_settings(raw, 10000.0, length),
+        max_length=length,
         activation=_activation(raw.get("hidden_act", "silu")),
         attention_bias=True,
         windows=_windows(kinds, window),
@@ -159,10 +149,11 @@ def _gemma2(raw: Mapping[str, Any]) -> Config:
     scale = raw.get("query_pre_attn_scalar", 256) ** -0.5
     shape = _shape({"head_dim": 256, **raw}) | {"query_scale": scale}
     bias = bool(raw.get("attention_bias", False))
+    length = raw.get("max_position_embeddings", 8192)
     return Config(
         **shape,
-        **_rope(raw, 10000.0),
-        max_length=raw.get("max_position_embeddings", 8192),
+        **rope_settings(raw, 10000.0, length),
+        max_length=length,
         norm_offset=1.0,
         post_norms=True,
         activation=_activation(

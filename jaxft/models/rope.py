@@ -1,0 +1,76 @@
+"""The rotary settings of a config.json, which may stand in several places: read as transformers 5 reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft.errors import UserError, shown
+
+PLACES = ("rope_parameters", "rope_scaling")  # of transformers 5, and of those before
+ORIGINAL = "original_max_position_embeddings"
+PARTIAL = "partial_rotary_factor"
+STRETCHED = ("llama3", "yarn", "longrope")  # kinds that ask for the original length
+
+
+def rope_settings(raw: Mapping[str, Any], default_theta: float, max_length: int) -> dict[str, Any]:
+    """The `rope_theta` and `rope_scaling` of a `Config`.
+
+    The theta and the partial factor inside the settings go before those at the top level, the original length at the
+    top level before the one inside: so it is in transformers. (A null counts as absent, where that fails.) A partial
+    factor has no effect on the plain kind, as there; any other kind with one is refused later.
+
+    Args:
+        raw: config.json.
+        default_theta: of the family.
+        max_length: its `max_position_embeddings`, or the family's own.
+
+    Raises:
+        UserError: both places are filled and say different things, or there are settings for each kind of layer.
+    """
+    filled = [place for place in PLACES if raw.get(place)]
+    found = [_settings(raw, place, default_theta, max_length) for place in filled]
+    if len(found) == 2 and found[0] != found[1]:
+        both = " and ".join(f"{place} {shown(raw[place], 300)}" for place in filled)
+        kept = json.dumps({"rope_theta": found[0]["rope_theta"], **_spelled(raw["rope_scaling"])})
+        raise UserError(
+            f"config.json: {both} say different things: keep one of them; if rope_scaling is meant, write "
+            f'"rope_parameters": {kept[:400]} and take rope_scaling out'
+        )
+    return found[0] if found else _plain(raw.get("rope_theta") or default_theta)
+
+
+def _spelled(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with their kind as rope_type, which older files call type."""
+    return {"rope_type" if key == "type" else key: value for key, value in scaling.items()}
+
+
+def _plain(theta: Any) -> dict[str, Any]:
+    return {"rope_theta": float(theta), "rope_scaling": ()}
+
+
+def _settings(
+    raw: Mapping[str, Any], place: str, default_theta: float, max_length: int
+) -> dict[str, Any]:
+    """What one of the two places says, with what the top level adds to it or overrules."""
+    items = {key: value for key, value in dict(raw[place]).items() if value is not None}
+    inner = [key for key, value in items.items() if isinstance(value, dict)]
+    if inner:
+        raise UserError(
+            f"config.json: {place} has settings of its own for {', '.join(inner)}: "
+            f"{raw.get('model_type')} turns all layers alike"
+        )
+    theta = items.pop("rope_theta", None) or raw.get("rope_theta") or default_theta
+    kind = items.pop("rope_type", None) or items.get("type") or "default"
+    items.pop("type", None)
+    if kind == "default":
+        return _plain(theta)
+    if kind in STRETCHED and raw.get(ORIGINAL) is not None:
+        items[ORIGINAL] = raw[ORIGINAL]
+    if raw.get(PARTIAL) is not None:
+        items.setdefault(PARTIAL, raw[PARTIAL])
+    if kind == "yarn" and "factor" in raw[place]:  # null: the ratio of the two lengths
+        items.setdefault("factor", max_length / items.get(ORIGINAL, max_length))
+    scaling = tuple(sorted((items | {"rope_type": kind}).items()))
+    return {"rope_theta": float(theta), "rope_scaling": scaling}
