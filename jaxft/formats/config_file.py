@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError, named, nearest, shown
-from jaxft.files import file_of, read_json
+from jaxft.files import exists, file_of, read_json
+from jaxft.formats.adapter_config import FILE as ADAPTER
 from jaxft.formats.prequantized import check_quantization
+from jaxft.formats.safetensors import weights_file
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, family_of
 from jaxft.models.layers import rope_frequencies
@@ -55,10 +59,18 @@ NUMERIC = (
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """A folder's config.json. Raises UserError if it is missing, broken, or wants code run."""
+    adapted = exists(Path(folder) / ADAPTER)
+    if adapted and not exists(Path(folder) / "config.json"):
+        raise UserError(
+            f"{folder}: is an adapter ({ADAPTER}): name its base as the model, and this folder as adapter"
+        )
     file = file_of(
         Path(folder), "config.json", "a model is a folder with config.json and safetensors"
     )
     raw = read_json(file)
+    _check_weights_name(raw, file)
+    if adapted:
+        _tell_adapter(str(folder))
     for key in ("auto_map", "trust_remote_code"):
         if raw.get(key):
             raise UserError(
@@ -66,6 +78,28 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             )
     check_quantization(raw, str(file))
     return raw
+
+
+def _check_weights_name(raw: Mapping[str, Any], file: Path) -> None:
+    """UserError where transformers would read other files than those that are read here."""
+    wanted = raw.get("transformers_weights")
+    if wanted and exists(file.parent / str(wanted)):
+        chosen = weights_file(file.parent)
+        if wanted != chosen.name:
+            raise UserError(
+                f"{file}: transformers_weights names {shown(wanted)}, and jaxft reads {chosen.name}: "
+                "take away that file, or that key"
+            )
+
+
+@functools.lru_cache(maxsize=256)
+def _tell_adapter(folder: str) -> None:
+    """Says once that an adapter in a model's folder is not put on, as transformers does where PEFT is installed."""
+    print(
+        f"jaxft: {folder} holds an adapter beside the model ({ADAPTER}), which transformers puts on and jaxft does "
+        "not: to have it, name the folder as adapter too",
+        file=sys.stderr,
+    )
 
 
 def model_config(folder: str | Path) -> Config:

@@ -7,10 +7,12 @@ data (https://huggingface.co/docs/safetensors). A model is one such file or seve
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 MAX_AXES = 16
 SHARD_BYTES = 5_000_000_000
 METADATA = {"format": "pt"}
+# Pickles that training leaves beside the weights.
+OF_TRAINERS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,24 +105,69 @@ class Lazy:
 
 
 def open_folder(folder: Path, stem: str = "model") -> dict[str, Stored]:
-    """{name: tensor} of a folder's `model.safetensors`, or of the shards its index names.
+    """{name: tensor} of a folder's `model.safetensors`, else of the shards its index names, as transformers chooses.
+
+    Where both stand there, one line on stderr says so.
 
     Raises UserError, one line naming file and tensor, for what is missing or damaged.
     """
-    index = folder / f"{stem}.safetensors.index.json"
-    if exists(index):
-        return _open_shards(folder, index)
-    file = folder / f"{stem}.safetensors"
-    if not exists(file):
-        there = sorted(path.name for path in folder.iterdir())
-        pickles = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-        if pickles:
-            raise UserError(
-                f"{folder}: {pickles[0]} is a pickle, which can run code when it is read; jaxft "
-                "reads safetensors alone: load it in its own library and save_pretrained() it"
-            )
-        raise UserError(f"{folder}: no {file.name}; there are: {listing(folder)}")
+    file = weights_file(folder, stem)
+    index = index_name(stem)
+    if file.name == index:
+        return _open_shards(folder, file)
+    if exists(folder / index):
+        _tell_both(file, index)
     return open_file(file)
+
+
+def index_name(stem: str = "model") -> str:
+    """The file that says which tensor stands in which shard."""
+    return f"{stem}.safetensors.index.json"
+
+
+def weights_file(folder: Path, stem: str = "model") -> Path:
+    """The file by which a folder's tensors are read: the whole in one, or else the index of its shards.
+
+    Raises UserError where neither stands there, with what to do about what does.
+    """
+    for name in (f"{stem}.safetensors", index_name(stem)):
+        if exists(folder / name):
+            return folder / name
+    raise UserError(f"{folder}: {_without_weights(folder, stem)}")
+
+
+@functools.lru_cache(maxsize=256)
+def _tell_both(file: Path, index: str) -> None:
+    """Says once that a folder holds its weights twice."""
+    library = "transformers" if file.stem == "model" else "PEFT"
+    print(
+        f"jaxft: {file.parent} holds its weights twice, in {file.name} and in the shards of {index}: {file.name} is "
+        f"read, as {library} does; take away the one that is old",
+        file=sys.stderr,
+    )
+
+
+def _without_weights(folder: Path, stem: str) -> str:
+    """What to do about a folder that lacks `model.safetensors` and its index."""
+    names = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    weights = [name for name in pickles if not name.startswith(OF_TRAINERS)]
+    if weights:
+        return (
+            f"{weights[0]} is a pickle, which can run code when it is read; jaxft "
+            "reads safetensors alone: load it in its own library and save_pretrained() it"
+        )
+    if any(re.fullmatch(rf"{stem}-\d+-of-\d+\.safetensors", name) for name in names):
+        return f"shards without their index: {index_name(stem)} is missing, which comes with them"
+    variants = [name for name in names if re.fullmatch(rf"{stem}\..+\.safetensors", name)]
+    if variants:
+        return f"no {stem}.safetensors; to read the variant {variants[0]}, rename it to that"
+    index = [name for name in names if re.fullmatch(rf"{stem}\.safetensors\.index\..+\.json", name)]
+    if index:
+        return f"no {stem}.safetensors; to read the variant of {index[0]}, rename that to {index_name(stem)}"
+    if stem == "model" and "adapter_model.safetensors" in names:
+        return "an adapter without its base: name the base as the model, and this folder as adapter"
+    return f"no {stem}.safetensors; there are: {listing(folder)}"
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, Stored]:

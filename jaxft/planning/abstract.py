@@ -17,7 +17,7 @@ from jaxft.formats.bitsandbytes import DEFAULT_BLOCK, block_size
 from jaxft.formats.config_file import read_config
 from jaxft.formats.layout import laid_out_as_stored
 from jaxft.formats.prequantized import quantization_settings, refuse_quantized
-from jaxft.formats.safetensors import open_folder
+from jaxft.formats.safetensors import index_name, open_folder
 from jaxft.formats.starting import shapes_of_starts
 from jaxft.methods import Method
 from jaxft.models import Config, module_names
@@ -59,7 +59,7 @@ def abstract_base(config: ConfigDict, model: Config, mesh: Mesh) -> PyTree:
 
 def _stored_block(folder: Path) -> int:
     """The block of a folder of bitsandbytes: as it is stored where the weights are there, or else the default."""
-    if not any(exists(folder / f"model.safetensors{ending}") for ending in ("", ".index.json")):
+    if not any(exists(folder / name) for name in ("model.safetensors", index_name())):
         return DEFAULT_BLOCK
     return block_size(open_folder(folder))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import weakref
@@ -233,9 +234,30 @@ BAD_CONFIG = {
         {"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0], "rope_theta": 1e4}},
         "json: unknown rope scaling 'longrope': known are default, linear",
     ),
+    "two ropes": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "say different things"),
     "odd": ({"head_dim": 7}, "json: head_dim 7 is odd, and rotary features pair"),
     "heads": ({"num_key_value_heads": 3}, "4 heads do not divide among 3 key heads"),
 }
+
+
+def test_an_adapter_is_no_model_and_one_beside_a_model_is_not_put_on(copy_of, capsys):
+    folder = copy_of("models/llama")
+    (folder / "adapter_config.json").write_text("{}")
+    load(folder)
+    assert "holds an adapter beside the model" in capsys.readouterr().err
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"is an adapter .* name its base as the model"):
+        load(folder)
+
+
+def test_the_file_that_config_json_names_is_the_one_that_is_read(copy_of, edit):
+    folder = copy_of("models/llama")
+    edit(folder / "config.json", transformers_weights="model.safetensors")
+    load(folder)
+    shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
+    edit(folder / "config.json", transformers_weights="other.safetensors")
+    with pytest.raises(UserError, match=r"transformers_weights names .other"):
+        load(folder)
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD.keys())

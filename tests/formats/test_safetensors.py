@@ -180,7 +180,60 @@ def test_a_snapshot_of_the_hubs_cache_is_read(tmp_path):
     write_file(blobs / "beef", lazy({"a": np.zeros(3, np.float32)}))
     (snapshot / "model.safetensors").symlink_to("../../blobs/beef")
     assert open_folder(snapshot).keys() == {"a"}
-    (snapshot / "1.safetensors").symlink_to("../../blobs/beef")
+    (snapshot / "model.safetensors").rename(snapshot / "1.safetensors")
     index = json.dumps({"weight_map": {"a": "1.safetensors"}})
     (snapshot / "model.safetensors.index.json").write_text(index)
     assert open_folder(snapshot).keys() == {"a"}
+
+
+def two_ways(folder, stem="model"):
+    """A folder as one gets it by copying a newer file over older shards."""
+    write_file(folder / f"{stem}.safetensors", lazy({"a": np.ones(3, np.float32)}))
+    write_file(folder / "1.safetensors", lazy({"a": np.zeros(3, np.float32)}))
+    index = json.dumps({"weight_map": {"a": "1.safetensors"}})
+    (folder / f"{stem}.safetensors.index.json").write_text(index)
+
+
+@pytest.mark.parametrize(
+    ("stem", "library"), [("model", "transformers"), ("adapter_model", "PEFT")]
+)
+def test_the_whole_file_goes_before_an_index_as_in_transformers_and_peft(
+    tmp_path, capsys, stem, library
+):
+    two_ways(tmp_path, stem)
+    for _ in range(2):
+        assert open_folder(tmp_path, stem)["a"].read().tolist() == [1, 1, 1]
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path} holds its weights twice" in said
+    assert f"{stem}.safetensors is read, as {library} does" in said
+    (tmp_path / f"{stem}.safetensors").unlink()
+    assert open_folder(tmp_path, stem)["a"].read().tolist() == [0, 0, 0]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_whole_file_is_read_where_the_index_names_a_shard_that_is_gone(tmp_path):
+    two_ways(tmp_path)
+    (tmp_path / "1.safetensors").unlink()
+    assert open_folder(tmp_path)["a"].read().tolist() == [1, 1, 1]
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"the shard 1.safetensors is missing, which"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["pytorch_model.bin", "training_args.bin"], "pytorch_model.bin is a pickle"),
+        (["pytorch_model-00001-of-00002.bin"], "pytorch_model-00001-of-00002.bin is a pickle"),
+        (["training_args.bin", "optimizer.pt"], "no model.safetensors; there are: opt"),
+        (["model-00001-of-00002.safetensors"], "shards without their index: model.safetensors.ind"),
+        (["model.fp16.safetensors"], "to read the variant model.fp16.safetensors, rename it"),
+        (["model.safetensors.index.fp16.json"], "variant of model.safetensors.index.fp16.json, re"),
+        (["adapter_model.safetensors"], "an adapter without its base"),
+    ],
+)
+def test_a_folder_without_weights_that_are_read_says_what_to_do(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=message):
+        open_folder(tmp_path)
