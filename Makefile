@@ -34,6 +34,7 @@ golden: ## make the golden files again; PYTHON needs the extra `reference`
 	$(PYTHON) tests/golden/make_preferences.py
 	$(PYTHON) tests/data/golden/make_chat.py
 	$(PYTHON) tests/data/golden/make_styles.py
+	$(PYTHON) tests/data/golden/make_special_tokens.py
 	$(PYTHON) tests/models/golden/make_rope.py
 	$(PYTHON) tests/weights/golden/make_quantized.py
 

@@ -341,7 +341,7 @@ _TOKENIZERS = {"prompt_completion": _prompt_completion, "messages": _messages, "
 
 
 def _with_eos(tokenizer: Tokenizer, text: str) -> str:
-    eos = tokenizer.special_tokens.get("eos_token")
+    eos = tokenizer.eos_text
     if eos is None:
         raise UserError(
             f"{tokenizer.name}: the tokenizer has no EOS token, so no example could end; "

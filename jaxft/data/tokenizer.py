@@ -1,10 +1,18 @@
-"""A model folder's tokenizer, with the ids that transformers' AutoTokenizer gives."""
+"""A model folder's tokenizer: the ids of its tokenizer.json, as it stands, and its special tokens.
+
+transformers 4 gives these ids, and so does transformers 5 by the classes that use tokenizer.json as it stands. Some of
+the classes of transformers 5 (LlamaTokenizer, Qwen2Tokenizer, GemmaTokenizer, GPT2Tokenizer, ...) take its vocabulary
+alone and rebuild the rest: where tokenizer.json holds another pipeline than the class builds, their ids differ.
+tokenizer.json holds here, because it is what the model was trained with and what other programs read, while what a
+class builds changes with the version of transformers. The log says so where ids differ, with an example (`rebuilt`).
+The special tokens are those that transformers 5 takes (`special_tokens`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +20,12 @@ import tokenizers
 
 from jaxft.assets import chat_templates, model_folder
 from jaxft.confined import check_moment
+from jaxft.data.rebuilt import REBUILT, class_of, is_byte_level, tell_where_ids_differ
+from jaxft.data.special_tokens import special_tokens
 from jaxft.errors import UserError, nearest, shown
 from jaxft.files import read_bytes, read_json, read_text
 
 MAX_BYTES = 100_000_000  # of tokenizer.json; the largest have about 35 MB
-NAMED_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 # Used only where no file of the folder names the token, in this order.
 USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")
 USUAL_EOS = ("</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "<|endoftext|>")
@@ -38,7 +39,8 @@ class Tokenizer:
       backend: the `tokenizers` pipeline of tokenizer.json; its post-processor alone decides which
         special tokens `encode` adds, as in transformers.
       special_tokens: text of the named tokens ("bos_token": "<s>"), as a chat template sees them.
-      bos_id, eos_id: None if the folder has none.
+      bos_id, eos_id: None if the folder has none. They may have an id and no name in `special_tokens`: a template
+        then writes nothing for `{{ eos_token }}`.
       eos_ids: every id that ends a generation, `eos_id` first; the others are named by
         generation_config.json or config.json (Llama 3: <|end_of_text|> and <|eot_id|>).
       pad_id: fills unused places, which belong to no segment. It falls back to `eos_id`: a trained
@@ -71,6 +73,11 @@ class Tokenizer:
         sources = (self.chat_template, self.tool_template)
         return any("strftime_now" in source for source in sources if source)
 
+    @property
+    def eos_text(self) -> str | None:
+        """What `eos_id` is written as."""
+        return None if self.eos_id is None else str(self.backend.id_to_token(self.eos_id))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`; a BOS that the text already begins with is not added again."""
         return self.encode_all([text], add_special_tokens)[0]
@@ -85,11 +92,10 @@ class Tokenizer:
                 for encoding, text in zip(encodings, texts, strict=True)]  # fmt: skip
 
     def _without_doubled_bos(self, ids: list[int], text: str, added: bool) -> list[int]:
-        doubled = added and self.bos_id is not None and ids[:2] == [self.bos_id, self.bos_id]
+        if not added or self.bos_id is None or ids[:2] != [self.bos_id, self.bos_id]:
+            return ids
         # Only the BOS of the post-processor goes: one that the user wrote twice was meant.
-        if doubled and text.startswith(self.special_tokens["bos_token"]):
-            return ids[1:]
-        return ids
+        return ids[1:] if text.startswith(str(self.backend.id_to_token(self.bos_id))) else ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""
@@ -114,9 +120,9 @@ def refusing_panics(where: str) -> Iterator[None]:
 def load_tokenizer(folder: str | Path, chat_template: str = "", date: str = "") -> Tokenizer:
     """Reads the tokenizer of a Hugging Face folder; tokenizer.json is enough.
 
-    Special tokens come from tokenizer_config.json and special_tokens_map.json. Where these name no
-    BOS or EOS, an id in generation_config.json or config.json counts if it is an added token, else
-    a usual name among the added tokens ("</s>", "<|endoftext|>").
+    Special tokens are named as `special_tokens` says. Where nothing names a BOS or EOS and nothing sets it to null, an
+    id in generation_config.json or config.json stands in for it if it is an added token, else a usual name among the
+    added tokens ("</s>", "<|endoftext|>"); a null EOS leaves the ids of those files alone.
 
     Args:
       folder: where tokenizer.json stands.
@@ -134,28 +140,37 @@ def load_tokenizer(folder: str | Path, chat_template: str = "", date: str = "") 
     settings = _read_json(folder / "tokenizer_config.json")
     model = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
-    special_tokens = _special_tokens(settings, _read_json(folder / "special_tokens_map.json"))
+    mapped = _read_json(folder / "special_tokens_map.json")
+    listed = _read_json(folder / "added_tokens.json")
+    kind = class_of(settings, model, is_byte_level(backend))
+    defaults = REBUILT[kind].defaults if kind else {}
+    lacking = {text for text in defaults.values() if text and backend.token_to_id(text) is None}
     with refusing_panics(str(folder)):
-        _add_missing_tokens(backend, settings, special_tokens, folder)
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
-    size = max(vocabulary.values(), default=-1) + 1
-    ids = {name: vocabulary[text] for name, text in special_tokens.items()}
-    bos_ids = _config_ids("bos", (generation, model), size, folder)
-    eos_ids = _config_ids("eos", (generation, model), size, folder)
-    bos_id = _own_id(ids.get("bos_token"), bos_ids, USUAL_BOS, added)
-    eos_id = _own_id(ids.get("eos_token"), eos_ids, USUAL_EOS, added)
-    for name, found in (("bos_token", bos_id), ("eos_token", eos_id)):
-        if found is not None:
-            special_tokens.setdefault(name, str(backend.id_to_token(found)))
+        special = special_tokens(
+            settings, mapped, listed, backend.get_added_tokens_decoder(), defaults, str(folder)
+        )
+        special.add_to(backend)
+        backend.encode_special_tokens = bool(settings.get("split_special_tokens"))
+        if kind:
+            tell_where_ids_differ(kind, backend, settings, special, str(folder))
+    # A default that the vocabulary lacks is a token that the model never saw: none to end or to fill with.
+    named = {
+        name: int(found)
+        for name, text in special.named.items()
+        if (found := backend.token_to_id(text)) is not None
+        and (name == "bos_token" or text not in lacking or name in settings or name in mapped)
+    }
+    configs = (generation, model)
+    bos_id, _ = _own_id("bos", named, special.unset, backend, configs, folder)
+    eos_id, eos_ids = _own_id("eos", named, special.unset, backend, configs, folder)
     template, tool_template = _chat_templates(folder, settings, chat_template)
     return Tokenizer(
         backend=backend,
-        special_tokens=special_tokens,
+        special_tokens=special.named,
         bos_id=bos_id,
         eos_id=eos_id,
-        eos_ids=() if eos_id is None else tuple(dict.fromkeys((eos_id, *eos_ids))),
-        pad_id=ids.get("pad_token", eos_id or 0),
+        eos_ids=tuple(dict.fromkeys((*(() if eos_id is None else (eos_id,)), *eos_ids))),
+        pad_id=named.get("pad_token", eos_id or 0),
         chat_template=template,
         tool_template=tool_template,
         name=str(folder),
@@ -180,37 +195,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _special_tokens(*files: dict[str, Any]) -> dict[str, str]:
-    """Text of the named tokens; an earlier file wins."""
-    found: dict[str, str] = {}
-    for name in NAMED_TOKENS:
-        for content in files:
-            token = content.get(name)
-            text = token.get("content") if isinstance(token, dict) else token
-            if isinstance(text, str):
-                found.setdefault(name, text)
-    return found
-
-
-def _add_missing_tokens(
-    backend: tokenizers.Tokenizer,
-    settings: dict[str, Any],
-    special_tokens: dict[str, str],
-    folder: Path,
-) -> None:
-    """Adds the tokens that the other files name and tokenizer.json lacks, as transformers does."""
-    decoder = settings.get("added_tokens_decoder") or {}
-    try:
-        entries = [decoder[key] for key in sorted(decoder, key=int)]
-        tokens = [tokenizers.AddedToken(**entry) for entry in entries]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}/tokenizer_config.json: added_tokens_decoder: {error}") from error
-    backend.add_tokens([token for token in tokens if backend.token_to_id(token.content) is None])
-    for text in special_tokens.values():
-        if backend.token_to_id(text) is None:
-            backend.add_special_tokens([text])
-
-
 def _config_ids(kind: str, configs: Iterable[dict[str, Any]], size: int, folder: Path) -> list[int]:
     """What `kind`_token_id names in the model's files: one id, or a list of them."""
     ids: list[int] = []
@@ -225,17 +209,30 @@ def _config_ids(kind: str, configs: Iterable[dict[str, Any]], size: int, folder:
 
 
 def _own_id(
-    named: int | None, config_ids: list[int], usual: tuple[str, ...], added: dict[str, int]
-) -> int | None:
-    """Id of the tokenizer's BOS or EOS: named, else by the config, else by a usual name.
+    short: str,
+    named: Mapping[str, int],
+    unset: Container[str],
+    backend: tokenizers.Tokenizer,
+    configs: Iterable[dict[str, Any]],
+    folder: Path,
+) -> tuple[int | None, list[int]]:
+    """(id of the tokenizer's BOS or EOS, what the model's files say): named, else by those files, else by a usual name.
 
     Llama's config says 1 and 2 where nobody set them, and those are letters in other vocabularies:
     an id that is no added token counts only if nothing better is found.
     """
-    sure = [i for i in config_ids if i in added.values()]
-    usually = [added[text] for text in usual if text in added]
-    found = [named] if named is not None else [*sure, *usually, *config_ids]
-    return found[0] if found else None
+    added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
+    size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    listed = _config_ids(short, configs, size, folder)
+    name = f"{short}_token"
+    if name in named:
+        return named[name], listed
+    sure = [i for i in listed if i in added.values()]
+    if name in unset:
+        return (sure[0] if sure and short == "eos" else None), listed
+    usual = USUAL_BOS if short == "bos" else USUAL_EOS
+    found = [*sure, *[added[text] for text in usual if text in added], *listed]
+    return (found[0] if found else None), listed
 
 
 def _chat_templates(

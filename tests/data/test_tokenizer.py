@@ -66,7 +66,8 @@ def test_added_tokens_of_the_model_config_stand_in_for_names_that_are_missing(fo
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (3, 1, 1)
     assert tokenizer.eos_ids == (1, 7)
-    assert tokenizer.special_tokens["eos_token"] == "</s>"
+    assert tokenizer.eos_text == "</s>"
+    assert "eos_token" not in tokenizer.special_tokens, "a template writes nothing for it"
 
 
 def test_ids_that_llamas_config_has_by_default_are_not_taken_for_letters(bare):
@@ -81,11 +82,13 @@ def test_pad_falls_back_to_eos(folder):
     assert load_tokenizer(folder).pad_id == load_tokenizer(folder).eos_id == 4
 
 
-def test_special_tokens_map_names_what_the_config_does_not(folder):
+def test_special_tokens_map_goes_before_a_config_without_added_tokens(folder):
     edit(folder / "tokenizer_config.json", eos_token=None)
     edit(folder / "special_tokens_map.json", eos_token={"content": "</s>"}, bos_token="<pad>")
     tokenizer = load_tokenizer(folder)
-    assert (tokenizer.eos_ids, tokenizer.bos_id) == ((1, 4), 0)
+    assert (tokenizer.eos_ids, tokenizer.bos_id) == ((1, 4), 2)
+    edit(folder / "tokenizer_config.json", added_tokens_decoder={})
+    assert load_tokenizer(folder).bos_id == 0
 
 
 def test_a_named_token_that_the_vocabulary_lacks_is_added(folder):
