@@ -1,15 +1,17 @@
 """Weights as bitsandbytes stores them (0.43 and later): read and written without going through floats.
 
 A kernel of 4 bits is `NAME.weight`, uint8 (bytes, 1), two codes a byte over the flattened (out, in) weight, the
-first in the high half; beside it `.absmax`, `.quant_map`, `.nested_absmax`, `.nested_quant_map` and
+first in the high half (the same bytes as (n, 1) of bfloat16, float16 or float32 where FSDP wrote them:
+`bnb_4bit_quant_storage`); beside it `.absmax`, `.quant_map`, `.nested_absmax`, `.nested_quant_map` and
 `.quant_state.bitsandbytes__nf4`, a JSON text as bytes. A kernel of 8 bits is int8 (out, in) with a `NAME.SCB`, (out,).
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,7 +96,7 @@ def read_weight(
             f"{stored[name].file}: {name} has shape {state['shape']}, the model needs {list(shape[::-1])}"
         )
     size = math.prod(shape)
-    packed = _read(stored, name, (-(-size // 2), 1), "U8")[:, 0]
+    packed = _octets(stored[name], -(-size // 2))
     flat = np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)[:size]
     blocks = -(-size // block)
     _same_table(stored, f"{name}.quant_map", TABLES[scheme])
@@ -124,6 +126,16 @@ def _read_scales(
     codes = _read(stored, f"{name}.absmax", (blocks,), "U8")
     nested = _read(stored, f"{name}.nested_absmax", (-(-blocks // NESTED),), "F32")
     return codes, nested, np.asarray(state["nested_offset"], np.float32)
+
+
+def _octets(found: Stored, count: int) -> np.ndarray:
+    """The bytes of a kernel's codes, whichever dtype stores them."""
+    if found.nbytes != count or found.shape[1:] != (1,):
+        raise UserError(
+            f"{found.file}: {found.name} is {found.dtype} {list(found.shape)}; {count} bytes in one column, "
+            "of U8, BF16, F16 or F32, are expected"
+        )
+    return np.ascontiguousarray(found.read()).view(np.uint8).reshape(-1)
 
 
 def _read(
@@ -209,21 +221,55 @@ def written(name: str, weight: Any) -> dict[str, Lazy]:
     return tensors
 
 
-def config_of(weight: Any, dtype: str) -> dict[str, Any]:
-    """The `quantization_config` of a folder that holds such weights."""
+def config_of(
+    weight: Any, dtype: str, skipped: Sequence[str], before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The `quantization_config` of a folder that holds such weights.
+
+    Args:
+        weight: one of them.
+        dtype: of the computation, where `before` names none.
+        skipped: the modules that are not quantized.
+        before: what the folder says from which the model was read, if bitsandbytes quantized it.
+    """
     eight = weight.scheme == "int8"
-    return {
+    settings = {
+        "bnb_4bit_compute_dtype": dtype,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_threshold": 6.0,
+        **(before or {}),
+    }
+    return settings | {
         "quant_method": "bitsandbytes",
         "_load_in_4bit": not eight,
         "_load_in_8bit": eight,
         "load_in_4bit": not eight,
         "load_in_8bit": eight,
-        "bnb_4bit_compute_dtype": dtype,
         "bnb_4bit_quant_storage": "uint8",
         "bnb_4bit_quant_type": "nf4" if eight else weight.scheme,
         "bnb_4bit_use_double_quant": weight.nested is not None,
-        "llm_int8_enable_fp32_cpu_offload": False,
-        "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": ["lm_head"],
-        "llm_int8_threshold": 6.0,
+        "llm_int8_skip_modules": list(skipped),
     }
+
+
+def skip_list(
+    dense: Collection[str], quantized: Collection[str], before: Mapping[str, Any] | None
+) -> list[str]:
+    """The list by which transformers leaves these modules dense and takes those for quantized.
+
+    The list of the folder from which the model was read, where that still says so, else the modules' names.
+    """
+    own = (before or {}).get("llm_int8_skip_modules")
+    if isinstance(own, list):
+        left_out = functools.partial(_left_out, [str(one) for one in own])
+        if all(map(left_out, dense)) and not any(map(left_out, quantized)):
+            return own
+    return sorted(dense)
+
+
+def _left_out(patterns: Sequence[str], module: str) -> bool:
+    """As transformers matches: the beginning of a name up to a dot, or the end of a name."""
+    parts = module.split(".")
+    beginnings = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    return any(pattern in beginnings or module.endswith(pattern) for pattern in patterns)

@@ -39,6 +39,7 @@ NUMBERS = {
     "logit_softcap": (1e-6, 1e9),
     "embedding_scale": (1e-6, 1e6),
 }
+GEMMA2_WINDOW = 4096  # of transformers where config.json has none
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 # How the names of settings end that are numbers.
@@ -261,5 +262,12 @@ def _gemma2(config: Config) -> dict[str, Any]:
         "final_logit_softcapping": config.logit_softcap,
         "layer_types": _kinds(config),
         "query_pre_attn_scalar": round(config.query_scale**-2),
-        "sliding_window": max(config.windows) if config.windows else None,
+        "sliding_window": max(config.windows) if config.windows else GEMMA2_WINDOW,
     }
+
+
+def windows_needed(raw: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """What a config.json lacks for transformers, whose gemma2 needs a window where no layer has one too."""
+    if config.family != "gemma2" or raw.get("sliding_window", GEMMA2_WINDOW):
+        return {}
+    return {"sliding_window": GEMMA2_WINDOW, "layer_types": _kinds(config)}

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,12 @@ from jaxft.errors import UserError, nearest
 from jaxft.formats.config_file import model_config, read_config
 from jaxft.formats.manifest import check_manifest
 from jaxft.formats.prequantized import Reader, empty_biases, reader_of, refuse_quantized
-from jaxft.formats.quantizing import aligned, round_kernel, stacked_on_devices
+from jaxft.formats.quantizing import (
+    aligned,
+    dense_kernel,
+    round_kernel,
+    stacked_on_devices,
+)
 from jaxft.formats.safetensors import (
     Stored,
     expect,
@@ -92,7 +97,8 @@ def load(
         refuse_quantized(reader.name, str(path))
     kernels = [name for name in plan if name.endswith("/kernel")]
     rounded = targeted((), kernels, "load") if quantize != "none" else []
-    kind, sizes = jnp.dtype(chosen), _sizes(config)
+    kind, sizes = jnp.dtype(chosen), sizes_of(config)
+    partly = _partly_dense(stored, packed, reader, path)
     plain = functools.partial(
         round_kernel, scheme=quantize, group_size=group_size, double_quant=double_quant
     )
@@ -100,7 +106,10 @@ def load(
     params: dict[str, Any] = {}
     for leaf_path, tensor in tensors_of(config).items():
         leaf: Any
-        if leaf_path in packed:
+        if leaf_path in partly:
+            kernels_ = kernels_of(stored, packed[leaf_path], reader, sizes[leaf_path], kind, tensor)
+            leaf = stacked_on_devices(leaf_path, len(packed[leaf_path]), kernels_, shardings)
+        elif leaf_path in packed:
             layers = reader.read_layers(stored, packed[leaf_path], sizes[leaf_path], kind)
             leaf = stacked_on_devices(leaf_path, len(packed[leaf_path]), layers, shardings)
         elif leaf_path in rounded:
@@ -115,6 +124,40 @@ def load(
     if config.tied:
         _put(params, "head/kernel", tied_head(config, chosen))
     return Transformer(config), params
+
+
+def _partly_dense(
+    stored: Mapping[str, Stored], packed: Mapping[str, list[str]], reader: Reader, folder: Path
+) -> set[str]:
+    """The quantized leaves of which some layers are not: they are held dense, which is said."""
+    partly = {
+        path
+        for path, names in packed.items()
+        if not all(reader.parts_of(stored, name) for name in names)
+    }
+    if partly:
+        print(
+            f"jaxft: {folder}: some layers of {', '.join(sorted(partly))} are not quantized: all layers of these "
+            "are held dequantized, in the dtype of the parameters, because layers are stacked like with like",
+            file=sys.stderr,
+        )
+    return partly
+
+
+def kernels_of(
+    stored: Mapping[str, Stored],
+    names: Sequence[str],
+    reader: Reader,
+    shape: tuple[int, ...],
+    dtype: Any,
+    tensor: Tensor,
+) -> Iterator[np.ndarray]:
+    """The dense kernels (in, out) of layers of which some are quantized."""
+    for name in names:
+        if reader.parts_of(stored, name):
+            yield dense_kernel(next(reader.read_layers(stored, [name], shape, dtype)))
+        else:
+            yield _kernel(stored[name], tensor.transposed, dtype)
 
 
 def _kernel(tensor: Stored, transposed: bool, dtype: Any) -> np.ndarray:
@@ -136,7 +179,7 @@ def names_of(tensor: Tensor, config: Config, path: str) -> list[str]:
     return [tensor.name.format(layer=layer) for layer in range(config.layers if stacked else 1)]
 
 
-def _sizes(config: Config) -> dict[str, tuple[int, ...]]:
+def sizes_of(config: Config) -> dict[str, tuple[int, ...]]:
     """{path: shape of one layer}."""
     abstract = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
     return {
@@ -149,7 +192,7 @@ def _plan(
     config: Config, stored: Mapping[str, Stored], folder: Path, reader: Reader
 ) -> tuple[dict[str, list[Stored]], dict[str, list[str]]]:
     """({path of a leaf: its tensors}, {path of a quantized leaf: its layers' names}), and no tensor left over."""
-    shapes = _sizes(config)
+    shapes = sizes_of(config)
     spelled = spelling(config, stored)
     plan: dict[str, list[Stored]] = {}
     packed: dict[str, list[str]] = {}
@@ -159,14 +202,14 @@ def _plan(
         on_disk = shapes[path][::-1] if tensor.transposed else shapes[path]
         parts = [reader.parts_of(stored, name) for name in names]
         if any(parts):
-            if not all(parts):
-                raise UserError(
-                    f"{folder}: only some layers of {path} are quantized: jaxft stacks like with like"
-                )
             if not path.endswith("/kernel"):
                 raise UserError(f"{folder}: {path} is quantized: jaxft reads quantized kernels")
             packed[path] = names
             used.update(*parts)
+            dense = [name for name, part in zip(names, parts, strict=True) if not part]
+            for name in dense:
+                expect(stored, name, on_disk, str(folder))
+            used.update(dense)
         else:
             plan[path] = [expect(stored, name, on_disk, str(folder)) for name in names]
             used.update(names)

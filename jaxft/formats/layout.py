@@ -81,6 +81,8 @@ def laid_out_as_stored(params: PyTree, config: Config, settings: Settings, where
 
     def one(path: str, leaf: Any) -> Any:
         layouts = {chosen[name] for name in modules.get(path, [])}
+        if None in layouts:  # where only some layers are quantized, all are held dense
+            return leaf
         if len(layouts) > 1:
             raise UserError(
                 f"{where}: the layers of {path} are quantized in different ways: jaxft stacks like with like"
@@ -106,7 +108,11 @@ def _bitsandbytes(settings: Settings) -> Rules:
     else:
         double = bool(settings.get("bnb_4bit_use_double_quant", False))
         layout = Layout(settings.get("bnb_4bit_quant_type", "fp4"), settings["blocksize"], double)
-    return [*_left_out(settings.get("llm_int8_skip_modules")), (".*", layout)]
+    # as transformers leaves modules out: by the beginning of their name up to a dot, or by its end
+    skipped = [str(name) for name in settings.get("llm_int8_skip_modules") or ()]
+    beginnings: Rules = [(rf"(?:{name})(?:(?<=\.)|(?=\.|$))", None) for name in skipped]
+    ends: Rules = [(rf".*{re.escape(name)}$", None) for name in skipped]
+    return [*beginnings, *ends, (".*", layout)]
 
 
 def _gptq(settings: Settings) -> Rules:

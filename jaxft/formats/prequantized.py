@@ -66,6 +66,12 @@ def quantization_settings(raw: Mapping[str, Any], where: str) -> Settings | None
     return None if settings is DENSE_BITSANDBYTES else settings
 
 
+def stored_by_bitsandbytes(raw: Mapping[str, Any], where: str) -> Settings | None:
+    """What config.json says of quantization, where it names bitsandbytes; None of any other folder."""
+    settings = quantization_settings(raw, where)
+    return settings if settings and settings.get("quant_method") == "bitsandbytes" else None
+
+
 def refuse_quantized(name: str, where: str) -> NoReturn:
     """Raises UserError: what its library, by this name, has quantized is not quantized again."""
     raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.tree import map_with_paths
-from jaxft.weights import Weight, quantize
+from jaxft.weights import Weight, materialize, quantize
 from jaxft.weights.placement import divided_as
 
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -26,10 +26,16 @@ def round_kernel(kernel: np.ndarray, scheme: str, **settings: Any) -> Weight:
         return jax.tree.map(np.asarray, quantize(jax.numpy.asarray(kernel), scheme, **settings))
 
 
+def dense_kernel(weight: Weight) -> np.ndarray:
+    """The array that a quantized weight equals, made on the CPU."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        return np.asarray(materialize(jax.tree.map(jax.numpy.asarray, weight)))
+
+
 def stacked_on_devices(
-    path: str, count: int, layers: Iterator[Weight], shardings: Shardings | None
-) -> Weight:
-    """The layers' weights stacked as one on its devices; an unstacked leaf has but one.
+    path: str, count: int, layers: Iterator[Any], shardings: Shardings | None
+) -> Any:
+    """The layers' weights, or arrays, stacked as one on its devices; an unstacked leaf has but one.
 
     Each layer is written into its place as it comes, so that the host holds the leaf once and one layer beside it.
     """
@@ -54,7 +60,8 @@ def stacked_on_devices(
     first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def put(part: str, array: np.ndarray) -> jax.Array:
-        sharding = shardings(f"{path}/{part}", array.shape) if shardings else first_device
+        name = f"{path}/{part}" if part else path
+        sharding = shardings(name, array.shape) if shardings else first_device
         return jax.make_array_from_callback(
             array.shape, sharding, lambda index: array[index or ...]
         )
@@ -62,7 +69,7 @@ def stacked_on_devices(
     return map_with_paths(put, whole)
 
 
-def _packed(weight: Weight, path: str, count: int | None, shardings: Shardings) -> Weight:
+def _packed(weight: Any, path: str, count: int | None, shardings: Shardings) -> Any:
     """A layer's weight, its codes in the order in which the stack of `count` layers is divided."""
     layers = () if count is None else (count,)
     return divided_as(weight, lambda part, shape: shardings(f"{path}/{part}", (*layers, *shape)))

@@ -12,11 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.errors import UserError, nearest
-from jaxft.formats.bitsandbytes import check_writable, config_of, written
+from jaxft.formats.bitsandbytes import (
+    check_writable,
+    config_of,
+    parts_of,
+    read_layers,
+    skip_list,
+    written,
+)
 from jaxft.formats.companions import lay_beside
-from jaxft.formats.config_file import config_json, read_config
+from jaxft.formats.config_file import config_json, read_config, windows_needed
 from jaxft.formats.huggingface import HEAD, names_of, spelling
 from jaxft.formats.manifest import write_manifest
+from jaxft.formats.prequantized import Settings, stored_by_bitsandbytes
+from jaxft.formats.quantizing import dense_kernel
 from jaxft.formats.safetensors import (
     SHARD_BYTES,
     Lazy,
@@ -87,17 +96,23 @@ def write_model(
     """`save`, for a tree whose weights are merged one by one while they are written; quantized ones too if `dense`."""
     target = new_folder(folder)
     config = dataclasses.replace(config, tied=_is_tied(params))
+    raw = dict(read_config(like) if like else config_json(config))
+    before = stored_by_bitsandbytes(raw, str(like))
     source = open_folder(Path(like)) if like else {}
-    tensors = _to_write(config, params, source, dtype, dense)
+    kept = {} if dense or before is None else _still_quantized(config, params, source, before)
+    tensors = _to_write(config, params, source, dtype, dense, kept)
     counts = {str(tensor.dtype) for tensor in tensors.values()}
     stored_dtype = str(tensors[next(iter(tensors))].dtype) if len(counts) == 1 else "float32"
-    raw = dict(read_config(like) if like else config_json(config))
     raw.pop("quantization_config", None)
+    raw.pop("transformers_weights", None)
     quantized = [leaf for _, leaf in weights_of(params) if hasattr(leaf, "scheme")]
+    quantized += kept.values()
     if quantized and not dense:
         stored_dtype = str(np.dtype(quantized[0].dtype))
-        raw["quantization_config"] = config_of(quantized[0], stored_dtype)
+        skipped = skip_list(*_modules(config, tensors, spelling(config, source or tensors)), before)
+        raw["quantization_config"] = config_of(quantized[0], stored_dtype, skipped, before)
     dtype_key = "torch_dtype" if "torch_dtype" in raw else "dtype"
+    raw |= windows_needed(raw, config)
     write_json(
         target / "config.json", raw | {dtype_key: stored_dtype, "tie_word_embeddings": config.tied}
     )
@@ -117,7 +132,12 @@ def _is_tied(params: PyTree) -> bool:
 
 
 def _to_write(
-    config: Config, params: PyTree, source: Mapping[str, Stored], dtype: str | None, dense: bool
+    config: Config,
+    params: PyTree,
+    source: Mapping[str, Stored],
+    dtype: str | None,
+    dense: bool,
+    kept: Mapping[str, Weight],
 ) -> dict[str, Lazy]:
     """{name on disk: tensor}, each made when it is written."""
     leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
@@ -134,6 +154,9 @@ def _to_write(
                 one = jax.tree.map(lambda part, layer=layer: part[layer], leaf) if stacked else leaf
                 tensors |= written(spelled(name), one)
                 continue
+            if name in kept:
+                tensors |= written(spelled(name), kept[name])
+                continue
             shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
             make = _maker(leaf, layer if stacked else None, tensor.transposed, params, wanted)
             on_disk = shape[::-1] if tensor.transposed else shape
@@ -142,6 +165,48 @@ def _to_write(
         embedding = tensors_of(config)["embed/embedding"].name
         tensors[HEAD] = tensors[spelled(embedding)]
     return tensors
+
+
+def _still_quantized(
+    config: Config, params: PyTree, source: Mapping[str, Stored], before: Settings
+) -> dict[str, Weight]:
+    """{name: weight} of the layers that are quantized in the folder, and dense and unchanged in the tree.
+
+    Such are those of leaves of which the folder quantizes only some layers: `load` holds them dense.
+    """
+    leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
+    spelled = spelling(config, source)
+    found: dict[str, Weight] = {}
+    for path, tensor in tensors_of(config).items():
+        leaf = leaves.get(path)
+        if leaf is None or isinstance(leaf, Weight) or not path.startswith("layers/"):
+            continue
+        names = names_of(tensor, config, path)
+        there = [bool(parts_of(source, spelled(name))) for name in names]
+        for layer, name in enumerate(names):
+            if there[layer] and not all(there):
+                one = read_layers(
+                    before, source, [spelled(name)], tuple(leaf.shape[1:]), leaf.dtype
+                )
+                weight = next(one)
+                if np.array_equal(dense_kernel(weight), to_host(leaf[layer])):
+                    found[name] = weight
+    return found
+
+
+def _modules(
+    config: Config, tensors: Mapping[str, Lazy], spelled: Callable[[str], str]
+) -> tuple[list[str], list[str]]:
+    """The names of the modules that are written dense, and of those that are written quantized."""
+    dense: list[str] = []
+    quantized: list[str] = []
+    for path, tensor in tensors_of(config).items():
+        if path.endswith("/kernel"):
+            for name in names_of(tensor, config, path):
+                module = name.removesuffix(".weight")
+                there = {f"{spelled(name)}.absmax", f"{spelled(module)}.SCB"} & tensors.keys()
+                (quantized if there else dense).append(module)
+    return ([*dense, "lm_head"] if config.tied else dense), quantized
 
 
 def _maker(
