@@ -171,8 +171,10 @@ def test_what_a_quantized_folder_leaves_out_is_planned_dense(tmp_path):
         UserError, match=r"modules_in_block_to_quantize is .*, and no lists of names"
     ):
         bytes_of("gptq", modules_in_block_to_quantize=[["mlp.up_proj"], 3])
+    one = bytes_of("awq", modules_to_not_convert=["layers.0.mlp.down_proj"])
+    assert one - bytes_of("awq") == dense - packed, "all layers are held dense, as they are loaded"
     with pytest.raises(UserError, match="layers of layers/mlp/down_proj/kernel are quantized in"):
-        bytes_of("awq", modules_to_not_convert=["layers.0.mlp.down_proj"])
+        bytes_of("gptq", dynamic={"+:.*layers.0.*down_proj": {"bits": 8}})
 
 
 @pytest.mark.parametrize(
