@@ -19,6 +19,7 @@ from jaxft.data.chat import (
     silent_tokens,
     template_for,
 )
+from jaxft.data.defects import count_found, defects_of, nothing_left
 from jaxft.data.lost import Lost, lost_lines
 from jaxft.data.messages import is_silent
 from jaxft.data.sources import Row, kind_of
@@ -31,6 +32,7 @@ from jaxft.errors import UserError, counted, nearest, worded
 LOSS_ON = ("completion", "all")
 COUNTS = (
     "rows", "dropped", "truncated", "tokens", "trained_tokens", "without_eos", "split", "pieces", "diverged",
+    "empty",
 )  # fmt: skip
 CONVERSATIONS = (
     64  # rendered at once: the template's limits of time and memory hold for them together
@@ -54,6 +56,8 @@ class Summary:
       split: texts that were longer and stand in several pieces; their number is in `pieces`.
       diverged: rows whose prompt alone has other tokens than at the beginning of prompt and
         completion; the completion begins where they part.
+      empty: rows whose completion, or a turn of the assistant's, is empty.
+      first: the place of the first row that is truncated, dropped, diverged, empty, or has text unread.
       unused_keys: keys of the rows that the format does not use.
       kept: examples kept of each source, in their order.
       max_length: the limit.
@@ -74,6 +78,8 @@ class Summary:
     split: int
     pieces: int
     diverged: int
+    empty: int
+    first: dict[str, str]
     unused_keys: tuple[str, ...]
     kept: tuple[int, ...]
     max_length: int
@@ -149,6 +155,7 @@ def prepare_examples(
     sources = 0
     formats: dict[str, str] = {}  # each with the place of its first row
     unused: dict[str, None] = {}
+    first: dict[str, str] = {}
     kept: collections.Counter[int] = collections.Counter()
     unwritten = Unwritten(on_unwritten, assistants_alone=loss_on == "completion")
     lost, asked = Lost(), (tokenizer, loss_on, max_length)
@@ -161,8 +168,9 @@ def prepare_examples(
         _check_ids(row, ids, vocabulary_size)
         split = split_texts and row.format == "text" and len(ids) > max_length
         examples.row_lengths.append(len(ids))
-        counts["diverged"] += diverged
-        counts["truncated"] += len(ids) > max_length and not split
+        truncated = len(ids) > max_length and not split
+        found = {"diverged": diverged, "truncated": truncated} | defects_of(row)
+        count_found(counts, first, row, found)
         pieces = _pieces(len(ids), max_length) if split else [slice(max_length)]
         counts["split"] += split
         counts["pieces"] += len(pieces) if split else 0
@@ -170,7 +178,7 @@ def prepare_examples(
             example = _cut(row, ids[piece], trained[piece])
             targets = int(np.count_nonzero(example.trained))
             if not targets:
-                counts["dropped"] += 1
+                count_found(counts, first, row, {"dropped": True})
                 continue
             examples.append(example)
             kept[row.source] += 1
@@ -180,12 +188,12 @@ def prepare_examples(
             counts["without_eos"] += whole and not _trains_any(example, tokenizer.eos_ids)
     counts.update(rows=lost.count, lost=lost.count)
     if not examples:
-        first = next(iter(formats.values()), "the data")
-        raise lost.error or UserError(_nothing_left(first, counts, max_length, loss_on))
+        raise lost.error or UserError(nothing_left(formats, counts, max_length, loss_on))
     return examples.examples(), Summary(
         format=" + ".join(formats),
         examples=len(examples),
         longest=max(examples.row_lengths),
+        first=first,
         unused_keys=(*unused, *unwritten.keys),
         kept=tuple(kept[index] for index in range(sources)),
         max_length=max_length,
@@ -384,13 +392,3 @@ def _check_ids(row: Row, ids: list[int], vocabulary_size: int | None) -> None:
             f"{row.origin}: token id {max(ids)} is outside of the model's vocabulary of "
             f"{vocabulary_size}: the tokenizer is another model's"
         )
-
-
-def _nothing_left(
-    first: str, counts: collections.Counter[str], max_length: int, loss_on: str
-) -> str:
-    where = first.rpartition(":")[0] or first
-    return (
-        f"{where}: none of {counted(counts['rows'], 'example')} has a trained token "
-        f"(loss_on={loss_on}, {counts['truncated']} truncated to max_length={max_length})"
-    )

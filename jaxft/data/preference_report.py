@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
+from jaxft.data import remedies
 from jaxft.data.examples import common_prefix_length
 from jaxft.data.preferences import Comparison, Comparisons, PreferenceSummary
-from jaxft.data.report import Part, duplicates, share_of, told, unread_lines
+from jaxft.data.report import Part, beyond, duplicates, share_of, told, unread_lines
 from jaxft.data.show import harmless
+from jaxft.data.store import Example
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.data.unwritten import told_left_out
 
@@ -35,6 +39,49 @@ def lengths(split: Iterable[tuple[Ids, Ids, Ids]]) -> Int[np.ndarray, "pairs 3"]
     return np.asarray([[len(ids) for ids in parts] for parts in split])
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What is to be known of all pairs together; of none of them the tokens are held.
+
+    Attributes:
+        lengths: tokens of each prompt, chosen and rejected completion.
+        endless: pairs whose chosen completion has no EOS.
+        same: pairs of equal completions.
+        reversed: pairs that contradict an earlier one.
+    """
+
+    lengths: Int[np.ndarray, "pairs 3"]
+    endless: list[int]
+    same: list[int]
+    reversed: list[int]
+
+
+def seen(pairs: Iterable[Comparison], eos_ids: Sequence[int]) -> Seen:
+    """Goes through the pairs once."""
+    ends, sizes = set(eos_ids), list[list[int]]()
+    endless, same, reversed_, before = list[int](), list[int](), list[int](), set[bytes]()
+    for index, pair in enumerate(pairs):
+        parts = sides(pair)
+        sizes.append([len(ids) for ids in parts])
+        prompt, chosen, rejected = (np.asarray(ids, np.int32).tobytes() for ids in parts)
+        if ends.isdisjoint(parts[1]):
+            endless.append(index)
+        if chosen == rejected:
+            same.append(index)
+            continue
+        if _digest(prompt, rejected, chosen) in before:
+            reversed_.append(index)
+        before.add(_digest(prompt, chosen, rejected))
+    return Seen(np.asarray(sizes), endless, same, reversed_)
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
 def side_lines(part: Part) -> list[str]:
     """A line each for prompts and completions: the median and the longest."""
     judged = summary_of(part).judged
@@ -50,7 +97,7 @@ def side_lines(part: Part) -> list[str]:
 def pair_findings(
     part: Part, tokenizer: Tokenizer, vocabulary: int, weight: float = 1.0
 ) -> list[str]:
-    """A line for each thing about pairs, or judged completions, that their owner should know.
+    """A line for each thing about pairs, or judged completions, that their owner should know, and what to do.
 
     `weight` is that of KTO's desirable completions over that of its undesirable ones.
     """
@@ -59,31 +106,28 @@ def pair_findings(
     if summary.truncated:
         lines.append(
             f"{share_of(summary.truncated, summary.rows)} prompts lose their beginning: with a completion they are "
-            f"longer than max_length {summary.max_length} (the longest has {summary.longest} tokens)"
+            f"longer than max_length {summary.max_length} (the longest has {summary.longest} tokens; first: "
+            f"{summary.first_truncated}): {remedies.LONGER}"
         )
     if summary.dropped:
         lines.append(
-            f"{share_of(summary.dropped, summary.rows)} rows are dropped: a completion alone exceeds max_length"
+            f"{share_of(summary.dropped, summary.rows)} rows are dropped: a completion alone exceeds max_length "
+            f"(first: {summary.first_dropped}): {remedies.LONGER}"
         )
     if summary.skipped:
         lines.append(f"{summary.skipped} rows cannot be used and are left out (data.bad_rows=skip)")
-    split = [sides(pair) for pair in examples.pairs()]
-    checks = {
-        "train no EOS, so the model does not learn to stop": _without_eos(split, tokenizer),
-        f"have token ids at or above the model's vocabulary of {vocabulary}; train refuses them": [
-            i for i, pair in enumerate(examples.pairs()) if pair.tokens.max() >= vocabulary
-        ],
-        "have an empty prompt": [i for i, (prompt, *_) in enumerate(split) if not prompt],
-    }
+    found = seen(examples.pairs(), tokenizer.eos_ids)
+    how = chosen_ending(tokenizer, examples[found.endless[0]]) if found.endless else ""
+    lines += told("train no EOS, so the model does not learn to stop", found.endless, examples, how)
+    lines += beyond(examples, vocabulary)
+    empty = np.flatnonzero(found.lengths[:, 0] == 0).tolist()
+    lines += told("have an empty prompt", empty, examples, remedies.UNASKED)
     if not summary.judged:
-        same = [i for i, (_, one, two) in enumerate(split) if one == two]
-        checks["have completions of the same tokens, which teach nothing"] = same
-        checks["stand the other way round elsewhere: what is chosen there is rejected here"] = (
-            _reversed(split)
-        )
-    for what, found in checks.items():
-        lines += told(what, found, examples)
-    lines += _balance(examples, weight) if summary.judged else _length_bias(split)
+        what = "have completions of the same tokens, which teach nothing"
+        lines += told(what, found.same, examples, remedies.SAME)
+        what = "stand the other way round elsewhere: what is chosen there is rejected here"
+        lines += told(what, found.reversed, examples, remedies.REVERSED)
+    lines += _balance(examples, weight) if summary.judged else _length_bias(found.lengths)
     lines += unread_lines(part.rows, summary.rows)
     lines += duplicates(examples)
     if summary.unused_keys:
@@ -129,32 +173,21 @@ def summary_of(part: Part) -> PreferenceSummary:
     return part.summary
 
 
-def _without_eos(split: Sequence[tuple[Ids, Ids, Ids]], tokenizer: Tokenizer) -> list[int]:
-    ends = set(tokenizer.eos_ids)
-    return [i for i, (_, chosen, _) in enumerate(split) if not ends & set(chosen)]
+def chosen_ending(tokenizer: Tokenizer, pair: Comparison) -> str:
+    """How to make answers end, by the pair's chosen completion."""
+    kept = pair.branches != 2
+    return remedies.ending(tokenizer, Example(pair.tokens[kept], pair.trained[kept], pair.origin))
 
 
-def _reversed(split: Sequence[tuple[Ids, Ids, Ids]]) -> list[int]:
-    """Pairs that contradict an earlier one."""
-    seen: set[tuple[tuple[int, ...], ...]] = set()
-    found = []
-    for index, (prompt, chosen, rejected) in enumerate(split):
-        before, one, two = tuple(prompt), tuple(chosen), tuple(rejected)
-        if one != two and (before, two, one) in seen:
-            found.append(index)
-        seen.add((before, one, two))
-    return found
-
-
-def _length_bias(split: Sequence[tuple[Ids, Ids, Ids]]) -> Iterator[str]:
+def _length_bias(sizes: Int[np.ndarray, "pairs 3"]) -> Iterator[str]:
     """A line where the longer completion is nearly always chosen, or nearly never."""
-    _, chosen, rejected = lengths(split).T
+    _, chosen, rejected = sizes.T
     apart = max(int((chosen != rejected).sum()), 1)
     most = max(LONGER, 0.5 + apart**-0.5)  # and beyond two standard deviations of a coin's throws
     for name, longer in (("chosen", chosen > rejected), ("rejected", rejected > chosen)):
         if longer.sum() / apart > most:
             yield (
-                f"the {name} completion is the longer one in {share_of(int(longer.sum()), len(split))} pairs: "
+                f"the {name} completion is the longer one in {share_of(int(longer.sum()), len(sizes))} pairs: "
                 "length alone tells them apart, and the model may learn that (objective.length_normalize, or simpo)"
             )
 

@@ -24,14 +24,14 @@ def best_step(losses: Mapping[int, float]) -> int | None:
     return min(ranked)[1] if ranked else None
 
 
-def is_exhausted(losses: Mapping[int, float], patience: int) -> bool:
-    """Whether `patience` evaluations have passed since the best one; never, where it is 0.
+def is_exhausted(losses: Mapping[int, float], patience: int, since: int = 0) -> bool:
+    """Whether `patience` evaluations have passed since the best one, and since that step; never, where it is 0.
 
     >>> is_exhausted({2: 3.0, 4: 2.0, 6: 2.5}, 1), is_exhausted({2: 3.0, 4: 2.0, 6: 2.5}, 2)
     (True, False)
     """
     best = best_step(losses)
-    return best is not None and 0 < patience <= sum(step > best for step in losses)
+    return best is not None and 0 < patience <= sum(step > max(best, since) for step in losses)
 
 
 def answers(

@@ -19,6 +19,7 @@ from jaxft.errors import UserError
 
 # Keys that may differ when a run goes on: they do not change what is computed.
 HONOURED = ("mesh.", "report_to", "checkpoint.keep", "checkpoint.asynchronous", "checkpoint.local")
+LENGTH = ("steps:", "epochs:")  # these may too: they make a run longer
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def check_folder(config: ConfigDict, workdir: Path) -> None:
 
     Raises:
         UserError: a file stands there, or a folder that is not a run, or a run whose configuration differs
-            (every key that does, is shown; those of HONOURED may).
+            (every key that does, is shown; those of HONOURED and LENGTH may).
     """
     written = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
@@ -52,10 +53,10 @@ def check_folder(config: ConfigDict, workdir: Path) -> None:
     if written.exists():
         old = from_json(written.read_text(), str(written))
         lines = difference(old, config)
-        if any(not line.startswith(HONOURED) for line in lines):
+        if any(not line.startswith(HONOURED + LENGTH) for line in lines):
             raise UserError(
-                f"{workdir}: this run has another configuration; go on with the old one or take "
-                f"another folder: {'; '.join(lines)}"
+                f"{workdir}: this run has another configuration; go on with the old one (config.steps or "
+                f"config.epochs alone may be more) or take another folder: {'; '.join(lines)}"
             )
     elif workdir.exists() and any(workdir.iterdir()):
         names = ", ".join(sorted(path.name for path in workdir.iterdir())[:4])
@@ -88,8 +89,12 @@ def replaced(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(folder.name + ".old.tmp")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class Samples:

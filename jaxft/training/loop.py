@@ -26,12 +26,14 @@ from jaxft.training.checkpoint import Checkpoints, split_base
 from jaxft.training.dating import dated
 from jaxft.training.evaluation import answers, best_step, is_exhausted
 from jaxft.training.export import export
+from jaxft.training.extension import Past, extend, past_of, patience_since
+from jaxft.training.findings import warning_lines
 from jaxft.training.folder import Samples, check_folder, open_folder, tidy
 from jaxft.training.identity import check_identity, identity
 from jaxft.training.local import Local, local_of
 from jaxft.training.lock import Claim, Lock, lock_of
 from jaxft.training.logs import Logs, logs_of
-from jaxft.training.metrics import Metrics, Progress, further, say
+from jaxft.training.metrics import Metrics, Progress, numbers_of, say
 from jaxft.training.plots import plot_averages, plot_run
 from jaxft.training.precompute import computed_beforehand
 from jaxft.training.prepare import Data, prepare_data, prepare_model, updates_of
@@ -54,7 +56,8 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     Args:
         config: as `configs/sft.py:get_config` makes it.
         workdir: RUN. After a run that was cut short it holds a checkpoint, from which this call goes on,
-            and on a CPU the metrics are bit for bit those of a run that never stopped.
+            and on a CPU the metrics are bit for bit those of a run that never stopped. With other `steps` or
+            `epochs` than before the run is extended.
 
     Raises:
         UserError: a mistake in the configuration, the model, the data or the folder.
@@ -63,6 +66,7 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     workdir = places.place(workdir)
     config = dated(config, workdir)
     check_folder(config, workdir)
+    past = past_of(workdir)
     lock = lock_of(workdir)
     with stoppable() as stop, lock:
         mesh = make_mesh(config.mesh)
@@ -79,7 +83,7 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
                 run = _Run(
                     config, workdir, logs, mesh, method, model, data, params, reference, stop
                 )
-                run.open(lock)
+                run.open(lock, past)
                 return run.run()
 
 
@@ -122,7 +126,7 @@ class _Run:
         self.shapes: set[tuple[int, ...]] = set()
         self.clock = self.began = time.perf_counter()
 
-    def open(self, lock: Lock | Claim) -> None:
+    def open(self, lock: Lock | Claim, past: Past) -> None:
         """Makes the folder, or takes up what stands there. Nothing has been written before."""
         config, workdir = self.config, self.workdir
         if processes.first():
@@ -139,10 +143,13 @@ class _Run:
         )
         self.local = local_of(config.checkpoint, workdir)
         self.step = self._restore()
+        epoch = self.data.train.steps_per_epoch
+        changes = extend(config, past, workdir, self.step, epoch, say)
         names = config.report_to if processes.first() else ()
         services = reporters(names, self.logs, config.to_dict())
         sets = tuple(self.data.held_out) or ("",)
         self.metrics = Metrics(self.logs / "metrics.jsonl", self.step, services, sets)
+        self.since = patience_since(changes, self.metrics.losses, config.patience, say)
         self.samples = Samples(self.logs / "samples.jsonl", self.metrics.losses)
         self.progress = Progress(self.step, self.steps)
 
@@ -248,16 +255,8 @@ class _Run:
         (step, numbers, tokens), self.pending = self.pending, None
         read = {name: float(value) for name, value in fetch(numbers).items()}
         now = time.perf_counter()
-        line = {
-            "loss": read["loss"],
-            "learning_rate": read["learning_rate"],
-            "grad_norm": read["grad_norm"],
-            "tokens": tokens,
-            "trained_tokens": int(read["tokens"]),
-            "tokens_per_second": round(tokens / max(now - self.clock, 1e-9), 1),
-        }
+        line = numbers_of(read, tokens, now - self.clock)
         self.clock = now
-        line |= further(read)
         if step % self.config.log_every == 0 or step == self.steps:
             self.metrics.write("train", step, line)
             self.publish(at_once=False)
@@ -280,7 +279,7 @@ class _Run:
 
     def _exhausted(self) -> bool:
         """Whether the held-out loss has not fallen for `config.patience` evaluations."""
-        return is_exhausted(self.metrics.losses, self.config.patience)
+        return is_exhausted(self.metrics.losses, self.config.patience, self.since)
 
     def _evaluate_if_due(self) -> None:
         """The held-out losses and samples, unless they were taken at this step before."""
@@ -383,15 +382,16 @@ class _Run:
         return self.workdir / name
 
     def _say_start(self) -> None:
-        for line in self.data.lines:
-            self.progress.say(line)
         trained, whole = count(self.state.trainable), count_parameters(self._params())
         line = trained_line(self.method.name, trained, whole)
-        self.progress.say(f"{line}; {updates_line(self.steps, self.config.batch_size, self.mesh)}")
-        if line := self.reference.line:
-            self.progress.say(line)
+        updates = updates_line(self.steps, self.config.batch_size, self.mesh)
+        lines = [*self.data.lines, f"{line}; {updates}", self.reference.line]
         if self.step:
-            self.progress.say(f"going on from the checkpoint of step {self.step}")
+            lines.append(f"going on from the checkpoint of step {self.step}")
+        else:
+            lines += warning_lines(self.config, self.data, self.model.config.vocabulary)
+        for line in filter(None, lines):
+            self.progress.say(line)
 
     def _say_end(self, output: Path) -> None:
         """What was done, and what to do with it."""

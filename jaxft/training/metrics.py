@@ -163,6 +163,24 @@ class Progress:
         self._bar.close()
 
 
+def numbers_of(read: Mapping[str, float], tokens: int, seconds: float) -> dict[str, float]:
+    """What metrics.jsonl says of an update.
+
+    Args:
+        read: what the step returned.
+        tokens: in its batch.
+        seconds: that it took.
+    """
+    return {
+        "loss": read["loss"],
+        "learning_rate": read["learning_rate"],
+        "grad_norm": read["grad_norm"],
+        "tokens": tokens,
+        "trained_tokens": int(read["tokens"]),
+        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+    } | further(read)
+
+
 def further(numbers: Mapping[str, float]) -> dict[str, float]:
     """The averages that an objective reports beside its loss; what was never counted (NaN) is left out."""
     named = {name: value for name, value in numbers.items() if "/" in name or name in ("kl", "nll")}

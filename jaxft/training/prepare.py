@@ -32,6 +32,7 @@ from jaxft.data import (
 )
 from jaxft.data.mixing import check_weights, mix, mix_line
 from jaxft.data.packing import length_buckets
+from jaxft.data.report import Part
 from jaxft.errors import UserError, counted
 from jaxft.formats import check_exportable, load, load_adapted, load_adapter, saved_leaves
 from jaxft.formats.config_file import model_config
@@ -70,6 +71,7 @@ class Data:
         held_out: one pass over each held-out set, by name; "" where `config.data.eval` is one file.
         prompts: rows of the first held-out set that are answered at each evaluation.
         lines: what became of the rows, to be said.
+        parts: the training data and the held-out sets as they were read.
         chats: whether what is trained is asked by messages, and not by texts.
     """
 
@@ -78,6 +80,7 @@ class Data:
     held_out: dict[str, Batches]
     prompts: list[Row]
     lines: list[str]
+    parts: list[Part]
     chats: bool = False
 
 
@@ -173,29 +176,27 @@ def prepare_data(
             **options,
         )
 
-    read = functools.partial(
-        read_data,
+    first, *others = parts_of(
         config,
         tokenizer=tokenizer,
         max_length=max_length,
         vocabulary_size=model.vocabulary,
         strict=True,
     )
-    rows, kept, summary = read(settings.train)
+    rows: Any = first.rows
     chats = are_chats(rows)
-    epoch = epoch_of(config, rows, kept, summary)
+    epoch = epoch_of(config, rows, first.examples, first.summary)
     train = make("train", epoch, config.batch_size, shuffle=settings.shuffle)
-    lines = [f"training data: {summary}; {_rows_line(train, settings.packing)}"]
-    lines += source_lines(rows) + mix_lines(config, rows, summary) + date_lines(tokenizer)
+    lines = [f"{first.name}: {first.summary}; {_rows_line(train, settings.packing)}"]
+    lines += source_lines(rows) + mix_lines(config, rows, first.summary) + date_lines(tokenizer)
     held_out: dict[str, Batches] = {}
     prompts: list[Row] = []
-    for name, paths in named_sets(settings.eval).items():
-        rows, kept, summary = read(paths, held_out=True)
-        split = f"eval_{name}" if name else "eval"
-        held_out[name] = make(split, kept, config.eval_batch_size, shuffle=False, epochs=1)
-        of = f" {name!r}" if name else ""
-        lines += [f"held-out data{of}: {summary}", *source_lines(rows)]
-        prompts = prompts or _rows_at(rows, spread(range(summary.rows), config.samples.count))
+    for name, part in zip(named_sets(settings.eval), others, strict=True):
+        rows, split = part.rows, f"eval_{name}" if name else "eval"
+        held_out[name] = make(split, part.examples, config.eval_batch_size, shuffle=False, epochs=1)
+        lines += [f"{part.name}: {part.summary}", *source_lines(rows)]
+        chosen = spread(range(part.summary.rows), config.samples.count)
+        prompts = prompts or _rows_at(rows, chosen)
     room = model.max_length - config.samples.max_new_tokens
     short = [row for row in prompts if _fits(row, tokenizer, room)]
     if len(short) < len(prompts):
@@ -203,7 +204,18 @@ def prepare_data(
         lines.append(
             f"for samples {lost} cannot be used: nothing is asked, or no room is left for an answer"
         )
-    return Data(tokenizer, train, held_out, short, lines, chats)
+    return Data(tokenizer, train, held_out, short, lines, [first, *others], chats)
+
+
+def parts_of(config: ConfigDict, **settings: Any) -> list[Part]:
+    """The training data and each held-out set; `settings` are further arguments of `read_data`."""
+    sets = {"training data": config.data.train}
+    for name, paths in named_sets(config.data.eval).items():
+        sets[f"held-out data {name!r}" if name else "held-out data"] = paths
+    return [
+        Part(name, *read_data(config, paths, **settings, held_out=name != "training data"))
+        for name, paths in sets.items()
+    ]
 
 
 def read_data(config: ConfigDict, paths: Any, **settings: Any) -> tuple[Any, Examples, Any]:

@@ -12,13 +12,12 @@ from jaxft.assets import model_folder
 from jaxft.data import Rows, Tokenizer, pack
 from jaxft.data.preference_report import (
     marked_pair,
-    pair_findings,
     side_lines,
     sides,
     summary_of,
 )
 from jaxft.data.preferences import Comparison, Comparisons
-from jaxft.data.report import Part, findings, overlap, tokens_by_source
+from jaxft.data.report import Part, tokens_by_source
 from jaxft.data.show import (
     BRACKETS,
     COLOURS,
@@ -29,16 +28,15 @@ from jaxft.data.show import (
 )
 from jaxft.errors import counted
 from jaxft.formats.config_file import model_config
-from jaxft.training.preference_data import compares
+from jaxft.training.findings import warnings_of
 from jaxft.training.prepare import (
     batches_of,
     date_lines,
     epoch_of,
     max_length_of,
     mix_lines,
-    named_sets,
+    parts_of,
     places_of,
-    read_data,
     source_lines,
     spread,
     tokenizer_of,
@@ -81,40 +79,21 @@ def preview(
     model = model_config(model_folder(config.model))
     max_length, tokenizer = max_length_of(config, model), tokenizer_of(config)
     places = places_of(config, max_length)
-    parts = list[Part]()
-    sets = {"training data": config.data.train}
-    for name, paths in named_sets(config.data.eval).items():
-        sets[f"held-out data {name!r}" if name else "held-out data"] = paths
-    for name, paths in sets.items():
-        rows, examples, summary = read_data(
-            config, paths, tokenizer=tokenizer, max_length=max_length, held_out=bool(parts)
-        )
-        parts.append(Part(name, rows, examples, summary))
-    lines, warnings = [], []
+    parts = parts_of(config, tokenizer=tokenizer, max_length=max_length)
+    lines = list[str]()
     for part in parts:
         lines += [f"{part.name}: {part.summary}", *_filling(config, part, max_length, tokenizer)]
         if isinstance(part.rows, Rows):
             lines += [f"  {line}" for line in source_lines(part.rows)]
         lines += ["", *_sources(part), "", *_lengths(part, places), ""]
-        found = _findings(config, part, tokenizer, model.vocabulary)
-        warnings += [f"{part.name}: {line}" for line in found]
     lines += date_lines(tokenizer)
-    for part in parts[1:]:
-        found = overlap(parts[0].examples, part.examples)
-        warnings += [f"{part.name}: {line}" for line in found]
+    warnings = warnings_of(config, parts, tokenizer, model.vocabulary)
     lines += ["warnings:", *(f"  - {line}" for line in warnings or ["none"]), ""]
     lines += _shown(parts[0], tokenizer, shown, colour)
     if plot:
         lengths = [(part.name, part.examples.row_lengths) for part in parts]
         lines.append(str(plot_lengths(plot, lengths, places)))
     return lines
-
-
-def _findings(config: ConfigDict, part: Part, tokenizer: Tokenizer, vocabulary: int) -> list[str]:
-    if not compares(config):
-        return findings(part, tokenizer, vocabulary)
-    weight = config.objective.desirable_weight / config.objective.undesirable_weight
-    return pair_findings(part, tokenizer, vocabulary, weight)
 
 
 def _filling(

@@ -40,11 +40,11 @@ def test_of_good_pairs_nothing_is_said(share, tokenizer):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ((*GOOD, GOOD[0]), "1 of 3 (33.3 %) examples are duplicates (first: p.jsonl:3 of p.jsonl:1)"),
+        ((*GOOD, GOOD[0]), "1 of 3 (33.3 %) examples are duplicates (first: p.jsonl:3 of p.jsonl:1): take"),
         (
             (*GOOD, ("a", " c", " b")),
             "1 of 3 (33.3 %) examples stand the other way round elsewhere: what is chosen there is "
-            "rejected here (first: p.jsonl:3)",
+            "rejected here (first: p.jsonl:3): keep the one that is meant",
         ),
         (LONG, "the chosen completion is the longer one in 6 of 6 (100 %)"),
         (((p, r, c) for p, c, r in LONG), "the rejected completion is the longer one in 6 of 6 (100 %)"),

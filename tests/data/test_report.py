@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxft.data import Example, Examples, Row, prepare_examples
-from jaxft.data.report import Part, findings, has_empty_completion, overlap, tokens_by_source
+from jaxft.data import Example, Examples, Row, prepare_examples, report
+from jaxft.data.defects import has_empty_completion
+from jaxft.data.report import Part, findings, overlap, tokens_by_source
 
 
 def rows_of(*values, format="prompt_completion", source="train.jsonl", unused=()):
@@ -28,6 +29,7 @@ def said(rows, tokenizer, vocabulary=1000, **arguments):
     return findings(part_of(rows, tokenizer, **arguments), tokenizer, vocabulary)
 
 
+EMPTY = "take them out, unless the model is to answer with nothing"
 GOOD = (pair("a", " b"), pair("c", " d"))
 
 
@@ -38,16 +40,25 @@ def test_of_good_data_nothing_is_said(tokenizer):
 @pytest.mark.parametrize(
     ("values", "lines"),
     [
-        ((pair("e", ""),), ["1 of 3 (33.3 %) rows have an empty completion (first: t:3)"]),
-        ((pair("e", " \n"),), ["1 of 3 (33.3 %) rows have an empty completion (first: t:3)"]),
+        (
+            (pair("e", ""),),
+            [f"1 of 3 (33.3 %) rows have an empty completion (first: t:3): {EMPTY}"],
+        ),
+        (
+            (pair("e", " \n"),),
+            [f"1 of 3 (33.3 %) rows have an empty completion (first: t:3): {EMPTY}"],
+        ),
         (
             (pair("a", " b"), pair("c", " d"), pair("a", " d")),
-            ["2 of 5 (40 %) examples are duplicates (first: t:3 of t:1)"],
+            [
+                "2 of 5 (40 %) examples are duplicates (first: t:3 of t:1): take the further ones out, unless they are "
+                "meant to weigh more"
+            ],
         ),
         (
             (pair("the riv", "er"),),
             [
-                "1 prompts have other tokens alone than before their completion: a space at the "
+                "1 prompts have other tokens alone than before their completion (first: t:3): a space at the "
                 "prompt's end belongs at the completion's beginning"
             ],
         ),
@@ -62,12 +73,28 @@ def test_what_max_length_costs_is_told(tokenizer):
     rows = rows_of(*GOOD, pair("a", " b c d e f g h i"), pair("a b c d e f g h i j", " k"))
     lines = said(rows, tokenizer, max_length=8)
     assert "2 of 4 (50 %) rows are longer than max_length 8 and lose their end" in lines[0]
-    assert "1 rows are dropped: they have no trained token" in lines[1]
+    assert "first: train.jsonl:3): a larger data.max_length keeps more of them" in lines[0]
+    assert (
+        "1 rows are dropped: they have no trained token (first: train.jsonl:4): a larger"
+        in lines[1]
+    )
     assert len(lines) == 2
 
 
-def test_data_that_never_ends_is_told(tokenizer):
-    template = "{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}"
+@pytest.mark.parametrize(
+    ("said_as", "remedy"),
+    [
+        ("{{ m.content }}", "let the chat template write <|im_end|> after each answer"),
+        ("{{ m.content }}", "take config.data.chat_template=chatml"),
+        ("{{ m.content + '<pad>' }}", "an answer ends with <pad>: name that as eos_token in tokenizer_config.json"),
+        (
+            "{% generation %}{{ m.content }}{% endgeneration %}{{ '<|im_end|>' }}",
+            "writes <|im_end|> outside of {% generation %}: it belongs inside",
+        ),
+    ],
+)  # fmt: skip
+def test_data_that_never_ends_is_told_and_how_to_end_it(tokenizer, said_as, remedy):
+    template = "{% for m in messages %}{{ m.role + ':' }}" + said_as + "{% endfor %}"
     endless = dataclasses.replace(
         tokenizer,
         chat_template=template + "{% if add_generation_prompt %}assistant:{% endif %}",
@@ -75,7 +102,19 @@ def test_data_that_never_ends_is_told(tokenizer):
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (line,) = said(rows_of({"messages": talk}, format="messages"), endless)
     assert line.startswith("1 of 1 (100 %) examples train no EOS")
-    assert line.endswith("(first: train.jsonl:1)")
+    assert "(first: train.jsonl:1): " in line
+    assert remedy in line
+
+
+def test_many_examples_are_looked_at_in_blocks(tokenizer, monkeypatch):
+    rows = rows_of(
+        *(pair(f"{n}", f" {n % 7}") for n in range(40)), pair("1", " 1"), pair("<s><s>a", " b")
+    )
+    whole = said(rows, tokenizer, vocabulary=60)
+    assert [line.split("examples ")[1].split(" ")[0] for line in whole] == ["begin", "have", "are"]
+    for block in (1, 7, 64):
+        monkeypatch.setattr(report, "BLOCK", block)
+        assert said(rows, tokenizer, vocabulary=60) == whole
 
 
 def test_ids_that_the_model_lacks_are_told(tokenizer):
@@ -104,6 +143,7 @@ def turns(*pairs, **extra):
         ("messages", turns(("assistant", " "), ("user", "a"), ("assistant", "b")), True),
         ("messages", turns(("user", ""), ("assistant", "b")), False),
         ("messages", turns(("assistant", ""), tool_calls=[{}]), False),
+        ("messages", turns(("assistant", ""), weight=0), False),
         ("prompt_completion", pair([], turns(("assistant", ""))["messages"]), True),
         ("text", {"text": " "}, True),
         ("text", {"text": "a"}, False),
@@ -118,9 +158,10 @@ def test_held_out_examples_and_prompts_that_are_trained_on_are_told(tokenizer):
     values = (pair("x y z", " d"), pair("e f g", " h"), pair("a b c", " other"))
     held_out = part_of(rows_of(*values, source="eval.jsonl"), tokenizer).examples
     assert overlap(train, held_out) == [
-        "1 of 3 (33.3 %) examples stand in the training data as well (first: eval.jsonl:2)",
+        "1 of 3 (33.3 %) examples stand in the training data as well (first: eval.jsonl:2): take them out of one of "
+        "the two: of them the held-out loss tells what is remembered",
         "1 of 3 (33.3 %) examples have a prompt that the training data has with another completion "
-        "(first: eval.jsonl:3)",
+        "(first: eval.jsonl:3): take them out of one of the two, unless both answers are wanted",
     ]
     assert overlap(train, held_out.of(held_out[:1])) == []
 

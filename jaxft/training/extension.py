@@ -1,0 +1,157 @@
+"""A run that exists gets more updates: `steps` or `epochs` alone are others than in its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxft import places, processes
+from jaxft.configuration import difference, from_json, to_json
+from jaxft.errors import UserError
+from jaxft.training.evaluation import is_exhausted
+from jaxft.training.folder import LENGTH, written
+from jaxft.training.optimizer import schedule
+from jaxft.training.prepare import updates_of
+
+HISTORY = "history.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """What a folder says of its run, read by every process before the first of them writes.
+
+    Attributes:
+        config: the configuration so far; None for a new run.
+        changes: of RUN/history.json: {"step", "changed", "config"} each time that the run's length changed, with
+            the step from which it went on, the keys that changed, and the whole configuration before.
+    """
+
+    config: ConfigDict | None
+    changes: tuple[dict[str, Any], ...]
+
+
+def past_of(workdir: Path) -> Past:
+    """What stands in the folder. A change that was told but not made, because the process was killed, is left out."""
+    file = workdir / "config.json"
+    if not file.exists():
+        return Past(None, ())
+    config, changes = from_json(file.read_text(), str(file)), _read(workdir / HISTORY)
+    if changes and changes[-1]["config"] == json.loads(to_json(config)):
+        changes = changes[:-1]
+    return Past(config, changes)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], ...]:
+    if not file.exists():
+        return ()
+    try:
+        changes = json.loads(file.read_text())
+        for change in changes:
+            int(change["step"]), change["changed"], change["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: not what jaxft wrote of the run's earlier configurations; remove it, and they are forgotten"
+        ) from error
+    return tuple(changes)
+
+
+def extend(
+    config: ConfigDict,
+    past: Past,
+    workdir: Path,
+    step: int,
+    steps_per_epoch: int,
+    say: Callable[[str], None],
+) -> list[int]:
+    """Takes up another length of the run, if it is given one: says it, and writes config.json and history.json.
+
+    Args:
+        config: of this call.
+        past: what the folder says.
+        workdir: RUN.
+        step: updates made, which the run goes on from.
+        steps_per_epoch: updates of a pass over the data.
+        say: takes a line.
+
+    Returns:
+        The steps at which the run's length has ever changed, in order.
+
+    Raises:
+        UserError: fewer updates than are made, or epochs that count for nothing.
+    """
+    at = [int(change["step"]) for change in past.changes]
+    if past.config is None:
+        return at
+    changed = [line for line in difference(past.config, config) if line.startswith(LENGTH)]
+    if not changed:
+        return at
+    keys = "; ".join(f"config.{line}" for line in changed)
+    before, after = (updates_of(each, steps_per_epoch) for each in (past.config, config))
+    if config.steps and config.steps == past.config.steps:
+        raise UserError(
+            f"{workdir}: {keys} counts for nothing where config.steps is {config.steps}: give more steps, or "
+            "config.steps=0 with the epochs"
+        )
+    if after < step:
+        raise UserError(
+            f"{workdir}: {keys} makes {after} updates, and this run has made {step}: give more of them, or take "
+            "another folder"
+        )
+    for line in _lines(config, past.config, (before, after), step, keys):
+        say(line)
+    if processes.first():
+        change = {"step": step, "changed": changed, "config": json.loads(to_json(past.config))}
+        text = json.dumps([*past.changes, change], indent=2, ensure_ascii=False) + "\n"
+        with written(workdir):
+            places.write_text(workdir / HISTORY, text)
+            places.write_text(workdir / "config.json", to_json(config))
+    return [*at, step]
+
+
+def _lines(
+    config: ConfigDict, old: ConfigDict, updates: tuple[int, int], step: int, keys: str
+) -> list[str]:
+    """What changes, for the log."""
+    before, after = updates
+    kept = f"the configuration before is kept in {HISTORY}"
+    if before == after:
+        return [f"{keys}: {after} updates as before; {kept}"]
+    kind = "extended" if after > before else "shortened"
+    lines = [
+        f"{kind}: {keys}: {after} updates instead of {before}, of which {step} are made; {kept}"
+    ]
+    if 0 < step < after:
+        was = float(schedule(old.optimizer, before)(step - 1))
+        goes = float(schedule(config.optimizer, after)(step))
+        lines.append(
+            f"the schedule ({config.optimizer.schedule}) is computed anew over {after} updates: the learning rate "
+            f"was {was:.3g} and goes on at {goes:.3g}"
+        )
+    return lines
+
+
+def patience_since(
+    changes: Sequence[int], losses: Mapping[int, float], patience: int, say: Callable[[str], None]
+) -> int:
+    """The step from which evaluations count for `config.patience`: a run that it had stopped is given it anew.
+
+    Args:
+        changes: the steps at which the run's length changed.
+        losses: the held-out loss of each evaluation, by its step.
+        patience: `config.patience`.
+        say: takes a line.
+    """
+    since = 0
+    for step in changes:
+        known = {at: loss for at, loss in losses.items() if at <= step}
+        since = step if is_exhausted(known, patience, since) else since
+    if since:
+        say(
+            f"patience had stopped this run: its {patience} evaluations count anew from step {since}"
+        )
+    return since
