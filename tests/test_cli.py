@@ -113,7 +113,10 @@ def test_merge_and_quickstart_hand_their_flags_on(called):
     assert cli.main(["merge", "--model", "m", "--adapter", "a", "--output", "o"]) == 0
     assert cli.main(["quickstart", "--workdir", "w"]) == 0
     assert called == [
-        ("merge_folder", {"model": "m", "adapter": "a", "output": "o", "quantize": "none"}),
+        (
+            "merge_folder",
+            {"model": "m", "adapter": "a", "output": "o", "quantize": "none", "dtype": ""},
+        ),
         ("quickstart", {"workdir": "w"}),
     ]
 

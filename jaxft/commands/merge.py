@@ -16,6 +16,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize", default="none", choices=("none", "nf4", "fp4", "int8"), help="write it so"
     )
+    parser.add_argument(
+        "--dtype",
+        default="",
+        choices=("float32", "bfloat16", "float16"),
+        help="what to store; default: the base's",
+    )
 
 
 def run(**flags: Any) -> None:

@@ -1,4 +1,4 @@
-"""`jaxft merge` and `jaxft quantize`: a folder made of another, and how far its logits are from the right ones."""
+"""`jaxft merge` and `jaxft quantize`: a folder made of another, and what that changes of what it says."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxft.adaptation import merge
 from jaxft.assets import model_folder
-from jaxft.errors import UserError
+from jaxft.errors import UserError, nearest
 from jaxft.formats.companions import check_tokens
 from jaxft.formats.huggingface import load
 from jaxft.formats.manifest import TRAINED_ON, note, tell_another_base
+from jaxft.formats.measure import measure, report
+from jaxft.formats.own_text import text_for
 from jaxft.formats.peft import load_adapter
 from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.safetensors import open_folder
@@ -23,55 +24,72 @@ from jaxft.formats.writing import save, write_model
 from jaxft.models.transformer import Transformer
 from jaxft.places import fetched
 from jaxft.quantization import quantization_of, quantize_params
-from jaxft.tree import PyTree
+from jaxft.tree import PyTree, flatten_with_paths
+from jaxft.weights import Weight, is_weight
 
 NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def merge_folder(
-    model: str | Path, adapter: str | Path, output: str | Path, quantize: str = "none"
+    model: str | Path,
+    adapter: str | Path,
+    output: str | Path,
+    quantize: str = "none",
+    dtype: str = "",
 ) -> float:
     """Writes base and adapter as one folder, in the base's dtype and layout, and measures it.
 
-    The merged folder is read back and its logits are compared, in float32, with those of base and
-    adapter: the rounding to the stored dtype is part of the deviation. An adapter that was trained over a quantized
-    base is merged into that base's dequantized values. What stands beside the adapter (tokenizer, chat template,
-    generation settings) comes along, before what stands beside the base.
+    The merged folder is read back and compared, in float32, with base and adapter on the run's own text: the rounding
+    to the stored dtype is part of what changes. An adapter that was trained over a quantized base is merged into that
+    base's dequantized values. What stands beside the adapter (tokenizer, chat template, generation settings) comes
+    along, before what stands beside the base.
 
     Args:
         model: the base's folder; the dense one of a quantized base will do.
         adapter: a PEFT folder.
         output: a new or empty folder.
         quantize: none, or the scheme to write the merged projections in: nf4 | fp4 | int8.
+        dtype: what to store: float32 | bfloat16 | float16; "": the base's.
 
     Returns:
-        The largest deviation of the logits, relative to the largest logit.
+        The largest deviation of the logits on the text's beginning, relative to the largest logit.
 
     Raises:
-        UserError: the adapter was trained over another quantized base, or its tokenizer has tokens that the base lacks.
+        UserError: the adapter was trained over another quantized base, its tokenizer has tokens that the base lacks,
+            or float16 cannot hold a weight.
     """
-    model = model_folder(model)
+    if dtype and dtype not in DTYPES:
+        raise UserError(
+            f"dtype {dtype!r} is not one of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}"
+        )
+    model, named = model_folder(model), adapter
     adapter = fetched(adapter)
     module, params = _trained_base(model, adapter)
     check_tokens(model, adapter, module.config.vocabulary)
     adapted = load_adapter(params, adapter)
-    expected = _logits(module, adapted)
-    dtypes = {NAMES[t.dtype] for t in open_folder(model).values() if t.dtype in NAMES}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    text = text_for(model, module.config, named)
+    before = measure(module, adapted, text)
     if quantize == "none":
+        dtype = dtype or _stored_dtype(model)
+        if dtype == "float16":
+            _check_range(adapted)
         write_model(
             module.config, adapted, output, like=model, beside=adapter, dtype=dtype, dense=True
         )
         print(f"wrote {output} in {dtype}")
     else:
         merged = merge(adapted)
-        _report("merged, dense,", _logits(module, merged), expected)
+        report("merged, not yet quantized", measure(module, merged, text), before, text, "float32")
+        if dtype:
+            merged = jax.tree.map(lambda leaf: _cast(leaf, dtype), merged)
         save(module, _requantized(merged, quantize), output, like=model, beside=adapter)
         print(f"wrote {output} in {quantize}")
     if (chats := trained_on_chats(fetched(adapter))) is not None:
         note(Path(output), **{TRAINED_ON: "chats" if chats else "texts"})
     del params, adapted
-    return _report("merged", _logits(*load(output)), expected)
+    stored = dtype if quantize == "none" else quantize
+    return report("merged", measure(*load(output), text), before, text, stored)
 
 
 def quantize_folder(
@@ -91,7 +109,7 @@ def quantize_folder(
         double_quant: whether their scales are quantized too.
 
     Returns:
-        The largest deviation of the logits, relative to the largest logit.
+        The largest deviation of the logits on the text's beginning, relative to the largest logit.
     """
     model = model_folder(model)
     group_size = -1 if scheme == "int8" else group_size
@@ -99,7 +117,9 @@ def quantize_folder(
     save(module, params, output, like=model)
     print(f"wrote {output} in {scheme}")
     del params
-    return _report("quantized", _logits(*load(output)), _logits(*load(model)))
+    text = text_for(model, module.config, model)
+    after, before = (measure(*load(folder), text) for folder in (output, model))
+    return report("quantized", after, before, text, scheme)
 
 
 def _trained_base(model: Path, adapter: Path) -> tuple[Transformer, PyTree]:
@@ -129,20 +149,23 @@ def _requantized(merged: PyTree, scheme: str) -> PyTree:
     return quantize_params(merged, scheme, group_size=-1 if scheme == "int8" else 64)
 
 
-def _report(name: str, logits: np.ndarray, expected: np.ndarray) -> float:
-    difference = float(np.abs(logits - expected).max())
-    relative = difference / float(np.abs(expected).max())
-    against = "dense" if name == "quantized" else "adapted"
-    print(
-        f"largest deviation of {name} from {against} logits: {difference:.3g} "
-        f"({relative:.3g} of the largest logit)"
-    )
-    return relative
+def _stored_dtype(model: Path) -> str:
+    """What the folder's floating tensors are stored in; float32 where they differ."""
+    dtypes = {NAMES[t.dtype] for t in open_folder(model).values() if t.dtype in NAMES}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
-def _logits(module: Transformer, params: PyTree) -> np.ndarray:
-    """Logits (rows, length, vocabulary) of a few rows of random tokens, the same every time."""
-    length = min(32, module.config.max_length)
-    tokens = np.random.default_rng(0).integers(0, module.config.vocabulary, (4, length))
-    apply: Any = jax.jit(lambda params, tokens: module.apply({"params": params}, tokens))
-    return np.asarray(apply(params, jnp.asarray(tokens, jnp.int32)))
+def _cast(leaf: Any, dtype: str) -> Any:
+    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _check_range(params: PyTree) -> None:
+    """UserError where float16, whose largest number is 65504, cannot hold a merged weight."""
+    most = float(jnp.finfo(jnp.float16).max)
+    for path, leaf in flatten_with_paths(params, is_leaf=is_weight):
+        dense = leaf.merged(params) if isinstance(leaf, Weight) else leaf
+        largest = float(jnp.abs(dense).max())
+        if largest > most:
+            raise UserError(
+                f"--dtype float16: {path} holds {largest:.3g}, and float16 nothing above {most:.0f}: take bfloat16"
+            )

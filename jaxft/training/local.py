@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from jaxft import places, processes
 from jaxft.formats.manifest import Damaged, check_manifest, write_manifest
-from jaxft.training.checkpoint import PARTIAL, steps_in
+from jaxft.training.checkpoint import PARTIAL, Checkpoints, steps_in
 from jaxft.training.folder import written
 from jaxft.tree import PyTree, flatten_with_paths
 
@@ -154,6 +154,19 @@ class Local:
         with contextlib.suppress(Exception):
             self.wait()
         self._thread.shutdown()
+
+
+def newest_of(
+    checkpoints: Checkpoints, local: Local, like: PyTree, say: Callable[[str], None]
+) -> tuple[int | None, Checkpoints | Local]:
+    """The last whole state's step and where it is, of RUN or of the hosts' disks; later ones there go."""
+    step, near = checkpoints.newest(say), local.newest(like, say)
+    source: Checkpoints | Local = checkpoints
+    if near is not None and (step is None or near > step):
+        say("the hosts' disks have a newer state than RUN")
+        step, source = near, local
+    local.forget(step or 0)
+    return step, source
 
 
 def local_of(settings: ConfigDict, workdir: Path) -> Local:

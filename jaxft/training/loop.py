@@ -30,7 +30,7 @@ from jaxft.training.extension import Past, extend, past_of, patience_since
 from jaxft.training.findings import warning_lines
 from jaxft.training.folder import Samples, check_folder, open_folder, tidy
 from jaxft.training.identity import check_identity, identity
-from jaxft.training.local import Local, local_of
+from jaxft.training.local import Local, local_of, newest_of
 from jaxft.training.lock import Claim, Lock, lock_of
 from jaxft.training.logs import Logs, logs_of
 from jaxft.training.metrics import Metrics, Progress, numbers_of, say
@@ -344,13 +344,7 @@ class _Run:
 
     def _restore(self) -> int:
         """Takes up the last whole checkpoint, of RUN or of the hosts' disks; returns its step, or 0."""
-        step = self.checkpoints.newest(say)
-        near = self.local.newest(self._kept(), say)
-        source: Checkpoints | Local = self.checkpoints
-        if near is not None and (step is None or near > step):
-            say("the hosts' disks have a newer state than RUN")
-            step, source = near, self.local
-        self.local.forget(step or 0)
+        step, source = newest_of(self.checkpoints, self.local, self._kept(), say)
         if step is None:
             return 0
         beside = source.data(step)
