@@ -88,7 +88,7 @@ def test_a_dtype_goes_with_quantization(golden, tmp_path):
 
 def test_an_unknown_dtype_and_weights_that_float16_cannot_hold_are_refused(golden, tmp_path):
     folders = golden / "models/llama", golden / "adapters/lora"
-    with pytest.raises(UserError, match=r"dtype 'float23' is not one of .* \\(nearest: 'float32'"):
+    with pytest.raises(UserError, match=r"dtype 'float23' is not one of .* \(nearest: 'float32'"):
         merge_folder(*folders, tmp_path / "out", dtype="float23")
     model, params = load(golden / "models/llama")
     params["final_norm"]["scale"] = params["final_norm"]["scale"] * 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -210,6 +211,21 @@ def test_sigterm_to_one_stops_all_with_a_checkpoint_and_a_restart_goes_on(
     assert [status for status, _ in again] == [0, 0], again
     assert "going on from the checkpoint" in again[0][1]
     assert_same_run(tmp_path / "run", alone)
+
+
+@pytest.mark.thorough
+def test_two_processes_extend_a_run(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """One of them writes and says it; both go on to the same end, from the hosts' disks as well."""
+    settings = SETTINGS | {"optimizer.schedule": "constant", "checkpoint.local": tmp_path / "near"}
+    settings |= {"checkpoint.local_every": 1, "optimizer.learning_rate": 1e-2}
+    for steps in (2, 4):
+        done = outcomes(start(2, tmp_path / "run", settings=settings | {"steps": steps}))
+        assert [status for status, _ in done] == [0, 0], done
+    assert [output.count("extended: config.steps: 2 -> 4") for _, output in done] == [1, 0]
+    assert len(json.loads((tmp_path / "run" / "history.json").read_text())) == 1
+    one = {**settings, "mesh.data": 1, "checkpoint.local": str(tmp_path / "one")}
+    train(configure(**one), tmp_path / "alone")
+    assert_same_run(tmp_path / "run", tmp_path / "alone")
 
 
 def test_a_variable_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,17 @@ def test_a_checkpoint_without_its_manifest_was_never_whole(
     assert "going on from the checkpoint of step 2" in said
     assert "damaged" not in said
     assert_same_end(bucket.unpacked(cut, tmp_path / "run"), whole)
+
+
+def test_a_run_in_the_store_is_extended(
+    bucket: Bucket, cut: str, configure: Callable[..., Any]
+) -> None:
+    """Its configuration and the one before stand there."""
+    before = json.loads(bucket.get(f"{cut}/config.json"))
+    assert train(configure(**SETTINGS | {"steps": 7}), f"gs://bucket/{cut}").steps == 7
+    assert json.loads(bucket.get(f"{cut}/config.json")) == before | {"steps": 7}
+    (change,) = json.loads(bucket.get(f"{cut}/history.json"))
+    assert change["config"] == before
 
 
 def test_a_checkpoint_that_was_cut_short_is_named(
