@@ -111,16 +111,17 @@ def _paths(settings: ConfigDict) -> Iterator[tuple[str, Any]]:
 
 
 def _rows(settings: ConfigDict, paths: Any, held_out: bool, tokenizer: Tokenizer) -> Iterable[Row]:
-    as_messages = tokenizer.chat_template is not None
+    data = settings.data
+    options: dict[str, Any] = {
+        "fields": data.fields,
+        "ignore": data.ignore,
+        "held_out": held_out,
+        "as_messages": tokenizer.chat_template is not None,
+    }
     if settings.objective.name == "sft":
-        data = settings.data
-        return read_rows(
-            paths, data.format, data.fields, held_out=held_out, as_messages=as_messages
-        )
+        return read_rows(paths, data.format, **options)
     judged = settings.objective.name == "kto"
-    rows, _ = read_preferences(
-        paths, judged=judged, skip=True, held_out=held_out, as_messages=as_messages
-    )
+    rows, _ = read_preferences(paths, judged=judged, skip=True, **options)
     answer = "completion" if judged else "chosen"
     return (
         Row(row.origin, "prompt_completion", {"prompt": row.values["prompt"], "completion": row.values[answer]})
