@@ -22,8 +22,8 @@ USUAL = {
     "bfloat16": (0.01, 0.98, "--dtype float32 keeps what was trained"),
     "float16": (0.002, 0.99, "--dtype float32 keeps what was trained"),
     "int8": (0.02, 0.9, "leave it dense"),
-    "nf4": (0.1, 0.7, "int8 is closer, and training over nf4 (configs/sft.py:qlora) closest"),
-    "fp4": (0.2, 0.5, "nf4 and int8 are closer"),
+    "nf4": (0.15, 0.65, "int8 is closer, and training over nf4 (configs/sft.py:qlora) closest"),
+    "fp4": (0.4, 0.5, "nf4 and int8 are closer"),
 }
 
 
