@@ -35,9 +35,10 @@ def _is_empty_turn(message: Mapping[str, Any]) -> bool:
     )
 
 
-def defects_of(row: Row) -> dict[str, bool]:
-    """Whether the row is empty or has text unread, by these names."""
-    return {"empty": has_empty_completion(row), "unread": bool(row.unread)}
+def defects_of(row: Row, diverged: bool, truncated: bool) -> dict[str, bool]:
+    """What was found of its tokens, and whether the row is empty or has text unread, by name."""
+    own = {"empty": has_empty_completion(row), "unread": bool(row.unread)}
+    return {"diverged": diverged, "truncated": truncated} | own
 
 
 def count_found(

@@ -169,8 +169,7 @@ def prepare_examples(
         split = split_texts and row.format == "text" and len(ids) > max_length
         examples.row_lengths.append(len(ids))
         truncated = len(ids) > max_length and not split
-        found = {"diverged": diverged, "truncated": truncated} | defects_of(row)
-        count_found(counts, first, row, found)
+        count_found(counts, first, row, defects_of(row, diverged, truncated))
         pieces = _pieces(len(ids), max_length) if split else [slice(max_length)]
         counts["split"] += split
         counts["pieces"] += len(pieces) if split else 0
@@ -182,8 +181,7 @@ def prepare_examples(
                 continue
             examples.append(example)
             kept[row.source] += 1
-            counts["tokens"] += len(example.tokens)
-            counts["trained_tokens"] += targets
+            counts.update(tokens=len(example.tokens), trained_tokens=targets)
             whole = len(ids) <= max_length or (split and piece == pieces[-1])
             counts["without_eos"] += whole and not _trains_any(example, tokenizer.eos_ids)
     counts.update(rows=lost.count, lost=lost.count)

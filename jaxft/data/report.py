@@ -40,6 +40,7 @@ class Part:
 def tokens_by_source(examples: Examples) -> list[tuple[str, int, int, int]]:
     """(source, examples, tokens, trained tokens) of each place that examples come from.
 
+    >>> from jaxft.data.store import Example
     >>> tokens_by_source(Examples.of([Example(np.arange(3), np.arange(3) > 1, "a.jsonl:1")]))
     [('a.jsonl', 1, 3, 1)]
     """
