@@ -86,16 +86,16 @@ def _settings_of(run: Path) -> ConfigDict | None:
 
 def _tokenizer(model: Path, settings: ConfigDict | None, beside: str | Path) -> Tokenizer | None:
     """The run's tokenizer with the template that it trained by; None if the folder has none."""
-    template = places.place(beside) / "chat_template.jinja"
-    named = str(template) if template.is_file() else ""
+    own = places.place(beside)
+    named = str(own / "chat_template.jinja") if (own / "chat_template.jinja").is_file() else ""
     folder = model
     if settings is not None:
         named = named or settings.data.chat_template
         folder = Path(settings.tokenizer or model)
-    for at, by in ((folder, named), (model, named), (model, "")):
+    for at, by in ((own, named), (folder, named), (model, named), (model, "")):
         try:
             return load_tokenizer(at, by)
-        except UserError:
+        except (UserError, OSError):
             continue
     return None
 
