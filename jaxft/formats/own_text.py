@@ -88,13 +88,13 @@ def _tokenizer(model: Path, settings: ConfigDict | None, beside: str | Path) -> 
     """The run's tokenizer with the template that it trained by; None if the folder has none."""
     own = places.place(beside)
     named = str(own / "chat_template.jinja") if (own / "chat_template.jinja").is_file() else ""
-    folder = model
+    folder, date = model, ""
     if settings is not None:
-        named = named or settings.data.chat_template
+        named, date = named or settings.data.chat_template, settings.data.date
         folder = Path(settings.tokenizer or model)
     for at, by in ((own, named), (folder, named), (model, named), (model, "")):
         try:
-            return load_tokenizer(at, by)
+            return load_tokenizer(at, by, date)
         except (UserError, OSError):
             continue
     return None
