@@ -67,7 +67,7 @@ def findings(part: Part, tokenizer: Tokenizer, vocabulary: int) -> list[str]:
         )
     if summary.dropped:
         lines.append(
-            f"{summary.dropped} rows are dropped: they have no trained token "
+            f"{share_of(summary.dropped, summary.rows)} rows are dropped: they have no trained token "
             f"(first: {summary.first['dropped']}): {remedies.UNTRAINED}"
         )
     endless = _without_eos(examples, tokenizer, summary)
@@ -86,7 +86,7 @@ def findings(part: Part, tokenizer: Tokenizer, vocabulary: int) -> list[str]:
     lines += duplicates(examples)
     if summary.diverged:
         lines.append(
-            f"{summary.diverged} prompts have other tokens alone than before their completion "
+            f"{share_of(summary.diverged, summary.rows)} prompts have other tokens alone than before their completion "
             f"(first: {summary.first['diverged']}): {remedies.SPACE}"
         )
     if summary.unused_keys:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxft import places, processes
 from jaxft.configuration import difference, from_json, to_json
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted, worded
 from jaxft.training.evaluation import is_exhausted
 from jaxft.training.folder import LENGTH, written
 from jaxft.training.optimizer import schedule
@@ -99,8 +99,8 @@ def extend(
         )
     if after < step:
         raise UserError(
-            f"{workdir}: {keys} makes {after} updates, and this run has made {step}: give more of them, or take "
-            "another folder"
+            f"{workdir}: {keys} makes {counted(after, 'update')}, and this run has made {step}: give more of them, or "
+            "take another folder"
         )
     for line in _lines(config, past.config, (before, after), step, keys):
         say(line)
@@ -117,20 +117,19 @@ def _lines(
     config: ConfigDict, old: ConfigDict, updates: tuple[int, int], step: int, keys: str
 ) -> list[str]:
     """What changes, for the log."""
-    before, after = updates
+    (before, after), length = updates, counted(updates[1], "update")
     kept = f"the configuration before is kept in {HISTORY}"
     if before == after:
-        return [f"{keys}: {after} updates as before; {kept}"]
+        return [f"{keys}: {length} as before; {kept}"]
     kind = "extended" if after > before else "shortened"
-    lines = [
-        f"{kind}: {keys}: {after} updates instead of {before}, of which {step} are made; {kept}"
-    ]
+    made = f"of which {step} {worded(step, 'is', 'are')} made"
+    lines = [f"{kind}: {keys}: {length} instead of {before}, {made}; {kept}"]
     if 0 < step < after:
         was = float(schedule(old.optimizer, before)(step - 1))
         goes = float(schedule(config.optimizer, after)(step))
         lines.append(
-            f"the schedule ({config.optimizer.schedule}) is computed anew over {after} updates: the learning rate "
-            f"was {was:.3g} and goes on at {goes:.3g}"
+            f"the schedule ({config.optimizer.schedule}) is computed anew over {length}: the learning rate was "
+            f"{was:.3g} and goes on at {goes:.3g}"
         )
     return lines
 
@@ -151,7 +150,6 @@ def patience_since(
         known = {at: loss for at, loss in losses.items() if at <= step}
         since = step if is_exhausted(known, patience, since) else since
     if since:
-        say(
-            f"patience had stopped this run: its {patience} evaluations count anew from step {since}"
-        )
+        last = f"{counted(patience, 'evaluation')} {worded(patience, 'counts', 'count')}"
+        say(f"patience had stopped this run: its {last} anew from step {since}")
     return since

@@ -58,8 +58,8 @@ def test_of_good_data_nothing_is_said(tokenizer):
         (
             (pair("the riv", "er"),),
             [
-                "1 prompts have other tokens alone than before their completion (first: t:3): a space at the "
-                "prompt's end belongs at the completion's beginning"
+                "1 of 3 (33.3 %) prompts have other tokens alone than before their completion (first: t:3): a space "
+                "at the prompt's end belongs at the completion's beginning"
             ],
         ),
     ],
@@ -75,7 +75,7 @@ def test_what_max_length_costs_is_told(tokenizer):
     assert "2 of 4 (50 %) rows are longer than max_length 8 and lose their end" in lines[0]
     assert "first: train.jsonl:3): a larger data.max_length keeps more of them" in lines[0]
     assert (
-        "1 rows are dropped: they have no trained token (first: train.jsonl:4): a larger"
+        "1 of 4 (25 %) rows are dropped: they have no trained token (first: train.jsonl:4): a larger"
         in lines[1]
     )
     assert len(lines) == 2

@@ -212,7 +212,7 @@ def test_a_run_that_patience_stopped_is_given_it_anew(
     extended = train(configure(**settings, steps=9), tmp_path / "run")
     assert stopped < extended.steps < 9
     said = capsys.readouterr().err
-    assert f"its 1 evaluations count anew from step {stopped}" in said
+    assert f"its 1 evaluation counts anew from step {stopped}" in said
     losses = {row["step"]: row["loss"] for row in lines(tmp_path / "run", "eval")}
     kept = best_step(
         {step: float("nan" if loss is None else loss) for step, loss in losses.items()}
