@@ -30,8 +30,10 @@ from jaxft.weights import (
     Started,
     Weight,
     bind,
+    is_adapter,
     is_weight,
     key_of,
+    merged_one,
     quantized_in,
     remember,
     replace,
@@ -149,7 +151,7 @@ def adopt(params: PyTree, method: Method, where: str) -> PyTree:
     """
 
     def one(path: str, leaf: Any) -> Any:
-        if not hasattr(leaf, "base"):
+        if not is_adapter(leaf):
             return leaf
         if type(leaf) is not method.weight and method.adopt is not None and type(leaf) is LoRA:
             leaf = method.adopt(leaf)
@@ -214,7 +216,7 @@ def merge(params: PyTree) -> PyTree:
     has an adapter of its own: then it becomes an array of its own.
     """
     merged = jax.tree.map(
-        lambda leaf: leaf.merged(params) if isinstance(leaf, Weight) else leaf,
+        lambda leaf: merged_one(leaf, params),
         params,
         is_leaf=is_weight,
     )
@@ -228,7 +230,7 @@ def base_tree(params: PyTree) -> PyTree:
     """
 
     def one(leaf: Any) -> Any:
-        return leaf.base if hasattr(leaf, "base") else leaf
+        return leaf.base if is_adapter(leaf) else leaf
 
     tree = jax.tree.map(one, params, is_leaf=is_weight)
     return {name: child for name, child in tree.items() if name not in SHARED}
@@ -242,9 +244,7 @@ def moved_base(params: PyTree) -> bool:
 def bind_dropout(params: PyTree, key: jax.Array) -> PyTree:
     """Gives every adapter that has a dropout rate its key for this step; without it dropout is off."""
     return map_with_paths(
-        lambda path, leaf: (
-            leaf.bind_dropout(key_of(key, path)) if isinstance(leaf, Weight) else leaf
-        ),
+        lambda path, leaf: leaf.bind_dropout(key_of(key, path)) if is_weight(leaf) else leaf,
         params,
         is_leaf=is_weight,
     )

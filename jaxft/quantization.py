@@ -12,7 +12,7 @@ import numpy as np
 from jaxft.adaptation import KERNELS, targeted
 from jaxft.errors import UserError
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths, matches
-from jaxft.weights import Weight, is_weight, quantize, quantized_in, replace
+from jaxft.weights import is_weight, quantize, quantized_in, replace
 
 
 def quantize_params(
@@ -48,7 +48,7 @@ def quantize_params(
     chosen = targeted(targets, list(kernels), "quantize_params")
     for path in chosen:
         leaf = kernels[path]
-        if isinstance(leaf, Weight):
+        if is_weight(leaf):
             kind = type(leaf).__name__
             raise UserError(
                 f"quantize_params: {path} is a {kind} weight already; quantize the dense tree"

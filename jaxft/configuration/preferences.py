@@ -84,9 +84,8 @@ def _check_reference(name: str, flat: Mapping[str, Any]) -> None:
             "config.objective.precompute: the log-probabilities of a reference that moves, or of none, "
             "cannot be computed beforehand"
         )
-    if flat["objective.reference_offload"] and (
-        reference != "start" or flat["method.name"] != "full"
-    ):
+    trains_base = row_of(str(flat["method.name"]))().weight is None
+    if flat["objective.reference_offload"] and (reference != "start" or not trains_base):
         raise UserError(
             "config.objective.reference_offload: only full tuning has a frozen copy to keep elsewhere"
         )

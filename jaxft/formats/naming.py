@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, Tensor
@@ -46,13 +45,6 @@ def conv1d(table: Mapping[str, Tensor]) -> bool:
         tensor for path, tensor in table.items() if path.endswith("/kernel") and path != HEAD
     ]
     return bool(kernels) and not any(tensor.transposed for tensor in kernels)
-
-
-def bare(leaf: Any) -> Any:
-    """What stands below all the adapters of a leaf."""
-    while hasattr(leaf, "base"):
-        leaf = leaf.base
-    return leaf
 
 
 def modules_in(table: Mapping[str, Tensor], params: PyTree) -> dict[str, tuple[str, int | None]]:

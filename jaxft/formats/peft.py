@@ -24,7 +24,7 @@ from jaxft.formats.safetensors import Stored
 from jaxft.methods import known_dtype
 from jaxft.places import fetched
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
-from jaxft.weights import DoRA, LoRA, Site, VeRA, Weight, is_weight, projections
+from jaxft.weights import DoRA, LoRA, Site, VeRA, Weight, is_adapter, is_weight, projections
 
 __all__ = ["check_exportable", "load_adapter", "save_adapter", "saved_leaves"]
 
@@ -54,7 +54,7 @@ def load_adapter(
     """
     folder = fetched(folder)
     for path, leaf in flatten_with_paths(params, is_leaf=is_weight):
-        if isinstance(leaf, LoRA | VeRA):
+        if is_adapter(leaf):
             raise UserError(f"load_adapter: {path} is adapted already: call jaxft.merge first")
     options, contents, table, modules = read_contents(params, folder, names)
     contents.dtype = known_dtype(dtype, "load_adapter")

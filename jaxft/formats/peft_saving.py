@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.formats.naming import EMBEDDING, HEAD, bare
+from jaxft.formats.naming import EMBEDDING, HEAD
 from jaxft.formats.peft_tensors import adapter_weights
 from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
 from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths, matches, require_matches
-from jaxft.weights import Saved, Tied, Weight, is_weight, saved_in
+from jaxft.weights import Saved, bare, is_adapter, is_tied, is_weight, saved_in
 
 Slices = Iterator[tuple[str, str, int | None]]
 
@@ -59,7 +59,7 @@ def extras_in(
     saved = saved_in(params)
     chosen = {path: layers for path, layers in saved.whole if path in table}
     chosen |= {path: () for path in _chosen(params, patterns) if path in table}
-    covered = [path for path in chosen if hasattr(leaves[path], "base")]  # an adapter came over it
+    covered = [path for path in chosen if is_adapter(leaves[path])]  # an adapter came over it
     kernels = {path for path in chosen if not path.endswith("/bias")} - {*covered}
     modules = {module for module, _, _ in _slices(kernels, chosen, table, leaves)}
     whole = _whole(modules, kernels, table, leaves)
@@ -113,13 +113,13 @@ def _whole(
     """{name: tensor} of every leaf of these modules, and of a head tied to an embedding that trained."""
     tensors: dict[str, Lazy] = {}
     for module, path, layer in _slices(table, {}, table, leaves):
-        if module in modules and not isinstance(leaves[path], Weight):
+        if module in modules and not is_weight(leaves[path]):
             tensors[table[path].name.format(layer=layer)] = _slice(
                 leaves[path], layer, table[path].transposed
             )
     head = leaves.get(HEAD)
-    if EMBEDDING in kernels and isinstance(bare(head), Tied):
-        if not isinstance(head, Tied):
+    if EMBEDDING in kernels and is_tied(bare(head)):
+        if not is_tied(head):
             raise UserError(
                 "train_also: the embedding trains and the head tied to it is adapted, which PEFT's "
                 "format cannot hold: leave one out"
@@ -138,7 +138,7 @@ def _own(
 ) -> dict[str, Lazy]:
     """The base's own weight of a module, by the name that it has under an adapter or without one."""
     leaf, transposed = bare(leaves[path]), tensor.transposed
-    if isinstance(leaf, Tied):
+    if is_tied(leaf):
         leaf, transposed = bare(leaves[EMBEDDING]), False
     name = f"{module}.base_layer.weight" if module in adapted else tensor.name.format(layer=layer)
     return {name: _slice(leaf, layer, transposed)}

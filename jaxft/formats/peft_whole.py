@@ -21,7 +21,7 @@ from jaxft.formats.safetensors import Stored, finite
 from jaxft.models.families import Tensor
 from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
-from jaxft.weights import Saved, Weight, bind, is_weight, materialize, places, remember
+from jaxft.weights import Saved, bind, is_weight, materialize, places, remember
 
 ROUNDING = 2.0**-7  # of bfloat16, the coarsest that files have
 BLOCK = 4096  # rows that are compared at once
@@ -89,7 +89,7 @@ def _base_values(
     for (path, layer), stored in contents.carried.items():
         path = EMBEDDING if tied and path == HEAD else path  # one weight by two names
         leaf, other = leaves[path], seen.setdefault((path, layer), stored)
-        if isinstance(leaf, Weight):
+        if is_weight(leaf):
             raise UserError(
                 f"{stored.file}: {stored.name} is dense, and the base's kernel is quantized: give the dense base"
             )

@@ -33,7 +33,6 @@ from jaxft.methods import Method
 from jaxft.places import is_remote, local
 from jaxft.quantization import quantization_of
 from jaxft.tree import PyTree
-from jaxft.weights import DoRA, VeRA
 
 PREFIX = "base_model.model."
 QUANTIZED_KEY = "jaxft_base_quantization"
@@ -167,7 +166,7 @@ def _export(
     kind, adapted = adapters_in(params, table)
     patterns = trained if trained is not None else method.train_also if method else ()
     extras = extras_in(params, table, adapted, patterns)
-    peft_type = "VERA" if kind is VeRA else "LORA"
+    peft_type = "VERA" if kind == "vera" else "LORA"
     saved = sorted({name.rsplit(".", 1)[0] for name in extras.whole})
     options: dict[str, Any] = {
         "peft_type": peft_type,
@@ -180,7 +179,7 @@ def _export(
     }
     options |= _target_options(options, adapted, modules)
     dropout = max(getattr(weight, "dropout", 0.0) for _, weight in adapter_weights(params))
-    if kind is VeRA:
+    if kind == "vera":
         options |= {
             "r": next(iter(adapted.values())).rank,
             "vera_dropout": dropout,
@@ -188,7 +187,7 @@ def _export(
         }
         options |= {"projection_prng_key": 0, "d_initial": 0.1}
     else:
-        options |= {"lora_dropout": dropout, "use_dora": kind is DoRA, "init_lora_weights": True}
+        options |= {"lora_dropout": dropout, "use_dora": kind == "dora", "init_lora_weights": True}
         options |= _rank_options(adapted, method is not None and method.rank_stabilized)
     tensors = {
         f"{PREFIX}{module}.{ending}": tensor
@@ -196,7 +195,7 @@ def _export(
         for ending, tensor in one.parts.items()
     }
     tensors |= {PREFIX + name: tensor for name, tensor in extras.tensors.items()}
-    return options, tensors | (shared_in(params) if kind is VeRA else {})
+    return options, tensors | (shared_in(params) if kind == "vera" else {})
 
 
 def _target_options(

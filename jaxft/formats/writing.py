@@ -40,7 +40,7 @@ from jaxft.models.families import tensors_of
 from jaxft.models.transformer import Transformer
 from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths
-from jaxft.weights import Tied, Weight, is_weight, weights_of
+from jaxft.weights import is_encoded, is_tied, is_weight, merged_one, weights_of
 
 
 def save(
@@ -71,9 +71,9 @@ def save(
         UserError: the tree holds adapters, or the folder is not empty.
     """
     for path, weight in weights_of(params):
-        if hasattr(weight, "scheme"):
+        if is_encoded(weight):
             check_writable(weight)
-        elif not isinstance(weight, Tied):
+        elif not is_tied(weight):
             kind = type(weight).__name__
             raise UserError(
                 f"save: {path} holds an adapter ({kind}): call jaxft.merge(params) first"
@@ -105,7 +105,7 @@ def write_model(
     stored_dtype = str(tensors[next(iter(tensors))].dtype) if len(counts) == 1 else "float32"
     raw.pop("quantization_config", None)
     raw.pop("transformers_weights", None)
-    quantized = [leaf for _, leaf in weights_of(params) if hasattr(leaf, "scheme")]
+    quantized = [leaf for _, leaf in weights_of(params) if is_encoded(leaf)]
     quantized += kept.values()
     if quantized and not dense:
         stored_dtype = str(np.dtype(quantized[0].dtype))
@@ -125,7 +125,7 @@ def write_model(
 def _is_tied(params: PyTree) -> bool:
     """Whether the head is still the embedding once all is merged."""
     head = params["head"]["kernel"]
-    if not isinstance(head, Tied):
+    if not is_tied(head):
         return False
     bound = head.bind(params)
     return bound.base is params["embed"]["embedding"]
@@ -150,7 +150,7 @@ def _to_write(
         wanted = np.dtype(jnp.dtype(dtype or leaf.dtype))
         for layer, name in enumerate(names_of(tensor, config, path)):
             stacked = path.startswith("layers/")
-            if hasattr(leaf, "scheme") and not dense:
+            if is_encoded(leaf) and not dense:
                 one = jax.tree.map(lambda part, layer=layer: part[layer], leaf) if stacked else leaf
                 tensors |= written(spelled(name), one)
                 continue
@@ -179,7 +179,7 @@ def _still_quantized(
     found: dict[str, Weight] = {}
     for path, tensor in tensors_of(config).items():
         leaf = leaves.get(path)
-        if leaf is None or isinstance(leaf, Weight) or not path.startswith("layers/"):
+        if leaf is None or is_weight(leaf) or not path.startswith("layers/"):
             continue
         names = names_of(tensor, config, path)
         there = [bool(parts_of(source, spelled(name))) for name in names]
@@ -214,7 +214,7 @@ def _maker(
 ) -> Callable[[], np.ndarray]:
     def make() -> np.ndarray:
         one = leaf if layer is None else jax.tree.map(lambda part: part[layer], leaf)
-        dense = one.merged(params) if isinstance(one, Weight) else one
+        dense = merged_one(one, params)
         array = to_host(dense).astype(dtype, copy=False)
         return array.T if transposed else array
 

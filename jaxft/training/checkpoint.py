@@ -22,7 +22,7 @@ from jaxft.formats.manifest import NAME as MANIFEST
 from jaxft.formats.manifest import Damaged, check_manifest, write_manifest
 from jaxft.training.folder import written
 from jaxft.tree import PyTree, flatten_with_paths, partition
-from jaxft.weights import SHARED, weights_of
+from jaxft.weights import SHARED, is_adapter, weights_of
 
 OVERHEAD = 1.25  # what a checkpoint may take, by the bytes of its arrays
 LATE = ("Event loop is closed", "cannot schedule new futures after shutdown")
@@ -35,10 +35,9 @@ def drawn_patterns(params: PyTree) -> list[tuple[str, bool]]:
     Among the frozen leaves these are the random ones (LoRA-FA's a, VeRA's projections, Delta-LoRA's a0, b0),
     which a checkpoint must hold, because the base's folder does not.
     """
-    base = [
-        (f"{path}/base", False) for path, weight in weights_of(params) if hasattr(weight, "base")
-    ]
-    parts = [(f"{path}/*", True) for path, weight in weights_of(params) if hasattr(weight, "base")]
+    adapted = [path for path, weight in weights_of(params) if is_adapter(weight)]
+    base = [(f"{path}/base", False) for path in adapted]
+    parts = [(f"{path}/*", True) for path in adapted]
     shared = [(name, True) for name in SHARED if name in params]
     return [*base, *parts, *shared]
 

@@ -30,7 +30,7 @@ from jaxft.objectives import LOSSES
 from jaxft.training.sharding import laid_out, leaf_sharding, shardings
 from jaxft.training.step import Beside, nothing_more
 from jaxft.tree import PyTree, combine, count, filled
-from jaxft.weights import is_weight
+from jaxft.weights import base_of, is_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +104,7 @@ def make_reference(config: ConfigDict, model: Config, trainable: PyTree, mesh: M
 
 def left_out(tree: PyTree) -> PyTree:
     """The tree with the base in every adapter's place; holes stay holes."""
-    return jax.tree.map(
-        lambda leaf: leaf.base_of() if hasattr(leaf, "base") else leaf, tree, is_leaf=is_weight
-    )
+    return jax.tree.map(base_of, tree, is_leaf=is_weight)
 
 
 def mover(objective: ConfigDict) -> Callable[[PyTree, PyTree], PyTree]:

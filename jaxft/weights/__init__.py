@@ -2,7 +2,9 @@
 
 from jaxft.weights.base import (
     Adapter,
+    Peft,
     Weight,
+    bare,
     base_of,
     bind,
     contract,
@@ -14,6 +16,7 @@ from jaxft.weights.base import (
     is_weight,
     map_weights,
     materialize,
+    merged_one,
     replace,
     static,
     take,
@@ -22,7 +25,7 @@ from jaxft.weights.base import (
 )
 from jaxft.weights.delta_lora import DeltaLoRA
 from jaxft.weights.dora import DoRA
-from jaxft.weights.lora import LoRA, precondition_by_a
+from jaxft.weights.lora import EMBEDDING_PARTS, LINEAR_PARTS, LoRA, precondition_by_a
 from jaxft.weights.permuted import Permuted
 from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, quantized_in
 from jaxft.weights.quantizing import quantize
@@ -36,10 +39,12 @@ from jaxft.weights.started import (
     stacked_start,
     start_of_dense,
 )
-from jaxft.weights.tied import Tied, Transposed
+from jaxft.weights.tied import Tied, Transposed, is_tied
 from jaxft.weights.vera import VeRA, projections
 
 __all__ = [
+    "EMBEDDING_PARTS",
+    "LINEAR_PARTS",
     "SCHEMES",
     "SHARED",
     "STARTS",
@@ -48,6 +53,7 @@ __all__ = [
     "DoRA",
     "Flattened",
     "LoRA",
+    "Peft",
     "Permuted",
     "Quantized",
     "Saved",
@@ -58,6 +64,7 @@ __all__ = [
     "VeRA",
     "Weight",
     "alternate",
+    "bare",
     "base_of",
     "bind",
     "contract",
@@ -66,10 +73,12 @@ __all__ = [
     "count_parameters",
     "is_adapter",
     "is_encoded",
+    "is_tied",
     "is_weight",
     "key_of",
     "map_weights",
     "materialize",
+    "merged_one",
     "places",
     "precondition_by_a",
     "projections",

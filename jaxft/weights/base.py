@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +150,32 @@ class Weight:
         return replace(self, key=key) if rate else self
 
 
+class PeftLayer(NamedTuple):
+    """One layer's adapter as PEFT has it.
+
+    Attributes:
+        rank: the true one.
+        scale: the factor s.
+        parts: {ending of the tensor's name: array, as it is stored}.
+    """
+
+    rank: int
+    scale: float
+    parts: dict[str, jax.Array]
+
+
+class Peft(NamedTuple):
+    """An adapter as PEFT has it.
+
+    Attributes:
+        kind: lora, dora or vera.
+        layers: {layer: its adapter}, of those that are adapted; layer 0 of a weight that is not stacked.
+    """
+
+    kind: str
+    layers: dict[int, PeftLayer]
+
+
 class Adapter(Weight):
     """A weight that changes another one, its base.
 
@@ -175,6 +201,15 @@ class Adapter(Weight):
         if isinstance(self.base, Weight):
             return replace(self, base=self.base.bind(params))
         return self
+
+    def to_peft(self, embedding: bool = False) -> Peft | None:
+        """What PEFT's format holds of it; None where that has no place for it.
+
+        Args:
+            embedding: whether the weight is looked up rather than multiplied.
+        """
+        del embedding
+        return None
 
     def narrowing(self) -> Float[Array, "in rank"] | None:
         """The matrix by which it multiplies an input first, if that product may be made elsewhere."""
@@ -203,6 +238,13 @@ def is_weight(leaf: Any) -> bool:
 def is_adapter(leaf: Any) -> bool:
     """Whether the leaf is a weight that changes another one."""
     return isinstance(leaf, Weight) and leaf.is_adapter
+
+
+def bare(leaf: Any) -> Any:
+    """What stands below all the adapters of a leaf."""
+    while is_adapter(leaf):
+        leaf = leaf.base
+    return leaf
 
 
 def is_encoded(leaf: Any) -> bool:
@@ -276,6 +318,11 @@ def take(weight: Any, ids: Int[Array, "..."]) -> Float[Array, "... out"]:
 def materialize(weight: Any) -> Float[Array, "... in out"]:
     """The dense array (..., in, out) that a weight equals, in its base's dtype."""
     return weight.materialize() if isinstance(weight, Weight) else weight
+
+
+def merged_one(weight: Any, params: Mapping[str, Any]) -> Any:
+    """What stands in a weight's place when the adapters of the tree `params` are merged; an array stays."""
+    return weight.merged(params) if isinstance(weight, Weight) else weight
 
 
 def base_of(weight: Any) -> Any:

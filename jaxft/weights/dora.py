@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxft.kernels.remat import keep_narrow, keep_small
-from jaxft.weights.base import materialize, weight
-from jaxft.weights.lora import LoRA
+from jaxft.weights.base import Peft, is_adapter, materialize, weight
+from jaxft.weights.lora import LoRA, peft_layers, peft_parts
 from jaxft.weights.site import Site
 
 
@@ -61,6 +61,16 @@ class DoRA(LoRA):
         ratio = self.ratio()
         y = super().contract(x) * _along_last(jax.lax.stop_gradient(ratio), x)
         return _with_gradient_to(ratio, keep_narrow(y))
+
+    def to_peft(self, embedding: bool = False) -> Peft | None:
+        if is_adapter(self.base):
+            return None
+
+        def parts(one: DoRA, rank: int) -> dict[str, jax.Array]:
+            direction = peft_parts(one, rank, embedding)
+            return direction | {"lora_magnitude_vector": one.magnitude}
+
+        return Peft("dora", peft_layers(self, parts))
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         return super().contract_transposed(x * _along_last(self.ratio(), x))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.kernels.remat import keep, keep_narrow
 from jaxft.weights.base import (
     Adapter,
+    Peft,
+    PeftLayer,
     contract,
     contract_transposed,
+    is_adapter,
     materialize,
     replace,
     static,
@@ -22,6 +28,9 @@ from jaxft.weights.base import (
     weight,
 )
 from jaxft.weights.site import Site
+
+LINEAR_PARTS = ("lora_A.weight", "lora_B.weight")
+EMBEDDING_PARTS = ("lora_embedding_A", "lora_embedding_B")
 
 
 def drop(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
@@ -185,11 +194,46 @@ class LoRA(Adapter):
         """The ordinary LoRA that computes the same: what is written to disk."""
         return self
 
+    def to_peft(self, embedding: bool = False) -> Peft | None:
+        stored = self.as_lora()
+        if is_adapter(stored.base):
+            return None
+        return Peft("lora", peft_layers(stored, functools.partial(peft_parts, embedding=embedding)))
+
     def bind_dropout(self, key: jax.Array) -> Any:
         if not self.dropout:
             return self
         layers = self.a.shape[0] if self.a.ndim == 3 else None
         return replace(self, key=key if layers is None else jax.random.split(key, layers))
+
+
+def peft_layers(
+    adapter: Any, parts: Callable[[Any, int], dict[str, jax.Array]]
+) -> dict[int, PeftLayer]:
+    """The adapted layers of a LoRA, each by `parts(one layer's adapter, its true rank)`."""
+    stacked = adapter.b.ndim == 3
+    layers = len(adapter.b) if stacked else 1
+    scales = np.broadcast_to(np.asarray(adapter.scale).reshape(-1), (layers,))
+    ranks = adapter.ranks or (adapter.b.shape[-2],) * layers
+    return {
+        layer: PeftLayer(rank, float(scales[layer]), parts(_one(adapter, layer), rank))
+        for layer, rank in enumerate(ranks)
+        if rank
+    }
+
+
+def _one(adapter: Any, layer: int) -> Any:
+    """One layer's a, b and magnitude; the base is left alone."""
+    if adapter.b.ndim == 2:
+        return adapter
+    own = {"a", "b", "magnitude"} & {field.name for field in dataclasses.fields(adapter)}
+    return replace(adapter, **{name: getattr(adapter, name)[layer] for name in own})
+
+
+def peft_parts(lora: LoRA, rank: int, embedding: bool) -> dict[str, jax.Array]:
+    """a and b of one layer under PEFT's names, (out, in) as PyTorch has them."""
+    names = EMBEDDING_PARTS if embedding else LINEAR_PARTS
+    return dict(zip(names, (lora.a[:, :rank].T, lora.b[:rank].T), strict=True))
 
 
 def times(scale: Float[Array, "*layers"], matrix: Float[Array, "*layers in out"]) -> jax.Array:

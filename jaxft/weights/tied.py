@@ -85,3 +85,8 @@ class Tied(Weight):
 
     def _embedding(self, params: Mapping[str, Any]) -> Any:
         return functools.reduce(lambda tree, key: tree[key], self.path, params)
+
+
+def is_tied(leaf: Any) -> bool:
+    """Whether the leaf is a head that has no array of its own."""
+    return isinstance(leaf, Tied)

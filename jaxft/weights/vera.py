@@ -12,7 +12,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxft.kernels.remat import keep
-from jaxft.weights.base import Adapter, contract, materialize, replace, static, weight
+from jaxft.weights.base import (
+    Adapter,
+    Peft,
+    PeftLayer,
+    contract,
+    is_adapter,
+    materialize,
+    replace,
+    static,
+    weight,
+)
 from jaxft.weights.lora import down
 from jaxft.weights.site import Site
 
@@ -98,6 +108,21 @@ class VeRA(Adapter):
         wide = narrow @ self.b.astype(x.dtype)
         change = wide * jnp.broadcast_to(self.g.astype(x.dtype), wide.shape)
         return keep(contract(x, self.base) + change)
+
+    def to_peft(self, embedding: bool = False) -> Peft | None:
+        del embedding
+        if is_adapter(self.base):
+            return None
+        d, g = jnp.atleast_2d(self.d), jnp.atleast_2d(self.g)
+        ranks = self.ranks or (d.shape[-1],) * len(d)
+        return Peft(
+            "vera",
+            {
+                layer: PeftLayer(rank, 1.0, {"vera_lambda_d": d[layer], "vera_lambda_b": g[layer]})
+                for layer, rank in enumerate(ranks)
+                if rank
+            },
+        )
 
     def change(self) -> Float[Array, "... in out"]:
         """a diag(d) b diag(g): what the adapter adds to W."""
