@@ -37,9 +37,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(config: str, overrides: list[str], **flags: Any) -> None:
     """Runs the verb."""
-    from jaxft.configuration import load_config
+    from jaxft.configuration import Recipe
 
-    settings = load_config(config, overrides)
+    recipe = Recipe(config, overrides)
+    settings = recipe.config()
     from jaxft.planning.command import main
 
-    main(settings, **flags)
+    main(settings, for_method=recipe.for_method, **flags)

@@ -8,6 +8,17 @@ below them is a value like any other (`method.rank_pattern`): its keys are the u
 from jaxft.configuration.keys import flatten
 from jaxft.configuration.load import difference, from_json, load_config, to_json
 from jaxft.configuration.recipes import recipe
+from jaxft.configuration.replay import Recipe, for_method
 from jaxft.configuration.rules import validate
 
-__all__ = ["difference", "flatten", "from_json", "load_config", "recipe", "to_json", "validate"]
+__all__ = [
+    "Recipe",
+    "difference",
+    "flatten",
+    "for_method",
+    "from_json",
+    "load_config",
+    "recipe",
+    "to_json",
+    "validate",
+]

@@ -32,7 +32,7 @@ def load_config(source: str, overrides: Sequence[str] | Mapping[str, Any] = ()) 
       UserError: no such file, recipe, argument or key (the nearest is named), or a value that the
         key does not take.
     """
-    pairs = list(_pairs(overrides))
+    pairs = list(pairs_of(overrides))
     chosen = [value for key, value, _ in pairs if key == "method.name"]
     method = from_text("method.name", str(chosen[-1]), "") if chosen else None
     path, argument = recipes.split_source(source)
@@ -90,7 +90,7 @@ def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
     return lines
 
 
-def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+def pairs_of(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
     """Each override as (full key, value, whether the value is text of a command line)."""
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():

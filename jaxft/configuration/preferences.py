@@ -8,6 +8,7 @@ from typing import Any
 from jaxft.configuration import recipes
 from jaxft.configuration.elsewhere import told_value
 from jaxft.errors import UserError, nearest, shown
+from jaxft.methods import row_of
 
 # Settings that only some losses take; what a loss does not take must stand at its default.
 OWN = ("label_smoothing", "gamma", "tau", "desirable_weight", "undesirable_weight")

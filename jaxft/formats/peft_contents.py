@@ -22,7 +22,7 @@ from jaxft.formats.naming import EMBEDDING, HEAD, modules_in, names_in
 from jaxft.formats.safetensors import FLOATS, Stored, finite, open_folder
 from jaxft.models.families import Tensor
 from jaxft.tree import PyTree, flatten_with_paths
-from jaxft.weights import bare, is_tied, is_weight
+from jaxft.weights import bare, is_tied_head, is_weight
 
 PREFIX = "base_model.model."
 # Older files carry the adapter's name ("default") or a `.weight` where newer ones do not.
@@ -81,7 +81,7 @@ def read_contents(
 def is_tied(params: PyTree) -> bool:
     """Whether the tree's head is its embedding, under whatever adapter."""
     head = dict(flatten_with_paths(params, is_leaf=is_weight)).get(HEAD)
-    return is_tied(bare(head))
+    return is_tied_head(bare(head))
 
 
 def _widened(options: Mapping[str, Any], modules: Modules, stored: list[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
 from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths, matches, require_matches
-from jaxft.weights import Saved, bare, is_adapter, is_tied, is_weight, saved_in
+from jaxft.weights import Saved, bare, is_adapter, is_tied_head, is_weight, saved_in
 
 Slices = Iterator[tuple[str, str, int | None]]
 
@@ -118,8 +118,8 @@ def _whole(
                 leaves[path], layer, table[path].transposed
             )
     head = leaves.get(HEAD)
-    if EMBEDDING in kernels and is_tied(bare(head)):
-        if not is_tied(head):
+    if EMBEDDING in kernels and is_tied_head(bare(head)):
+        if not is_tied_head(head):
             raise UserError(
                 "train_also: the embedding trains and the head tied to it is adapted, which PEFT's "
                 "format cannot hold: leave one out"
@@ -138,7 +138,7 @@ def _own(
 ) -> dict[str, Lazy]:
     """The base's own weight of a module, by the name that it has under an adapter or without one."""
     leaf, transposed = bare(leaves[path]), tensor.transposed
-    if is_tied(leaf):
+    if is_tied_head(leaf):
         leaf, transposed = bare(leaves[EMBEDDING]), False
     name = f"{module}.base_layer.weight" if module in adapted else tensor.name.format(layer=layer)
     return {name: _slice(leaf, layer, transposed)}

@@ -14,7 +14,7 @@ from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
 from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths
-from jaxft.weights import EMBEDDING_PARTS, LINEAR_PARTS, Peft, is_adapter, is_tied, is_weight
+from jaxft.weights import EMBEDDING_PARTS, LINEAR_PARTS, Peft, is_adapter, is_tied_head, is_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _tied_adapter(path: str, stored: Peft, params: PyTree) -> dict[str, Adapted]
     head = params["head"]["kernel"]
     if not is_weight(head):
         return {}
-    if stored.kind != "lora" or not is_tied(head):
+    if stored.kind != "lora" or not is_tied_head(head):
         raise UserError(f"{path}: PEFT's format has no place for this adapter with tie_adapters")
     one = stored.layers[0]
     a, b = (one.parts[name].T for name in EMBEDDING_PARTS)

@@ -40,7 +40,7 @@ from jaxft.models.families import tensors_of
 from jaxft.models.transformer import Transformer
 from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths
-from jaxft.weights import is_encoded, is_tied, is_weight, merged_one, weights_of
+from jaxft.weights import is_encoded, is_tied_head, is_weight, merged_one, weights_of
 
 
 def save(
@@ -73,7 +73,7 @@ def save(
     for path, weight in weights_of(params):
         if is_encoded(weight):
             check_writable(weight)
-        elif not is_tied(weight):
+        elif not is_tied_head(weight):
             kind = type(weight).__name__
             raise UserError(
                 f"save: {path} holds an adapter ({kind}): call jaxft.merge(params) first"
@@ -125,7 +125,7 @@ def write_model(
 def _is_tied(params: PyTree) -> bool:
     """Whether the head is still the embedding once all is merged."""
     head = params["head"]["kernel"]
-    if not is_tied(head):
+    if not is_tied_head(head):
         return False
     bound = head.bind(params)
     return bound.base is params["embed"]["embedding"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from jaxft.configuration import for_method as replayed
 from jaxft.errors import UserError, counted, nearest
 from jaxft.methods import METHODS
 from jaxft.planning.plan import Plan, find_batch, placements, plan, variants
@@ -34,6 +37,7 @@ def main(
     find: bool = False,
     plot: str = "",
     price: float = 0.0,
+    for_method: Callable[[str], ConfigDict] | None = None,
 ) -> list[Plan]:
     """Plans as asked and prints; returns the plans.
 
@@ -49,6 +53,8 @@ def main(
         find: look for the largest batch that fits, instead.
         plot: a file for a chart.
         price: of a device for an hour.
+        for_method: gives the configuration for another method; by default what differs in `config` from its
+            recipe's defaults is put over the other's.
     """
     if bool(topology) == bool(device) or device not in ("", "local"):
         raise UserError("plan: give --topology KIND:SHAPE, as v5e:4x4, or --device local")
@@ -65,7 +71,8 @@ def main(
             print(f"plan: no batch fits, not even of {least}", file=sys.stderr)
         plans = [best] if best else plans[:1]
     else:
-        plans = [_said(each, target) for each in _asked(config, methods, schemes, remats)]
+        asked = _asked(config, for_method, methods, schemes, remats)
+        plans = [_said(each, target) for each in asked]
     if as_json:
         objects = [dataclasses.asdict(each) | _cost(each, price) for each in plans]
         print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
@@ -76,12 +83,18 @@ def main(
     return plans
 
 
-def _asked(config: ConfigDict, methods: str, schemes: str, remats: str) -> list[ConfigDict]:
+def _asked(
+    config: ConfigDict,
+    for_method: Callable[[str], ConfigDict] | None,
+    methods: str,
+    schemes: str,
+    remats: str,
+) -> list[ConfigDict]:
     if not (methods or schemes or remats):
         return [config]
     return list(
         variants(
-            config,
+            for_method or functools.partial(replayed, config),
             _names("--methods", methods, tuple(METHODS)) or (config.method.name,),
             _names("--quantize", schemes, QUANTIZED) or (config.base.quantize,),
             _names("--remats", remats, REMATS) or (config.remat,),

@@ -27,7 +27,7 @@ from jaxft.assets import model_folder
 from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
 from jaxft.kernels.compiler_options import compiler_options
-from jaxft.methods import defaults
+from jaxft.methods import row_of
 from jaxft.models import Config
 from jaxft.planning.abstract import abstract_params
 from jaxft.planning.flops import count_flops
@@ -177,24 +177,25 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
 
 
 def variants(
-    config: ConfigDict, methods: Iterable[str], schemes: Iterable[str], remats: Iterable[str]
+    for_method: Callable[[str], ConfigDict],
+    methods: Iterable[str],
+    schemes: Iterable[str],
+    remats: Iterable[str],
 ) -> Iterator[ConfigDict]:
-    """The configuration with each method, at its own defaults, over each base, under each recomputation.
+    """The configuration for each method, over each base, under each recomputation.
 
-    Full tuning has no quantized base.
+    A method that trains the base has no quantized one.
+
+    Args:
+        for_method: gives the configuration for a method, as `Recipe.for_method`.
+        methods: names of rows of the table.
+        schemes: what the base is quantized to.
+        remats: what the backward pass recomputes.
     """
     for method, scheme, remat in itertools.product(methods, schemes, remats):
-        if method != "full" or scheme == "none":
-            kept = (
-                ("rank", "alpha", "targets")
-                if method != config.method.name
-                else tuple(config.method)
-            )
-            own = defaults(method)
-            settings = {key: config.method[key] for key in kept if key in own and method != "vera"}
-            changed = config.copy_and_resolve_references()
+        if scheme == "none" or row_of(method)().weight is not None:
+            changed = for_method(method).copy_and_resolve_references()
             with changed.unlocked():
-                changed.method = ConfigDict({**own, **settings, "name": method}, convert_dict=False)
                 changed.remat = remat
                 changed.base.quantize = scheme
             yield changed

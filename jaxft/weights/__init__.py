@@ -39,7 +39,7 @@ from jaxft.weights.started import (
     stacked_start,
     start_of_dense,
 )
-from jaxft.weights.tied import Tied, Transposed, is_tied
+from jaxft.weights.tied import Tied, Transposed, is_tied_head
 from jaxft.weights.vera import VeRA, projections
 
 __all__ = [
@@ -73,7 +73,7 @@ __all__ = [
     "count_parameters",
     "is_adapter",
     "is_encoded",
-    "is_tied",
+    "is_tied_head",
     "is_weight",
     "key_of",
     "map_weights",

@@ -87,6 +87,6 @@ class Tied(Weight):
         return functools.reduce(lambda tree, key: tree[key], self.path, params)
 
 
-def is_tied(leaf: Any) -> bool:
+def is_tied_head(leaf: Any) -> bool:
     """Whether the leaf is a head that has no array of its own."""
     return isinstance(leaf, Tied)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import jaxft
 from jaxft.adaptation import partition
 from jaxft.assets import tiny_folder
-from jaxft.configuration import load_config
+from jaxft.configuration import for_method, load_config
 from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
 from jaxft.formats.merge import quantize_folder
@@ -282,13 +283,15 @@ def test_the_largest_batch_is_the_last_that_fits(monkeypatch):
 
 def test_variants_keep_what_is_the_users():
     config = config_of("lora", "--config.method.rank=3")
-    made = list(variants(config, ("lora", "dora", "full"), ("none", "nf4"), ("full",)))
+    ways = (("lora", "dora", "full"), ("none", "nf4"), ("full",))
+    made = list(variants(functools.partial(for_method, config), *ways))
     names = [(each.method.name, each.base.quantize, each.remat) for each in made]
     assert names == [
         ("lora", "none", "full"), ("lora", "nf4", "full"), ("dora", "none", "full"), ("dora", "nf4", "full"),
         ("full", "none", "full"),
     ]  # fmt: skip
     assert made[0].method.rank == made[2].method.rank == 3
+    assert [each.optimizer.learning_rate for each in made] == [2e-4] * 4 + [2e-5]
     assert config.remat == "none"
 
 
