@@ -40,7 +40,14 @@ from jaxft.models.families import tensors_of
 from jaxft.models.transformer import Transformer
 from jaxft.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths
-from jaxft.weights import is_encoded, is_tied_head, is_weight, merged_one, weights_of
+from jaxft.weights import (
+    Weight,
+    is_encoded,
+    is_tied_head,
+    is_weight,
+    merged_one,
+    weights_of,
+)
 
 
 def save(
