@@ -25,7 +25,7 @@ from jaxft.models.transformer import Transformer
 from jaxft.places import fetched
 from jaxft.quantization import quantization_of, quantize_params
 from jaxft.tree import PyTree, flatten_with_paths
-from jaxft.weights import Weight, is_weight
+from jaxft.weights import is_weight, merged_one
 
 NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -163,7 +163,7 @@ def _check_range(params: PyTree) -> None:
     """UserError where float16, whose largest number is 65504, cannot hold a merged weight."""
     most = float(jnp.finfo(jnp.float16).max)
     for path, leaf in flatten_with_paths(params, is_leaf=is_weight):
-        dense = leaf.merged(params) if isinstance(leaf, Weight) else leaf
+        dense = merged_one(leaf, params)
         largest = float(jnp.abs(dense).max())
         if largest > most:
             raise UserError(
