@@ -34,8 +34,9 @@ def get_config(method: str = "lora") -> ConfigDict:
         {
             "model": "tiny",  # a Hugging Face folder, or "tiny": the small base embedded in jaxft
             "tokenizer": "",  # a folder with another tokenizer.json; "": the model's
-            "dtype": "float32",  # of the computation: float32 | bfloat16 | float16
-            "param_dtype": "float32",  # of the weights in memory; full tuning trains them so
+            "dtype": "auto",  # of the computation: float32 | bfloat16 | auto: bfloat16 on a TPU and on a
+            # GPU from Ampere on, float32 elsewhere
+            "param_dtype": "auto",  # of the weights in memory, the same; auto: float32 if they train
             "base": section(
                 quantize=scheme,  # the frozen projections: none | nf4 | fp4 | int4 | int8
                 group_size=64,  # weights along the input axis that share a scale; -1: all of them

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jaxft.errors import Stalled, UserError, nearest
+from jaxft.platforms import without_absent_tpus
 
 VERBS = ("train", "data", "generate", "chat", "merge", "plan", "quantize", "quickstart")
 CONFIGURED = ("train", "data", "plan")  # take --config.KEY=VALUE
@@ -111,6 +112,7 @@ def _run(words: list[str]) -> None:
         overrides, rest = _overrides(words[1:]) if name in CONFIGURED else ([], words[1:])
         _known_flags(verbs[name], rest, name in CONFIGURED)
         given = vars(verbs[name].parse_args(rest))
+        without_absent_tpus()
         _module(name).run(**given, **({"overrides": overrides} if name in CONFIGURED else {}))
     elif name.startswith("-"):
         _known_flags(parser, words[:1])

@@ -13,15 +13,16 @@ from jaxft.configuration.keys import conform, flatten
 from jaxft.configuration.preferences import check_preferences
 from jaxft.confined import check_moment
 from jaxft.errors import UserError, nearest, shown
-from jaxft.methods import TAKES
+from jaxft.methods import TAKES, row_of
 from jaxft.places import is_remote
 from jaxft.weights import STARTS
 
+AUTO = "auto"
 DTYPES = ("float32", "bfloat16", "float16")
 REPORTS = ("tensorboard", "wandb", "trackio", "mlflow")
 CHOICES: dict[str, tuple[str, ...]] = {
-    "dtype": DTYPES,
-    "param_dtype": DTYPES,
+    "dtype": (AUTO, *DTYPES),
+    "param_dtype": (AUTO, *DTYPES),
     "method.dtype": DTYPES,
     "method.init": STARTS,
     "base.quantize": ("none", "nf4", "fp4", "int4", "int8"),
@@ -136,11 +137,23 @@ def check(flat: dict[str, Any]) -> None:
     check_moment(flat["data.date"], "config.data.date")
     _length(flat)
     _held_out(flat)
+    _half(flat)
     _local(flat["checkpoint.local"])
     _mesh(flat)
     _decay(flat["optimizer.decay"])
     if flat["optimizer.name"] != "adamw" or flat["optimizer.options"]:
         _optimizer(flat["optimizer.name"], flat["optimizer.options"])
+
+
+def _half(flat: dict[str, Any]) -> None:
+    """float16 holds no number below 6e-8: gradients vanish in it without a loss scale, which there is none of."""
+    trains_base = row_of(str(flat["method.name"]))().weight is None
+    for key in ("dtype", *(("param_dtype",) if trains_base else ())):
+        if flat[key] == "float16":
+            raise UserError(
+                f"config.{key}: gradients vanish in float16 without a loss scale, which jaxft does not have: take "
+                "bfloat16, or float32"
+            )
 
 
 def check_objective(flat: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ from jaxft.planning.hlo import Program, read_program
 from jaxft.planning.kernels import kernel_cycles
 from jaxft.planning.topology import Devices, local_flops, local_memory
 from jaxft.training.checkpoint import split_base
+from jaxft.training.precision import with_dtypes
 from jaxft.training.precompute import beforehand, without
 from jaxft.training.prepare import batch_shapes, max_length_of
 from jaxft.training.program import make_program
@@ -132,8 +133,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
     Raises:
         UserError: the configuration does not fit the model or the mesh.
     """
-    mesh = _mesh_of(config, target)
-    model = _model_of(config)
+    config, mesh, model = _settled(config, target)
     with jax.set_mesh(mesh):
         traced = _trace(config, model, mesh)
         parts = _parts(traced)
@@ -206,8 +206,7 @@ def kept_bytes(config: ConfigDict, target: Devices) -> int:
 
     The peak is above it, by gathered kernels and what is dropped at once.
     """
-    mesh = _mesh_of(config, target)
-    model = _model_of(config)
+    config, mesh, model = _settled(config, target)
     with jax.set_mesh(mesh):
         traced = _trace(config, model, mesh)
         return sum(_parts(traced).values()) + _activation_bytes(traced, mesh)
@@ -215,8 +214,7 @@ def kept_bytes(config: ConfigDict, target: Devices) -> int:
 
 def placements(config: ConfigDict, target: Devices) -> list[Placement]:
     """How every leaf of the adapted tree lies on the mesh, the costliest copies first."""
-    mesh = _mesh_of(config, target)
-    model = _model_of(config)
+    config, mesh, model = _settled(config, target)
     with jax.set_mesh(mesh):
         traced = _trace(config, model, mesh)
     return describe(combine(traced.state.trainable, traced.frozen), mesh)
@@ -251,6 +249,12 @@ def _model_of(config: ConfigDict) -> Config:
     """The decoder's shape, and how the run computes it."""
     shape = model_config(model_folder(config.model))
     return dataclasses.replace(shape, dtype=config.dtype, remat=config.remat)
+
+
+def _settled(config: ConfigDict, target: Devices) -> tuple[ConfigDict, Mesh, Config]:
+    """(the configuration with dtypes for these devices, its mesh over as many as it takes, the model)."""
+    config = with_dtypes(config, target.devices[0])
+    return config, _mesh_of(config, target), _model_of(config)
 
 
 def _mesh_of(config: ConfigDict, target: Devices) -> Mesh:

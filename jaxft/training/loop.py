@@ -35,6 +35,7 @@ from jaxft.training.lock import Claim, Lock, lock_of
 from jaxft.training.logs import Logs, logs_of
 from jaxft.training.metrics import Metrics, Progress, numbers_of, say
 from jaxft.training.plots import plot_averages, plot_run
+from jaxft.training.precision import with_runs_dtypes
 from jaxft.training.precompute import computed_beforehand
 from jaxft.training.prepare import Data, prepare_data, prepare_model, updates_of
 from jaxft.training.program import make_program
@@ -44,7 +45,7 @@ from jaxft.training.result import Result
 from jaxft.training.sharding import make_mesh, place_batch, shardings
 from jaxft.training.signals import Interrupted, Stop, stoppable
 from jaxft.training.step import State
-from jaxft.training.wording import next_commands, skipped, trained_line, updates_line
+from jaxft.training.wording import device_line, next_commands, skipped, trained_line, updates_line
 from jaxft.tree import PyTree, combine, count, filled
 from jaxft.waiting import fetch
 from jaxft.weights import count_parameters
@@ -64,7 +65,7 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     """
     validate(config)
     workdir = places.place(workdir)
-    config = dated(config, workdir)
+    config = with_runs_dtypes(dated(config, workdir), workdir)
     check_folder(config, workdir)
     past = past_of(workdir)
     lock = lock_of(workdir)
@@ -379,7 +380,8 @@ class _Run:
         trained, whole = count(self.state.trainable), count_parameters(self._params())
         line = trained_line(self.method.name, trained, whole)
         updates = updates_line(self.steps, self.config.batch_size, self.mesh)
-        lines = [*self.data.lines, f"{line}; {updates}", self.reference.line]
+        device = device_line(self.mesh, self.config.dtype, self.config.param_dtype)
+        lines = [device, *self.data.lines, f"{line}; {updates}", self.reference.line]
         if self.step:
             lines.append(f"going on from the checkpoint of step {self.step}")
         else:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
+from jaxft.configuration import from_json
+from jaxft.configuration.keys import assign, conform
+from jaxft.configuration.rules import AUTO
 from jaxft.methods import Method
+from jaxft.training.prepare import method_of
 
-AUTO = "auto"
+KEYS = ("dtype", "param_dtype")
 AMPERE = 8.0  # the first compute capability of NVIDIA's GPUs that multiplies bfloat16 fast
 
 
@@ -23,10 +28,10 @@ def multiplies_bfloat16_fast(device: Any) -> bool:
     """
     if device.platform == "gpu":
         return float(getattr(device, "compute_capability", 0.0)) >= AMPERE
-    return device.platform == "tpu"
+    return bool(device.platform == "tpu")
 
 
-def with_dtypes(config: ConfigDict, method: Method, device: Any) -> ConfigDict:
+def with_dtypes(config: ConfigDict, device: Any) -> ConfigDict:
     """The configuration with `auto` in `dtype` and `param_dtype` replaced by what suits the device.
 
     bfloat16 where the device multiplies it fast, float32 elsewhere. What trains of the base itself stays in float32,
@@ -34,14 +39,36 @@ def with_dtypes(config: ConfigDict, method: Method, device: Any) -> ConfigDict:
 
     Args:
         config: of a run; it stays as it is.
-        method: what trains.
         device: one of those that compute.
     """
     fast = "bfloat16" if multiplies_bfloat16_fast(device) else "float32"
-    trains_base = method.weight is None or bool(method.train_also)
-    found = {"dtype": fast, "param_dtype": "float32" if trains_base else fast}
-    settled = copy.deepcopy(config)
-    for key, dtype in found.items():
-        if settled[key] == AUTO:
-            settled[key] = dtype
-    return settled
+    weights = "float32" if _trains_base(method_of(config)) else fast
+    return _filled(config, {"dtype": fast, "param_dtype": weights})
+
+
+def with_runs_dtypes(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """`with_dtypes` for a run, which keeps those that it began with, on whatever device it goes on.
+
+    Args:
+        config: as for `train`.
+        workdir: RUN. Nothing is written.
+    """
+    before = workdir / "config.json"
+    if before.exists():
+        old = from_json(before.read_text(), str(before))
+        config = _filled(config, {key: old[key] for key in KEYS})
+    return with_dtypes(config, jax.devices()[0])
+
+
+def _trains_base(method: Method) -> bool:
+    return method.weight is None or bool(method.train_also)
+
+
+def _filled(config: ConfigDict, dtypes: dict[str, str]) -> ConfigDict:
+    left = {key: dtype for key, dtype in dtypes.items() if config[key] == AUTO}
+    if not left:
+        return config
+    config = conform(config, "configuration")
+    for key, dtype in left.items():
+        assign(config, key, dtype)
+    return config

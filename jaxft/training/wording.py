@@ -49,6 +49,13 @@ def trained_line(method: str, trained: int, whole: int) -> str:
     return f"{method}: {trained:,} of {whole:,} parameters train ({100 * trained / whole:.3g} %)"
 
 
+def device_line(mesh: Mesh, dtype: str, param_dtype: str) -> str:
+    """What computes, and in which dtypes."""
+    device = mesh.devices.flat[0]
+    kind = device.platform if device.platform == "cpu" else device.device_kind
+    return f"{counted(mesh.size, f'{kind} device')}; computes in {dtype}, weights in {param_dtype}"
+
+
 def updates_line(steps: int, batch_size: int, mesh: Mesh) -> str:
     """How many updates, of what, and where."""
     kind = mesh.devices.flat[0].platform

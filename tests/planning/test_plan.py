@@ -44,7 +44,8 @@ def usual_promotion():
 
 
 def config_of(method="lora", *overrides):
-    return load_config(f"configs/sft.py:{method}", [*SMALL, *overrides])
+    plain = ("--config.dtype=float32", "--config.param_dtype=float32")
+    return load_config(f"configs/sft.py:{method}", [*plain, *SMALL, *overrides])
 
 
 def nbytes(tree):

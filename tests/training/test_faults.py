@@ -262,7 +262,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, token: int) -> None:
 @pytest.fixture
 def rare(configure: Callable[..., Any]) -> tuple[int, list[int]]:
     """A token that two batches of a run of six hold, not one after the other, and the steps of the two."""
-    config = configure()
+    config = configure(dtype="float32", param_dtype="float32")
     mesh = loop.make_mesh(config.mesh)
     model, _, _ = loop.prepare_model(config, mesh)
     train_data = loop.prepare_data(config, model.config, mesh).train

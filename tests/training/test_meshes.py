@@ -15,6 +15,7 @@ import jaxft
 from jaxft.adaptation import partition
 from jaxft.models import Config, Transformer
 from jaxft.models.transformer import initial_params
+from jaxft.training.precision import with_dtypes
 from jaxft.training.prepare import prepare_data, prepare_model
 from jaxft.training.program import make_program
 from jaxft.training.reference import make_reference
@@ -68,7 +69,7 @@ def curve(configure: Any, folder: Path, method: str, mesh: str = "one") -> list[
         **{"data.max_length": 128, "data.packing": True, "steps": STEPS},
         **METHODS[method],
     )
-    placed = make_mesh(config.mesh)
+    config, placed = with_dtypes(config, jax.devices()[0]), make_mesh(config.mesh)
     with jax.set_mesh(placed):
         decoder, params, method_row = prepare_model(config, placed)
         batches = prepare_data(config, decoder.config, placed).train
