@@ -250,6 +250,21 @@ def bind_dropout(params: PyTree, key: jax.Array) -> PyTree:
     )
 
 
+def _contracted(path: str, leaf: Any, in_stack: bool, said: Patterns) -> int:
+    """How many axes of a kernel are contracted: what is said of its path, else one.
+
+    Raises UserError for a stacked kernel of four axes of which nothing is said: it may be one of experts, whose first
+    axis behind that of the layers is no input.
+    """
+    found = next((number for pattern, number in said if matches(pattern, path)), None)
+    if found is None and in_stack and len(leaf.shape) > 3:
+        raise UserError(
+            f"{path} {tuple(leaf.shape)} is no stack of kernels (layers, in, out): leave it out of the targets, or say "
+            "how many axes are contracted behind that of the layers, by `adapt(..., contracted=)`"
+        )
+    return 1 if found is None else found
+
+
 def sites_of(
     params: PyTree,
     method: Method,
@@ -281,7 +296,7 @@ def sites_of(
                     ranks=ranks,
                     scales=scales,
                     stacked=in_stack,
-                    contracted=next((n for p, n in contracted if matches(p, path)), 1),
+                    contracted=_contracted(path, leaf, in_stack, contracted),
                     embedding=path.split("/")[-1] == "embedding",
                     dtype=jnp.dtype(method.dtype),
                     dropout=method.dropout,

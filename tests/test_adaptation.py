@@ -291,3 +291,14 @@ def test_a_methods_name_is_no_method():
         UserError, match=r"partition takes a method, such as jaxft.methods.lora\(\)"
     ):
         jaxft.partition({"a": {"kernel": jnp.ones((2, 2))}}, "lroa")
+
+
+def test_a_stack_of_four_axes_is_refused_until_it_is_said_what_they_are():
+    """Of experts the axis behind the layers' is no input; of a module with heads it is the one before them."""
+    params = {"layers": {"up_proj": {"kernel": jnp.ones((2, 3, 4, 5))}}}
+    method = jaxft.methods.lora(rank=1, targets=("up_proj",))
+    with pytest.raises(UserError, match=r"layers/up_proj/kernel \(2, 3, 4, 5\) is no stack"):
+        jaxft.adapt(params, method, KEY)
+    adapted = jaxft.adapt(params, method, KEY, contracted=(("up_proj", 1),))
+    kernel = adapted["layers"]["up_proj"]["kernel"]
+    assert (kernel.a.shape, kernel.b.shape) == ((2, 3, 1), (2, 1, 20))
