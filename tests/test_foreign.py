@@ -46,7 +46,7 @@ class Scanned(nn.Module):
 IDS = jax.random.randint(jax.random.key(0), (4, 6), 0, 10)
 MODEL = Model()
 PARAMS = MODEL.init(jax.random.key(1), IDS)["params"]
-CONTRACTED = (("out", 2),)
+CONTRACTED = (("out", 2), ("layers/attention/*", 1))
 TARGETS = ("kernel", "embed")
 
 
