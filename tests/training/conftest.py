@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxft.configuration import load_config
+from jaxft.training import loop, program
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "trl"
 RECIPE = str(Path(__file__).parents[2] / "configs" / "sft.py")
@@ -39,6 +40,68 @@ def promotion() -> Iterator[None]:
     """Optax's own arithmetic needs JAX's standard promotion."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="session")
+def programs() -> dict[Any, program.Program]:
+    """Programs of the session's runs, by all that makes them."""
+    return {}
+
+
+@pytest.fixture
+def compiled_anew() -> None:
+    """Asked for by tests of what a run compiles."""
+
+
+@pytest.fixture
+def plotted() -> None:
+    """Asked for by tests of what a run draws."""
+
+
+@pytest.fixture(autouse=True)
+def shared_programs(
+    request: pytest.FixtureRequest,
+    programs: dict[Any, program.Program],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Runs of one configuration have one program, traced and compiled once a session.
+
+    That two processes trace the same program is seen in test_processes.py, where runs are killed.
+    """
+    if "compiled_anew" in request.fixturenames:
+        return
+    make = loop.make_program
+
+    def shared(config: Any, model: Any, method: Any, trainable: Any, reference: Any, steps: int):  # type: ignore[no-untyped-def]
+        leaves, structure = jax.tree.flatten(trainable)
+        read, beside = (config.optimizer, config.objective, config.method), reference.beside
+        key = (
+            tuple(part.to_json() for part in read),
+            (config.seed, config.grad_accum, steps),
+            (model, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)),
+            (reference.config, beside if beside.__closure__ else beside.__code__, program.loss_of),
+        )
+        if key not in programs:
+            programs[key] = make(config, model, method, trainable, reference, steps)
+        return programs[key]
+
+    monkeypatch.setattr(loop, "make_program", shared)
+
+
+def undrawn(folder: Path) -> Path:
+    """The plot's place, and nothing drawn there: drawing takes as long as a small run."""
+    path = folder / "plots" / "loss.png"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def unplotted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw nothing where what they draw is not looked at."""
+    if "plotted" not in request.fixturenames:
+        monkeypatch.setattr(loop, "plot_run", undrawn)
+        monkeypatch.setattr(loop, "plot_averages", lambda folder: None)
 
 
 @pytest.fixture(scope="session")

@@ -72,9 +72,14 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+    ("number", "ends", "place"),
+    [
+        (signal.SIGTERM, SystemExit, "evaluating at step 0"),
+        (signal.SIGTERM, SystemExit, "compiling"),
+        (signal.SIGTERM, SystemExit, "evaluating at step 4"),
+        (signal.SIGINT, KeyboardInterrupt, "compiling"),
+    ],
 )
-@pytest.mark.parametrize("place", ["evaluating at step 0", "compiling", "evaluating at step 4"])
 def test_a_signal_writes_a_checkpoint_and_the_next_start_goes_on(
     configure: Callable[..., Any],
     tmp_path: Path,
@@ -439,6 +444,7 @@ def compilations(caplog: pytest.LogCaptureFixture) -> int:
     return count
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_the_step_compiles_once(
     configure: Callable[..., Any],
     tmp_path: Path,

@@ -83,6 +83,7 @@ def test_going_on_equals_never_stopping(
         np.testing.assert_array_equal(cut[name], tensor, err_msg=name)
 
 
+@pytest.mark.usefixtures("plotted")
 def test_the_runs_folder_is_the_contracts(configure: Callable[..., Any], tmp_path: Path) -> None:
     """config.json runs again, metrics have their keys, and an evaluation stands at 0 and every N."""
     config = configure(**held_out())

@@ -33,7 +33,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "qlora": {"base.group_size": 8},  # its scales are too few for eight devices, its codes are not
     "dpo": {"data.train": str(GOLDEN.parent / "preferences" / "pairs.jsonl")},
 }
+ALL = "fsdp=2 x context=2 x tensor=2"  # data and fsdp divide a batch alike
 MESHES = {
+    ALL: {"fsdp": 2, "context": 2, "tensor": 2},
+    "data=2 x fsdp=2 x tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
     "data=8": {"data": 8},
     "fsdp=8": {"fsdp": 8},
     "tensor=8": {"tensor": 8},
@@ -87,9 +90,9 @@ def curve(configure: Any, folder: Path, method: str, mesh: str = "one") -> list[
 
 
 def case(method: str, mesh: str) -> Any:
-    """Of the methods that compile longest, two meshes that divide every axis stand for the others."""
-    thorough = method in ("qlora", "dpo") and " x " not in mesh
-    return pytest.param(method, mesh, marks=[pytest.mark.thorough] if thorough else [])
+    """A mesh of all axes for each method, and one that divides the batch twice, stand for the others."""
+    stays = mesh == ALL or (method == "lora" and mesh.startswith("data=2 x"))
+    return pytest.param(method, mesh, marks=[] if stays else [pytest.mark.thorough])
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def losses(folder: Path, split: str = "train") -> list[float]:
     return [line["loss"] for line in lines(folder, split)]
 
 
+@pytest.mark.usefixtures("plotted")
 def test_a_run_writes_its_metrics_and_plots(tmp_path: Path) -> None:
     """Train and held-out lines have all averages; the first loss is log 2; rewards are drawn."""
     train(configured(**{"data.eval": str(PAIRS / "pairs.jsonl"), "data.packing": True}), tmp_path)

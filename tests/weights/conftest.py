@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -217,17 +217,60 @@ def make_case(name: str, base: Base, **settings: Any) -> Case:
 
 
 BASES = bases()
-# Every row on every kernel, but for full tuning over codes, which is refused.
-CROSSED = [
-    (name, base)
-    for base in BASES
-    for name in METHODS
-    if not (METHODS[name]().weight is None and quantized_in(BASES[base].params))
-]
+# The first row of each kind of weight: the others of its kind compute the same by other parts and factors.
+KINDS = {METHODS[name]().weight: name for name in reversed(METHODS)}
+EACH = "stacked"  # the base on which every row stands: layers with ranks and scales of their own
 
 
-@pytest.fixture(params=CROSSED, ids="-".join)
+def rows_of(names: Iterable[str]) -> list[Any]:
+    """Rows; those that another of their kind of weight stands for are thorough."""
+    return [
+        pytest.param(name, marks=[] if name in KINDS.values() else [pytest.mark.thorough])
+        for name in names
+    ]
+
+
+@pytest.fixture(params=rows_of(METHODS), scope="session")
+def name(request: pytest.FixtureRequest) -> str:
+    """A row of each kind of weight."""
+    return request.param
+
+
+@pytest.fixture(params=rows_of(name for name in METHODS if name != "full"), scope="session")
+def adapter(request: pytest.FixtureRequest) -> str:
+    """The same without full tuning."""
+    return request.param
+
+
+def crossed(*, rows: bool) -> list[Any]:
+    """(row, base) of every row and base but for full tuning over codes, which is refused.
+
+    Those that others stand for are thorough: with `rows` all but each row on one base and each kind of weight on one
+    of codes, else all but each kind of weight on each base.
+    """
+    cases = []
+    for base in BASES:
+        for name in METHODS:
+            weight = METHODS[name]().weight
+            if weight is None and quantized_in(BASES[base].params):
+                continue
+            kind = KINDS[weight] == name
+            stays = base == EACH or (kind and base == "nf4") if rows else kind
+            marks = [] if stays else [pytest.mark.thorough]
+            cases.append(pytest.param((name, base), id=f"{name}-{base}", marks=marks))
+    return cases
+
+
+@pytest.fixture(params=crossed(rows=False))
 def case(request: pytest.FixtureRequest) -> Case:
+    """Every kind of weight on every base, for laws of its value."""
+    name, base = request.param
+    return make_case(name, BASES[base])
+
+
+@pytest.fixture(params=crossed(rows=True))
+def row(request: pytest.FixtureRequest) -> Case:
+    """Every row, for laws of what it trains."""
     name, base = request.param
     return make_case(name, BASES[base])
 
