@@ -1,7 +1,7 @@
 # The developer's verbs. PYTHON is the interpreter of the environment to use.
 PYTHON ?= .venv/bin/python
 
-.PHONY: help environment quickstart test lint type golden indexed notebooks
+.PHONY: help environment quickstart test thorough lint type golden indexed notebooks
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -16,8 +16,11 @@ environment: .venv/.made ## make .venv with jaxft and the developer's tools
 quickstart: environment ## fine-tune the embedded base in under three minutes
 	$(PYTHON) -m jaxft quickstart
 
-test: environment ## all tests
-	$(PYTHON) -m pytest
+test: environment ## the tests; TESTS=tests/weights for a part
+	$(PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
+
+thorough: environment ## the cases that others stand for in `make test`; those of TPUs need the extra `tpu`
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m thorough $(TESTS)
 
 lint: environment ## format and lint
 	$(PYTHON) -m ruff format --check .

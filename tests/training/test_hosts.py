@@ -64,7 +64,10 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize(
+    "hosts",
+    [pytest.param(1, marks=pytest.mark.thorough), 2, pytest.param(4, marks=pytest.mark.thorough)],
+)
 def test_hosts_see_the_global_batches_of_one(hosts: int, tmp_path: Path) -> None:
     """1, 2 and 4 processes over the same four devices, by gloo: every process holds its rows, and no other."""
     (tmp_path / "tests_hosts.py").write_text(SHARED)

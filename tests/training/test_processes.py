@@ -73,21 +73,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_ten_kills(tmp_path: Path, environment: dict[str, str]) -> None:
-    """experiments/soak.py, ten times: it fails where a start or an end is not what it should be."""
-    words = [sys.executable, str(EXPERIMENTS / "soak.py"), "--kills", "10"]
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.thorough)])
+def test_kills(kills: int, tmp_path: Path, environment: dict[str, str]) -> None:
+    """experiments/soak.py, a few times: it fails where a start or an end is not what it should be."""
+    words = [sys.executable, str(EXPERIMENTS / "soak.py"), "--kills", str(kills)]
     done = run([*words, "--seed", "5", "--output", str(tmp_path)], environment)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "soak.json").read_text())
-    assert found["kills"] == 10
+    assert found["kills"] == kills
     assert found["updates_lost_at_most"] <= found["checkpoint_every"]
 
 
+@pytest.mark.parametrize("places", [30, pytest.param(120, marks=pytest.mark.thorough)])
 def test_nothing_damaged_is_read_as_if_it_were_whole(
-    tmp_path: Path, environment: dict[str, str]
+    places: int, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """experiments/corruption.py, at 60 places; without the manifests some would be."""
-    words = [sys.executable, str(EXPERIMENTS / "corruption.py"), "--places", "60"]
+    """experiments/corruption.py; without the manifests some would be."""
+    words = [sys.executable, str(EXPERIMENTS / "corruption.py"), "--places", str(places)]
     done = run([*words, "--output", str(tmp_path)], environment)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "corruption.json").read_text())
