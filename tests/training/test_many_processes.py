@@ -239,7 +239,7 @@ def test_a_variable_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_goes_on_on_other_meshes(configure: Callable[..., Any], tmp_path: Path) -> None:
-    """Saved on 8 devices over fsdp, gone on with on one, and over the other axes: to 1e-6, on the same mesh bit for bit."""
+    """Saved on 8 devices over fsdp, gone on with on one and over the other axes: to 1e-6; on the same bit for bit."""
     import shutil
 
     shared = {"steps": 4, "batch_size": 8, "checkpoint.every": 2, "samples.count": 0}
