@@ -108,12 +108,19 @@ def batch_of(rows, *, share=True, length=128, slots=4, labels=None, **more):
 PACKED = [[0, 1, 2], [3, 4], [5], []]
 
 
-def log_probability(config, params, prompt, completion):
-    """Of one completion, from all logits of its own sequence."""
-    tokens = jnp.asarray([[*prompt, *completion]], jnp.int32)
+@functools.partial(jax.jit, static_argnums=0)
+def each_log_probability(config, params, tokens):
+    """Of every token but the first, from all logits of a row (1, length)."""
     scores = logits(config, params, hidden_states(config, params, tokens))[0]
-    each = jax.nn.log_softmax(scores)[jnp.arange(tokens.shape[1] - 1), tokens[0, 1:]]
-    return float(each[max(len(prompt) - 1, 0) :].sum())
+    return jax.nn.log_softmax(scores)[jnp.arange(tokens.shape[1] - 1), tokens[0, 1:]]
+
+
+def log_probability(config, params, prompt, completion):
+    """Of one completion, from all logits of its own sequence. Behind it stand tokens that it cannot see."""
+    alone = [*prompt, *completion]
+    tokens = jnp.asarray([alone + [0] * (48 - len(alone))], jnp.int32)
+    each = np.asarray(each_log_probability(config, params, tokens))
+    return float(each[max(len(prompt) - 1, 0) : len(alone) - 1].sum())
 
 
 @pytest.mark.parametrize("config", [LLAMA, GEMMA, GPT2], ids=["plain", "window_softcap", "learned"])
@@ -140,16 +147,23 @@ def test_sharing_saves_the_prompt():
     assert shared.trained.sum() == apart.trained.sum() == len(chosen) + len(rejected)
 
 
-def run(name, batch, **changes):
-    """(mean loss, averages, gradient) of a loss on a batch, against the reference of other parameters."""
-    chosen = settings(name=name, **changes)
-    reference = () if LOSSES[name].free else (params_of(LLAMA, 1),)
+@functools.cache
+def compiled(name, changes):
+    """(params, batch, *reference) -> ((mean loss, sums), gradient)."""
+    chosen = settings(name=name, **dict(changes))
 
-    def total(params):
+    def total(params, batch, *reference):
         whole, beside = preference_loss(LLAMA, params, batch, *reference, settings=chosen)
         return whole / beside.weight, beside
 
-    (loss, beside), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params_of(LLAMA))
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+def run(name, batch, **changes):
+    """(mean loss, averages, gradient) of a loss on a batch, against the reference of other parameters."""
+    reference = () if LOSSES[name].free else (params_of(LLAMA, 1),)
+    program = compiled(name, tuple(changes.items()))
+    (loss, beside), gradient = program(params_of(LLAMA), batch, *reference)
     return loss, averages(beside.sums), gradient
 
 
@@ -168,9 +182,10 @@ def test_packing_and_sharing_change_nothing(name):
     """Loss, metrics and gradient of six pairs: in packed rows, one a row, and with prompts written twice."""
     labels = [1.0, 0.0, 1.0, 0.0, 0.0, 1.0]
     alone = [[place] for place in range(6)]
+    layouts = [(alone, False), (PACKED, True), *([(alone, True)] if name == "dpo" else [])]
     first, *others = [
         run(name, batch_of(rows, share=share, labels=labels), **SOME[name])
-        for rows, share in ((alone, False), (PACKED, True), (alone, True))
+        for rows, share in layouts
     ]
     for other in others:
         jax.tree.map(
@@ -181,7 +196,7 @@ def test_packing_and_sharing_change_nothing(name):
 def test_parts_add_up_with_a_likelihood_term():
     """Its scale is the whole batch's: the sums of two parts are those of the batch."""
     chosen = settings(sft_weight=0.7)
-    loss = functools.partial(preference_loss, LLAMA, params_of(LLAMA), settings=chosen)
+    loss = jax.jit(functools.partial(preference_loss, LLAMA, params_of(LLAMA), settings=chosen))
     batch = batch_of(PACKED)
     noted = with_likelihood_scale(batch, settings=chosen)
     whole, _ = loss(batch)
@@ -196,10 +211,12 @@ def test_known_log_probabilities_take_the_references_place():
     """A batch that holds them needs no reference."""
     reference = params_of(LLAMA, 1)
     batch = batch_of(PACKED)
-    pair = completion_log_probabilities(LLAMA, reference, batch)
+    of_pairs = jax.jit(functools.partial(completion_log_probabilities, LLAMA))
+    pair = of_pairs(reference, batch)
     known = {**batch, "reference": np.stack([np.asarray(x) for x in pair], -1)}
     with_model, _, _ = run("dpo", batch)
-    alone, _ = preference_loss(LLAMA, params_of(LLAMA), known, settings=settings())
+    loss = jax.jit(functools.partial(preference_loss, LLAMA, settings=settings()))
+    alone, _ = loss(params_of(LLAMA), known)
     np.testing.assert_allclose(alone / 6, with_model, rtol=1e-6)
 
 
