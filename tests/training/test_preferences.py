@@ -157,7 +157,7 @@ def test_precomputed_log_probabilities_are_checked(tmp_path: Path) -> None:
     ):
         target = tmp_path / name / "reference"
         target.mkdir(parents=True)
-        changed = configured(**{"objective.precompute": True}, **change)
+        changed = configured(**{"objective.precompute": True, "data.date": "2024-02-29"}, **change)
         shutil.copy(known, target / "train.npz")
         (tmp_path / name / "config.json").write_text(jaxft.configuration.to_json(changed))
         with pytest.raises(UserError, match=says) as caught:
