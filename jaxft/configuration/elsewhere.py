@@ -6,12 +6,10 @@ import shlex
 
 from jaxft.errors import LONGEST
 
-ADAPTER = (
-    "configs/sft.py:lora (any row of jaxft/methods.py) begins an adapter, configs/sft.py:full none"
-)
-ALONE = "it is always so here, and needs no key"
-NONE = "there is none here"
-GOES_ON = "the same command on the same --workdir goes on by itself"
+ADAPTER = "--config configs/sft.py:lora (any row of jaxft/methods.py) for an adapter, configs/sft.py:full for none"
+ALONE = "nothing (it is always so here)"
+NONE = "nothing (there is none here)"
+GOES_ON = "nothing (the same command on the same --workdir goes on by itself)"
 
 # {their name: (our key, a value as an example)}: the value stays what it is.
 RENAMED: dict[str, tuple[str, str]] = {
@@ -88,7 +86,7 @@ SAID: dict[str, str] = {
         """--config.method.train_also=PATTERNS of the leaves that train beside the adapter, """
         """as '("head","embed")' or '("*_norm",)'"""
     ),
-    "bias": """--config.method.train_also='("*bias",)' trains the biases too""",
+    "bias": """--config.method.train_also='("*bias",)' for the biases too""",
     "use_dora": "--config=configs/sft.py:dora",
     "use_peft": ADAPTER,
     "peft_type": ADAPTER,
@@ -151,8 +149,8 @@ SAID: dict[str, str] = {
 def told(name: str, value: str = "") -> str:
     """What to write for a name of PEFT's, TRL's or transformers'; "" for a name that is none of theirs.
 
-    >>> told("lora_r", "8"), told("config.train.output-dir")
-    ('--config.method.rank=8', '--workdir RUN')
+    >>> told("lora_r", "8"), told("optim", "adamw_torch"), told("config.train.output-dir")
+    ('--config.method.rank=8', '--config.optimizer.name=adamw', '--workdir RUN')
     """
     last = name.split(".")[-1].lower().replace("-", "_")
     if len(name) > LONGEST or (last not in RENAMED and last not in SAID):
@@ -160,7 +158,8 @@ def told(name: str, value: str = "") -> str:
     if last in SAID:
         return SAID[last]
     key, example = RENAMED[last]
-    return f"--config.{key}={shlex.quote(value or example)}"
+    ours, comma, behind = VALUES.get(key, {}).get(value.lower(), "").partition(",")
+    return f"--config.{key}={shlex.quote(ours or value or example)}{comma}{behind}"
 
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16"}
