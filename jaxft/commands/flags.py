@@ -47,6 +47,12 @@ def add_asked(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", default="", metavar="DIR", help="a folder with another tokenizer.json"
     )
+    parser.add_argument(
+        "--date",
+        default="",
+        metavar="DAY",
+        help="what a chat template takes for today, as 2024-02-29; default: today",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:

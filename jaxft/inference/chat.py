@@ -32,6 +32,7 @@ def main(
     system: str = "",
     tokenizer: str = "",
     chat_template: str = "",
+    date: str = "",
     dtype: str = "float32",
     **settings: Any,
 ) -> None:
@@ -43,8 +44,9 @@ def main(
         model: a Hugging Face folder, or "tiny".
         adapter: a PEFT folder; "" for none.
         system: the system's message, which stands first; "" for none.
-        tokenizer: as of `open_words`, like the next two.
+        tokenizer: as of `open_words`, like the next three.
         chat_template: "" for the adapter's or the tokenizer's.
+        date: "" for the present moment.
         dtype: of weights and computation.
         settings: as of `Conversation`.
 
@@ -54,7 +56,7 @@ def main(
     for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=errors)
-    words = open_words(model, adapter, tokenizer=tokenizer, chat_template=chat_template)
+    words = open_words(model, adapter, tokenizer=tokenizer, chat_template=chat_template, date=date)
     as_chat(words, True, system)
     if words.chats is False:
         print("jaxft: it was trained on texts, and not to chat", file=sys.stderr)

@@ -219,6 +219,7 @@ def main(
     system: str = "",
     tokenizer: str = "",
     chat_template: str = "",
+    date: str = "",
     as_json: bool = False,
     dtype: str = "float32",
     **settings: Any,
@@ -239,6 +240,7 @@ def main(
         system: a system message for the conversations that have none; they are chats then.
         tokenizer: a folder with another tokenizer.json; "": the model's.
         chat_template: a name, a file or the template itself; "": the adapter's or the tokenizer's.
+        date: what the template takes for the present moment, as `config.data.date`; "": that moment.
         as_json: JSON lines on a terminal too.
         dtype: of the weights, the adapter and the computation: float32, bfloat16 or float16.
         settings: the other arguments of `generate`.
@@ -249,7 +251,7 @@ def main(
     asked: dict[str, Prompt] = {f"prompt {i}": text for i, text in enumerate(prompts, start=1)}
     asked, tools = _prompts_of(data) if data else (asked, [])
     given = list(asked.values())
-    words = open_words(model, adapter, tokenizer=tokenizer, chat_template=chat_template)
+    words = open_words(model, adapter, tokenizer=tokenizer, chat_template=chat_template, date=date)
     texts = any(isinstance(prompt, str) for prompt in given)
     if (system or texts) and as_chat(words, chat, system):
         given = [conversation(prompt, system) for prompt in given]

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from jaxft.assets import model_folder
+from jaxft.confined import check_moment
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
 from jaxft.formats import load, load_adapter
@@ -31,7 +32,12 @@ class Words:
 
 
 def open_words(
-    model: str, adapter: str = "", *, tokenizer: str = "", chat_template: str = ""
+    model: str,
+    adapter: str = "",
+    *,
+    tokenizer: str = "",
+    chat_template: str = "",
+    date: str = "",
 ) -> Words:
     """The tokenizer and template by which a model is asked.
 
@@ -40,9 +46,11 @@ def open_words(
         adapter: a PEFT folder; "" for none.
         tokenizer: a folder with another tokenizer.json; "": the model's.
         chat_template: as of `load_tokenizer`; "": the adapter's, else the tokenizer's.
+        date: likewise; "": the present moment.
     """
+    check_moment(date, "--date")
     folder = model_folder(model)
-    words = load_tokenizer(tokenizer or folder, chat_template or _own_template(adapter))
+    words = load_tokenizer(tokenizer or folder, chat_template or _own_template(adapter), date)
     return Words(words, trained_on_chats(fetched(adapter) if adapter else folder))
 
 

@@ -142,6 +142,22 @@ def test_a_turn_ends_with_the_mark_that_the_template_writes(tmp_path):
     assert end_of_turn(load_tokenizer(FOLDER, failing)) == Ending()
 
 
+DATED = "{{ bos_token }}{{ strftime_now('%Y-%m-%d') }}{% for m in messages %} {{ m.content }}{% endfor %}"
+
+
+def test_a_template_that_writes_the_date_is_given_one(capsys):
+    """As `config.data.date` of the run; the answers are those to a text with that day in it."""
+    words = ("--chat-template", DATED, "--date", "2024-02-29")
+    assert completion(capsys, *words, "--chat")[0] == say("2024-02-29 Where?")
+    assert completion(capsys, "--chat-template", DATED, "--chat")[0] != say("2024-02-29 Where?")
+
+
+@pytest.mark.parametrize("verb", [("generate", "--prompt", "Where?"), ("chat",)])
+def test_a_date_that_is_none_is_refused_by_the_flag(capsys, verb):
+    assert cli.main([*verb, "--model", str(FOLDER), "--date", "29.2.24"]) == 2
+    assert capsys.readouterr().err.startswith("jaxft: --date takes a date as 2024-02-29, or")
+
+
 def talk(**settings):
     return chat.Conversation(model, params, tokenizer, max_new_tokens=8, **settings)
 
