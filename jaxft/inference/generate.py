@@ -17,16 +17,13 @@ from tqdm import tqdm
 
 from jaxft.data.chat import Ending, Tools, encode_chat_and_text, end_of_turn, template_for
 from jaxft.data.messages import read_message
-from jaxft.data.sources import Row, check_messages, check_tools, read_objects
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.data.unwritten import Unwritten
-from jaxft.errors import UserError, counted, nearest
+from jaxft.errors import UserError, counted
+from jaxft.inference.asked import Prompt, read_prompts
 from jaxft.inference.decoding import generate_tokens
 from jaxft.inference.opening import as_chat, conversation, open_model, open_words
 from jaxft.models import Config, Transformer
-
-Messages = Sequence[Mapping[str, Any]]
-Prompt = str | Messages
 
 
 def generate(
@@ -80,8 +77,10 @@ def generate(
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
     origins = origins or [f"prompt {number}" for number in range(1, len(prompts) + 1)]
     unwritten = Unwritten()
-    asked = zip(prompts, tools or [None] * len(prompts), origins, strict=True)
+    asked = list(zip(prompts, tools or [None] * len(prompts), origins, strict=True))
     encoded = [_encode(tokenizer, *one, unwritten) for one in asked]
+    if progress and any(isinstance(prompt, str) and own for prompt, own, _ in asked):
+        print("jaxft: texts are asked without their tools: --chat asks them with", file=sys.stderr)
     for part in unwritten.left_out if progress else ():
         if (
             "reasoning" not in part.what
@@ -235,7 +234,7 @@ def main(
             quantized in training is quantized so again.
         prompts: texts.
         data: a file, or whatever `read_rows` takes, instead: rows with "prompt" (a text or messages)
-            or "messages", whose last is left out if the assistant says it, and with "tools".
+            or "messages", whose last is left out if the assistant says it, and with "system" and "tools".
         chat: whether a text is a user's message; None: where the model was trained on chats.
         system: a system message for the conversations that have none; they are chats then.
         tokenizer: a folder with another tokenizer.json; "": the model's.
@@ -249,7 +248,7 @@ def main(
         UserError: a folder or file that cannot be read, and whatever `generate` refuses.
     """
     asked: dict[str, Prompt] = {f"prompt {i}": text for i, text in enumerate(prompts, start=1)}
-    asked, tools = _prompts_of(data) if data else (asked, [])
+    asked, tools = read_prompts(data) if data else (asked, [])
     given = list(asked.values())
     words = open_words(model, adapter, tokenizer=tokenizer, chat_template=chat_template, date=date)
     texts = any(isinstance(prompt, str) for prompt in given)
@@ -274,34 +273,3 @@ def _shown(prompt: Prompt, answer: str) -> str:
     turns = [] if isinstance(prompt, str) else prompt
     said = [f"{m['role']}: {m.get('content', '')}" for m in turns] or [str(prompt)]
     return "\n".join([*(f"> {text}" for text in said), answer, ""])
-
-
-def _prompts_of(path: str) -> tuple[dict[str, Prompt], list[Tools]]:
-    """{file:line: prompt} of each row, and the tools of each."""
-    found: dict[str, Prompt] = {}
-    tools: list[Tools] = []
-    for origin, values in read_objects(path):
-        found[origin] = _prompt_of(origin, values)
-        row = Row(origin, "messages", values)
-        check_tools(row)
-        tools.append(row.values.get("tools"))
-    if not found:
-        raise UserError(f"{path}: no prompts: the file is empty")
-    return found, tools
-
-
-def _prompt_of(origin: str, values: dict[str, Any]) -> Prompt:
-    key = next((key for key in ("prompt", "messages") if key in values), "")
-    if not key:
-        hints = "".join(nearest(name, ("prompt", "messages"), count=1) for name in values)
-        found = ", ".join(map(repr, values)) or "none"
-        raise UserError(f"{origin}: keys found: {found}; a row needs prompt or messages{hints}")
-    if key == "prompt" and isinstance(values["prompt"], str):
-        return str(values["prompt"])
-    check_messages(Row(origin, "messages", values), key)
-    messages: list[dict[str, Any]] = values[key]
-    if key == "messages" and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    if not messages:
-        raise UserError(f"{origin}: messages: nothing stands before the assistant's turn")
-    return messages
