@@ -15,12 +15,13 @@ from jaxft.confined import assistant_turns, render_conversations
 from jaxft.data.dialect import as_taken
 from jaxft.data.messages import REASONING, altered, is_silent
 from jaxft.data.tokenizer import Tokenizer, refusing_panics
-from jaxft.errors import UserError
+from jaxft.errors import UserError, counted
 
 Messages = Sequence[dict[str, Any]]
 Spans = list[tuple[int, int]]
 Tools = Sequence[dict[str, Any]] | None
 MARK = re.compile(r"\s*(<[^<>\s]+>|\[/?[A-Z_]+\])")
+TOGETHER = 8  # conversations rendered at once where each is long
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # What keeps an assistant's turn from being told apart, in the words of `jaxft.confined.turns`, and the way out.
 PROBLEMS = {
@@ -235,7 +236,8 @@ def _heard(
     edges = list(itertools.pairwise([0, *counts]))
     if counts[-1:] != [len(spans)] or any(end < start for start, end in edges):
         raise UserError(
-            f"{tokenizer.name}: the chat template marks {len(spans)} parts of {len(turns)} turns, so a "
+            f"{tokenizer.name}: the chat template marks {counted(len(spans), 'part')} of "
+            f"{counted(len(turns), 'turn')}, so a "
             "message's own weight cannot be honoured; leave the weight out, or take a template of jaxft "
             "(config.data.chat_template=chatml)"
         )
@@ -247,17 +249,27 @@ def _heard(
     ]
 
 
-def silent_tokens(tokenizer: Tokenizer, messages: Messages, *, tools: Tools = None) -> np.ndarray:
+def silent_tokens(
+    tokenizer: Tokenizer, messages: Messages, *, tools: Tools = None, max_length: int | None = None
+) -> np.ndarray:
     """Which of a conversation's ids are of messages that are not to be trained (`weight: 0`), bool (length,).
 
-    A message stands where the text changes when it says something else; an EOS behind it is its own.
+    A message stands where the text changes when it says something else; an EOS behind it is its own. Those that begin
+    behind `max_length` tokens need not be found: each costs a rendering of the whole conversation.
     """
-    silent = [index for index, message in enumerate(messages) if is_silent(message)]
-    others = [[*messages[:i], altered(messages[i]), *messages[i + 1 :]] for i in silent]
-    asked: list[Conversation] = [(talk, False, tools) for talk in (messages, *others)]
-    text, *changed = (rendered for rendered, _ in _render_all(tokenizer, asked))
+    text, _ = render(tokenizer, messages, tools=tools)
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
-    ids, mask = _ids_and_mask(encoding, [_difference(text, other) for other in changed], ())
+    reach = _reach(encoding, max_length)
+    silent = [index for index, message in enumerate(messages) if is_silent(message)]
+    spans = Spans()
+    for start in range(0, len(silent), TOGETHER):
+        some = silent[start : start + TOGETHER]
+        others = [[*messages[:i], altered(messages[i]), *messages[i + 1 :]] for i in some]
+        changed = _render_all(tokenizer, [(talk, False, tools) for talk in others])
+        spans += [_difference(text, other) for other, _ in changed]
+        if reach is not None and spans[-1][0] > reach:
+            break
+    ids, mask = _ids_and_mask(encoding, spans, ())
     ends = np.flatnonzero(mask[:-1] & ~mask[1:]) + 1
     mask[[end for end in ends if ids[end] in tokenizer.eos_ids]] = True
     return mask

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.chat import (
-    encode_chat,
     encode_chat_and_text,
     encode_chats_with_masks,
     silent_tokens,
@@ -34,9 +33,7 @@ COUNTS = (
     "rows", "dropped", "truncated", "tokens", "trained_tokens", "without_eos", "split", "pieces", "diverged",
     "empty",
 )  # fmt: skip
-CONVERSATIONS = (
-    64  # rendered at once: the template's limits of time and memory hold for them together
-)
+CONVERSATIONS = 64  # rendered at once: the limits of time and memory hold for them together
 CHUNK = 1024  # rows tokenized at once: enough for the tokenizer's threads
 
 
@@ -162,14 +159,14 @@ def prepare_examples(
     for row, ids, trained, diverged, text in _tokenize(rows, lost, *asked):
         formats.setdefault(kind_of(row), row.origin)
         unused.update(dict.fromkeys(row.unused))
-        _compare(row, text, tokenizer, unwritten)
+        parted = _compare(row, text, tokenizer, unwritten)
         sources = row.source + 1
         counts["rows"] += 1
         _check_ids(row, ids, vocabulary_size)
         split = split_texts and row.format == "text" and len(ids) > max_length
         examples.row_lengths.append(len(ids))
         truncated = len(ids) > max_length and not split
-        count_found(counts, first, row, defects_of(row, diverged, truncated))
+        count_found(counts, first, row, defects_of(row, diverged and not parted, truncated))
         pieces = _pieces(len(ids), max_length) if split else [slice(max_length)]
         counts["split"] += split
         counts["pieces"] += len(pieces) if split else 0
@@ -211,14 +208,20 @@ def _check_arguments(max_length: int, loss_on: str) -> None:
         raise UserError(f"max_length is {max_length}: a sequence needs 2 tokens to predict one")
 
 
-def _compare(row: Row, text: str | None, tokenizer: Tokenizer, unwritten: Unwritten) -> None:
-    """Notes what of the row's conversation, if it is one, does not stand in its text."""
-    if text is None:
-        return
+def _compare(row: Row, texts: Texts | None, tokenizer: Tokenizer, unwritten: Unwritten) -> bool:
+    """Notes what of the row's conversation, if it is one, does not stand in its text.
+
+    Returns:
+        Whether it goes on otherwise than its prompt alone.
+    """
+    if texts is None:
+        return False
+    text, asked = texts
     messages, first = conversation(row.values)
     tools = row.values.get("tools")
     template = template_for(tokenizer, tools)
     unwritten.note(row.origin, messages, text, template=template, tools=tools, first=first)
+    return unwritten.note_asked(row.origin, asked, text)
 
 
 def _cut(row: Row, ids: list[int], trained: np.ndarray) -> Example:
@@ -247,8 +250,9 @@ def _pieces(length: int, max_length: int) -> list[slice]:
     return [slice(*edge) for edge in itertools.pairwise(edges)]
 
 
+Texts = tuple[str, str]  # what the chat template made of a conversation, and of its prompt alone
 # ids, trained, whether the prompt parted, what the chat template made of it
-Tokenized = tuple[Row, list[int], np.ndarray, bool, str | None]
+Tokenized = tuple[Row, list[int], np.ndarray, bool, Texts | None]
 
 
 def _tokenize(
@@ -267,31 +271,31 @@ def _tokenize(
 def _prompt_completion(
     rows: Sequence[Row], tokenizer: Tokenizer, loss_on: str, max_length: int
 ) -> Iterator[Tokenized]:
-    del max_length
     pairs = [(row.values["prompt"], row.values["completion"]) for row in rows]
-    texts: list[str | None] = [None] * len(rows)
+    texts: list[Texts | None] = [None] * len(rows)
     if isinstance(pairs[0][0], list):
         prompts, wholes = [], []
         for index, row in enumerate(rows):
             with _told_of(row):
                 tools, (messages, _) = row.values.get("tools"), conversation(row.values)
-                whole, texts[index] = encode_chat_and_text(tokenizer, messages, tools=tools)
+                whole, text = encode_chat_and_text(tokenizer, messages, tools=tools)
                 wholes.append(whole)
-                prompt = row.values["prompt"]
-                prompts.append(
-                    encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools)
+                ids, asked = encode_chat_and_text(
+                    tokenizer, row.values["prompt"], add_generation_prompt=True, tools=tools
                 )
+                prompts.append(ids)
+                texts[index] = text, asked
     else:
         different = list(dict.fromkeys(prompt for prompt, _ in pairs))  # many share a prompt
         encoded = dict(zip(different, _encode(tokenizer, different), strict=True))
         prompts = [encoded[prompt] for prompt, _ in pairs]
         wholes = _encode(tokenizer, [p + _with_eos(tokenizer, c) for p, c in pairs])
-    for row, prompt, whole, text in zip(rows, prompts, wholes, texts, strict=True):
+    for row, prompt, whole, made in zip(rows, prompts, wholes, texts, strict=True):
         start = common_prefix_length(prompt, whole)
         trained = np.arange(len(whole)) >= (start if loss_on == "completion" else 0)
         with _told_of(row):
-            trained = _heard(row, trained, tokenizer, loss_on)
-        yield row, whole, trained, start < len(prompt), text
+            trained = _heard(row, trained, tokenizer, loss_on, max_length)
+        yield row, whole, trained, start < len(prompt), made
 
 
 def _messages(
@@ -301,7 +305,7 @@ def _messages(
         some = rows[start : start + CONVERSATIONS]
         made = _conversations(some, tokenizer, loss_on, max_length)
         for row, (ids, said, text) in zip(some, made, strict=True):
-            yield row, ids, said, False, text
+            yield row, ids, said, False, (text, "")
 
 
 def _conversations(
@@ -321,17 +325,21 @@ def _conversations(
                 yield encode_chats_with_masks(tokenizer, [(messages, tools)], max_length)[0]
             else:
                 ids, text = encode_chat_and_text(tokenizer, messages, tools=tools)
-                yield ids, _heard(row, np.ones(len(ids), dtype=bool), tokenizer, loss_on), text
+                every = np.ones(len(ids), bool)
+                yield ids, _heard(row, every, tokenizer, loss_on, max_length), text
 
 
-def _heard(row: Row, trained: np.ndarray, tokenizer: Tokenizer, loss_on: str) -> np.ndarray:
+def _heard(
+    row: Row, trained: np.ndarray, tokenizer: Tokenizer, loss_on: str, max_length: int
+) -> np.ndarray:
     """What is trained without the messages that weigh nothing."""
     if not isinstance(row.values.get("messages", row.values.get("prompt")), list):
         return trained
     messages, first = conversation(row.values)
     if not any(map(is_silent, messages[first if loss_on == "completion" else 0 :])):
         return trained
-    return trained & ~silent_tokens(tokenizer, messages, tools=row.values.get("tools"))
+    tools = row.values.get("tools")
+    return trained & ~silent_tokens(tokenizer, messages, tools=tools, max_length=max_length)
 
 
 def _text(

@@ -33,6 +33,7 @@ BESIDE = (
     "state.json",
     "features.json",
 )
+HUB = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*")  # OWNER/NAME
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub"}
 TRAINING = ("train", "training")
 HELD_OUT = ("validation", "valid", "val", "dev", "eval", "heldout", "test")
@@ -99,7 +100,7 @@ def find_files(name: str, held_out: bool = False) -> tuple[list[File], list[str]
             return _folder(folder, system, _place(folder)[1], split, held_out)
         if any(mark in name for mark in "*?["):
             return _glob(name, system, path)
-        raise UserError(f"{name}: no such file{_near(name, system, path)}")
+        raise UserError(f"{name}: no such file{_on_hub(name) or _near(name, system, path)}")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{name}: cannot be read: {reason}") from error
@@ -227,6 +228,21 @@ def _glob(name: str, system: Any, path: str) -> tuple[list[File], list[str]]:
     if not found:
         raise UserError(f"{name}: nothing matches{_near(name, system, path)}")
     return _files(name, system, found), [counted(len(found), "file")] * (len(found) > 1)
+
+
+def _on_hub(name: str) -> str:
+    """What to do where a name is of a data set on the Hugging Face hub, and no path; "" else.
+
+    >>> _on_hub("tatsu-lab/alpaca").partition(": ")[2], _on_hub("data/train.jsonl")
+    ('hf download tatsu-lab/alpaca --repo-type dataset --local-dir alpaca, then give alpaca', '')
+    """
+    owner, _, short = name.partition("/")
+    if not HUB.fullmatch(name) or short.endswith((*KINDS, *COMPRESSED)) or os.path.exists(owner):
+        return ""
+    return (
+        f", and jaxft downloads nothing: hf download {name} --repo-type dataset --local-dir {short}, "
+        f"then give {short}"
+    )
 
 
 def _near(name: str, system: Any, path: str) -> str:

@@ -49,8 +49,8 @@ def check_weights(weights: Sequence[float], sources: int) -> None:
     """UserError unless there is a weight for each source."""
     if len(weights) != sources:
         raise UserError(
-            f"config.data.mix has {len(weights)} weights, and config.data.train {sources} sources: "
-            "give a weight for each source"
+            f"config.data.mix has {counted(len(weights), 'weight')}, and config.data.train "
+            f"{counted(sources, 'source')}: give a weight for each source"
         )
 
 

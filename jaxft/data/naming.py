@@ -108,8 +108,10 @@ def fields_for_examples(
     if len(free) == 1 and pair.get("prompt") in CALLED["input"]:
         free, pair["prompt"] = [pair["prompt"]], free[0]  # a context asks where nothing else does
     for key in both:  # of names that nobody knows, the first asks
-        if key not in pair and key not in values and free and len(free) + len(pair) <= 2:
-            pair[key] = free.pop(0)
+        if key in pair or key in values or not free or len(free) + len(pair) > 2:
+            continue
+        if not (key == "completion" and set(CALLED["input"]) & set(words_of(free[0])[-1:])):
+            pair[key] = free.pop(0)  # what stands beside a question is no answer to it
     made = {str(key): pair[key] for key in both if key in pair}
     if not set(both) <= {*made, *values}:
         only = len(said) == 1 and said[0] not in known

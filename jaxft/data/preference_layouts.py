@@ -289,7 +289,9 @@ def _rated(
     if len(answers) < 2:
         raise Bad(f"{origin}: {counted(len(answers), 'completion')}: a pair needs two{HINT}")
     if len(answers) != len(scores):
-        raise UserError(f"{origin}: {len(answers)} answers with {len(scores)} scores")
+        raise UserError(
+            f"{origin}: {counted(len(answers), 'answer')} with {counted(len(scores), 'score')}"
+        )
     for score in scores:
         if not isinstance(score, int | float) or score != score:
             raise Bad(f"{origin}: a score must be a number, not {shown(score)}{HINT}")

@@ -17,6 +17,7 @@ from jaxft.data.show import harmless
 from jaxft.data.store import Example
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.data.unwritten import told_left_out
+from jaxft.errors import counted, worded
 
 Ids = list[int]
 LONGER = 0.65  # share of pairs beyond which length alone tells which completion is chosen
@@ -115,7 +116,9 @@ def pair_findings(
             f"(first: {summary.first_dropped}): {remedies.LONGER}"
         )
     if summary.skipped:
-        lines.append(f"{summary.skipped} rows cannot be used and are left out (data.bad_rows=skip)")
+        are = worded(summary.skipped, "is", "are")
+        rows = counted(summary.skipped, "row")
+        lines.append(f"{rows} cannot be used and {are} left out (data.bad_rows=skip)")
     found = seen(examples.pairs(), tokenizer.eos_ids)
     how = chosen_ending(tokenizer, examples[found.endless[0]]) if found.endless else ""
     lines += told("train no EOS, so the model does not learn to stop", found.endless, examples, how)

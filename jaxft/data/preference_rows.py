@@ -28,7 +28,7 @@ from jaxft.data.naming import fields_for_preferences, flags, misspelt
 from jaxft.data.preference_layouts import HINT, QUESTIONS, TALKS, Bad, judged_row, paired_row, words
 from jaxft.data.sources import Row, check_messages, check_tools, find_sources
 from jaxft.data.unread import refuse_unread, strings, unread
-from jaxft.errors import UserError, counted
+from jaxft.errors import UserError, counted, worded
 
 PAIRED = ("prompt", "chosen", "rejected")
 JUDGED = ("prompt", "completion", "label")
@@ -89,7 +89,9 @@ def read_preferences(
                     raise
                 skipped += 1
     if not rows:
-        raise UserError(f"{first or paths}: no usable rows: {skipped} were left out")
+        raise UserError(
+            f"{first or paths}: no usable rows: {skipped} {worded(skipped, 'was', 'were')} left out"
+        )
     if judged:
         _check_both_labels(rows)
     return rows, skipped

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from jaxft.data.chat import encode_chat, encode_chat_and_text, template_for
+from jaxft.data.chat import encode_chat_and_text, template_for
 from jaxft.data.examples import (
     _check_ids,
     _encode,
@@ -311,12 +311,16 @@ def _both(
                     "messages before it into the prompt, or leave the weight out"
                 )
             tools = row.values.get("tools")
-            prompts.append(encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools))
+            asked, before = encode_chat_and_text(
+                tokenizer, prompt, add_generation_prompt=True, tools=tools
+            )
+            prompts.append(asked)
             messages, first = conversation(row.values, key)
             ids, text = encode_chat_and_text(tokenizer, messages, tools=tools)
             wholes.append(ids)
         template = template_for(tokenizer, tools)
         unwritten.note(row.origin, messages, text, template=template, tools=tools, first=first)
+        unwritten.note_asked(row.origin, before, text)
     return prompts, wholes
 
 

@@ -12,6 +12,12 @@ from jaxft.errors import UserError, shown
 
 ON_UNWRITTEN = ("warn", "error")
 OTHER = "take a template that writes it (config.data.chat_template)"
+ASKED = "the answer otherwise than it asks for one,"
+AS_WRITTEN = (
+    "what is trained does not follow what is asked; let its add_generation_prompt write what it writes before an "
+    "answer, or take a template of jaxft (config.data.chat_template=chatml)"
+)
+BEFORE = 20  # letters that are shown before the place where two texts part
 NAMES = {  # (role, what), "" for any role
     ("", "reasoning"): "the {role}'s reasoning",
     ("", "tool_calls"): "tool calls",
@@ -31,6 +37,7 @@ class LeftOut:
         origin: of the first.
         text: what is left out there.
         remedy: what to do.
+        verb: how that is said.
     """
 
     what: str
@@ -38,11 +45,12 @@ class LeftOut:
     origin: str
     text: str
     remedy: str
+    verb: str = "leaves out"
 
     def __str__(self) -> str:
         """What, of how many rows, and the first."""
         rows = "1 row" if self.rows == 1 else f"{self.rows} rows, the first"
-        return f"the chat template leaves out {self.what} of {rows} at {self.origin}"
+        return f"the chat template {self.verb} {self.what} of {rows} at {self.origin}"
 
 
 class Unwritten:
@@ -110,10 +118,25 @@ class Unwritten:
                     f"{origin}: {where}the chat template leaves out {what} ({_excerpt(part)}): {remedy}; "
                     "config.data.on_unwritten=warn goes on without"
                 )
-            known = self._found.get(what) or LeftOut(what, 0, origin, _excerpt(part), remedy)
-            rows = self._rows.setdefault(what, set())
-            rows.add(origin)
-            self._found[what] = dataclasses.replace(known, rows=len(rows))
+            self._count(LeftOut(what, 1, origin, _excerpt(part), remedy))
+
+    def note_asked(self, origin: str, asked: str, text: str) -> bool:
+        """Whether a conversation's text does not go on from the text that asks for its answer, which is counted."""
+        if text.startswith(asked):
+            return False
+        pairs = enumerate(zip(asked, text, strict=False))
+        parted = next((i for i, (one, two) in pairs if one != two), len(text))
+        start = max(parted - BEFORE, 0)
+        ways = [shown(part[start:], most=60) for part in (asked, text)]
+        told = f"{ways[0]} asks, {ways[1]} is trained"
+        self._count(LeftOut(ASKED, 1, origin, told, AS_WRITTEN, verb="begins"))
+        return True
+
+    def _count(self, part: LeftOut) -> None:
+        rows = self._rows.setdefault(part.what, set())
+        rows.add(part.origin)
+        known = self._found.get(part.what, part)
+        self._found[part.what] = dataclasses.replace(known, rows=len(rows))
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
@@ -143,7 +166,7 @@ def told_left_out(left_out: Sequence[LeftOut], rows: int) -> Iterator[str]:
     for part in left_out:
         share = 100 * part.rows / max(rows, 1)
         yield (
-            f"the chat template leaves out {part.what} of {part.rows} of {rows} ({share:.3g} %) rows "
+            f"the chat template {part.verb} {part.what} of {part.rows} of {rows} ({share:.3g} %) rows "
             f"(first: {part.origin}, {part.text}): {part.remedy}"
         )
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
-from jaxft.errors import UserError, shown
+from jaxft.errors import UserError, counted, shown
 from jaxft.formats.integers import (
     WORD,
     Table,
@@ -146,7 +146,7 @@ def _bits(stored: Table, module: str, shape: tuple[int, ...]) -> int:
     bits = possible[expected(stored, packed, ("I32",), *possible).shape]
     if bits == 4 and rows % 2:
         raise UserError(
-            f"{stored[packed].file}: {packed}: {rows} rows of 4 bits: jaxft packs them in pairs"
+            f"{stored[packed].file}: {packed}: {counted(rows, 'row')} of 4 bits: jaxft packs them in pairs"
         )
     return bits
 

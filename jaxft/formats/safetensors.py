@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from jaxft.errors import UserError, named, nearest, shown
+from jaxft.errors import UserError, counted, named, nearest, shown
 from jaxft.files import (
     MAX_JSON_BYTES,
     exists,
@@ -269,7 +269,7 @@ def _check_coverage(file: Path, tensors: list[Stored], start: int, size: int) ->
                 f"{file}: truncated: {named(stored.name)} ends at byte {start}, the file at {size}"
             )
     if start != size:
-        raise UserError(f"{file}: {size - start} bytes after the last tensor")
+        raise UserError(f"{file}: {counted(size - start, 'byte')} after the last tensor")
 
 
 def expect(tensors: Mapping[str, Stored], name: str, shape: tuple[int, ...], where: str) -> Stored:

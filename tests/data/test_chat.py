@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxft.data import encode_chat, encode_chat_with_mask
-from jaxft.data.chat import encode_chats_with_masks, render
+from jaxft.data import chat, encode_chat, encode_chat_with_mask
+from jaxft.data.chat import encode_chats_with_masks, render, silent_tokens
 from jaxft.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "chat.json").read_text(encoding="utf-8"))
@@ -223,3 +223,25 @@ def test_turns_behind_the_longest_row_need_not_be_found(tokenizer):
     for most in (1, len(ids) // 2, len(ids) - 1, len(ids)):
         _, cut = encode_chat_with_mask(using(tokenizer, OPEN), talk, max_length=most)
         assert cut[:most].tolist() == mask[:most].tolist()
+
+
+def test_silent_messages_are_found_as_far_as_they_are_wanted(tokenizer, monkeypatch):
+    """Each costs a rendering of all: of a long conversation no more are made than its first tokens need."""
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+    talk = messages(*[("user", "Where?"), ("assistant", "At the riverside.")] * 40)
+    talk = [m | {"weight": 0} if m["role"] == "assistant" else m for m in talk]
+    asked = []
+
+    def counting(tokenizer, conversations):
+        asked.extend(conversations)
+        return render_all(tokenizer, conversations)
+
+    render_all = chat._render_all
+    monkeypatch.setattr(chat, "_render_all", counting)
+    whole = silent_tokens(using(tokenizer, template), talk)
+    assert len(asked) == 41
+    asked.clear()
+    some = silent_tokens(using(tokenizer, template), talk, max_length=50)
+    assert len(asked) < 20
+    assert some[:50].any()
+    assert np.array_equal(some[:50], whole[:50])

@@ -9,6 +9,7 @@ import pyarrow
 import pytest
 
 from jaxft.data import read_rows
+from jaxft.data.files import find_files
 from jaxft.errors import UserError
 
 LINE = '{"text": "a"}\n'
@@ -163,3 +164,9 @@ def test_sources_of_their_own_may_differ_in_format(here):
     write(here / "b.jsonl", '{"prompt": "a", "completion": "b"}')
     rows = list(read_rows("a.jsonl,b.jsonl"))
     assert [(row.format, row.source) for row in rows] == [("text", 0), ("prompt_completion", 1)]
+
+
+def test_a_data_set_of_the_hub_says_what_to_do():
+    said = "alpaca: no such file, and jaxft downloads nothing: hf download tatsu-lab/alpaca --repo-type dataset"
+    with pytest.raises(UserError, match=said):
+        find_files("tatsu-lab/alpaca")

@@ -61,7 +61,7 @@ def test_batches_hold_the_mixture_and_know_it():
 @pytest.mark.parametrize(
     ("sizes", "weights", "message"),
     [
-        ((2, 4), (1,), "has 1 weights, and config.data.train 2 sources"),
+        ((2, 4), (1,), "has 1 weight, and config.data.train 2 sources"),
         ((2, 0), (1, 1), "b: none of its rows has a trained token"),
         ((2, 4), (1e6, 1), r"each of the 2 examples of a 2000000 times; give it less weight"),
     ],

@@ -90,6 +90,12 @@ def test_where_nothing_can_be_told_nothing_is_typed(write):
         assert "--config" not in refused(write(row), lambda path: list(read_rows(path)))
 
 
+def test_what_stands_beside_a_question_is_not_taken_for_its_answer(write):
+    """As in SQuAD, whose answers are a list."""
+    row = {"question": "a", "context": "b", "answers": {"text": ["c"], "answer_start": [0]}}
+    assert typed(refused(write(row), lambda path: list(read_rows(path)))) == {}
+
+
 def test_a_row_of_preferences_names_its_recipe(write):
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert "--config configs/dpo.py:lora" in refused(write(row), lambda path: list(read_rows(path)))

@@ -167,7 +167,7 @@ REFUSED = [
     ({"prompt": [USER], "chosen": [{"role": "assistant", "content": None}], "rejected": [NO]},
      "content must be a string, not null"),
     ({"prompt": [USER], "chosen": [say("assistant", " ")], "rejected": [NO]}, "chosen is empty"),
-    ({"instruction": ASK, "generations": ["a", "b"], "ratings": [1]}, "2 answers with 1 scores"),
+    ({"instruction": ASK, "generations": ["a", "b"], "ratings": [1]}, "2 answers with 1 score"),
 ]  # fmt: skip
 
 

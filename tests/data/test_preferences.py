@@ -192,5 +192,5 @@ def test_bad_judgements(write):
 
 def test_all_rows_skipped_is_an_error(write):
     path = write({**PAIR, "rejected": PAIR["chosen"]})
-    with pytest.raises(UserError, match=r"no usable rows: 1 were left out"):
+    with pytest.raises(UserError, match=r"no usable rows: 1 was left out"):
         read(path, skip=True)

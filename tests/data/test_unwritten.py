@@ -221,3 +221,35 @@ def test_a_completion_that_is_compared_has_no_weights(tokenizer, write):
         UserError, match=rf"^{path}:1: chosen has a message of weight 0.*into the prompt"
     ):
         prefer(path, using(tokenizer, PLAIN))
+
+
+THINKS = PLAIN.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+OTHERWISE = "the chat template begins the answer otherwise than it asks for one, of 1 of 1 (100 %) rows (first: "
+
+
+def test_a_completion_that_does_not_follow_its_prompt_is_told_by_its_reason(tokenizer, write):
+    """And not as a space at the prompt's end, which is what it would be of a text."""
+    row = {"prompt": [USER], "completion": [said()]}
+    part = Part("training data", *prepare(write(row), using(tokenizer, THINKS)))
+    [line] = [line for line in findings(part, tokenizer, 10**6) if "asks" in line]
+    assert line.startswith(OTHERWISE)
+    assert "<think>" in line
+    assert "let its add_generation_prompt write what it writes" in line
+    assert part.summary.diverged == 0
+    assert prepare(write(row), using(tokenizer, PLAIN))[2].left_out == ()
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_so_is_a_preference(tokenizer, write, judged):
+    row = {"prompt": [USER], "chosen": [said()], "rejected": [said("5")]}
+    rows = [row]
+    if judged:
+        rows = [{"prompt": [USER], "completion": [said(str(i))], "label": bool(i)} for i in (0, 1)]
+    read, _ = read_preferences(write(*rows), judged=judged, skip=False)
+    settings = {"max_length": 512, "share": True, "skip": False, "skipped": 0, "group": 2}
+    for template, count in ((PLAIN, 0), (THINKS, 1)):
+        _, summary = prepare_preferences(read, using(tokenizer, template), **settings)
+        assert ["begins the answer otherwise" in str(part) for part in summary.left_out] == [
+            True
+        ] * count
+    assert summary.left_out[0].rows == len(rows)
