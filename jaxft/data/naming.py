@@ -159,7 +159,7 @@ def _named(
         words = {key: words_of(key.split(".")[0].replace("non_", "non")) for key in free}
         heads = sorted(free, key=lambda key: len(words[key]))  # a question before an original one
         ranked = [key for called in CALLED[name] for key in heads if called in words[key][-1:]]
-        if name in SIDES:  # by their first word: chosen_response
+        if name in (*SIDES, "label"):  # by their first word: chosen_response, thumbs_up
             ranked += [key for called in CALLED[name] for key in free if called in words[key]]
         if ranked:
             found[name] = ranked[0]

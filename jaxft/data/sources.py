@@ -13,6 +13,7 @@ from typing import Any
 from jaxft.data.conversions import FORMATS as FORMATS
 from jaxft.data.conversions import (
     OPTIONAL,
+    as_message,
     fields_for,
     from_alpaca,
     from_sharegpt,
@@ -288,6 +289,8 @@ def check_messages(row: Row, key: str = "messages") -> None:
         where = f"{row.origin}: {key}, message {number}"
         if not isinstance(message, dict):
             raise UserError(f"{where} must be an object, not {json_type(message)}")
+        if "from" in message and "role" not in message:  # ShareGPT's turns, under another key
+            message = as_message(where, message)
         read.append(read_message(where, message))
 
 

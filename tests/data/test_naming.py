@@ -134,6 +134,10 @@ JUDGED = [
     ({"question": "a", "answer": "b", "label": True}, {"completion": "answer"}),
     ({"prompt": "a", "response": "b", "label": True}, {"completion": "response"}),
     ({"prompt": "a", "completion": "b", "is_good": True}, {"label": "is_good"}),
+    (
+        {"prompt": "a", "answer": "b", "thumbs_up": True},
+        {"completion": "answer", "label": "thumbs_up"},
+    ),
 ]
 
 

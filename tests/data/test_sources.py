@@ -133,3 +133,15 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
 def test_an_unknown_format_names_the_known(write):
     with pytest.raises(UserError, match=r"'message' is unknown; known: auto, .*'messages'"):
         read_rows(write(TALK), "message")
+
+
+def test_sharegpts_turns_may_stand_under_messages_and_prompt(write):
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So.", "weight": 0}]
+    asked = {"role": "user", "content": "Why?"}
+    said = {"role": "assistant", "content": "So.", "weight": 0}
+    [row] = read_rows(write({"messages": turns}))
+    assert row.values["messages"] == [asked, said]
+    [row] = read_rows(write({"prompt": turns[:1], "completion": turns[1:]}))
+    assert (row.values["prompt"], row.values["completion"]) == ([asked], [said])
+    with pytest.raises(UserError, match="messages, message 1 has no 'value'"):
+        list(read_rows(write({"messages": [{"from": "human"}]})))
