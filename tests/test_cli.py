@@ -12,7 +12,7 @@ from jaxft import cli
 from jaxft.errors import UserError
 
 VERBS = ("train", "data", "generate", "chat", "merge", "plan", "quantize", "quickstart")
-ASKED = {"system": "", "chat_template": "", "tokenizer": ""}
+ASKED = {"system": "", "chat_template": "", "tokenizer": "", "date": ""}
 
 
 @pytest.fixture

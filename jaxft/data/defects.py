@@ -57,7 +57,11 @@ def nothing_left(
     """Says that no row has a trained token."""
     first = next(iter(formats.values()), "the data")
     where = first.rpartition(":")[0] or first
+    talks = any(name in kind for kind in formats for name in ("messages", "sharegpt"))
+    silent = talks and not counts["truncated"]
     return (
         f"{where}: none of {counted(counts['rows'], 'example')} has a trained token "
         f"(loss_on={loss_on}, {counts['truncated']} truncated to max_length={max_length})"
+        + ": the assistant says nothing in them, or only messages of weight 0"
+        * silent
     )

@@ -267,3 +267,13 @@ def test_of_many_conversations_the_one_that_fails_is_named(tokenizer):
     talks = [{"messages": [{"role": "assistant", "content": text}]} for text in ("a", "b", "", "c")]
     with pytest.raises(UserError, match=r"train\.jsonl:3: .*odd"):
         prepare(rows_of(*talks, format="messages"), strict)
+
+
+def test_where_nothing_is_trained_for_its_weight_that_is_the_reason(tokenizer):
+    silent = {"role": "assistant", "content": "No.", "weight": 0}
+    rows = rows_of({"messages": [{"role": "user", "content": "Why?"}, silent]}, format="messages")
+    tokenizer = dataclasses.replace(tokenizer, chat_template=TEMPLATES["plain"])
+    with pytest.raises(UserError, match=r"says nothing in them, or only messages of weight 0$"):
+        prepare(rows, tokenizer)
+    with pytest.raises(UserError, match=r"1 truncated to max_length=4\)$"):
+        prepare(rows, tokenizer, max_length=4)
