@@ -71,7 +71,8 @@ def fields_for(
     whole = [way for way in ways if set(way) <= set(words) and len(way) == len(fields)]
     present = [way for way in whole if all(_has(keys, own) for own in way.values())]
     if not whole:
-        close = "".join(dict.fromkeys(nearest(str(name), words, count=1) for name in fields))
+        strange = [str(name) for name in fields if name not in words]
+        close = "".join(dict.fromkeys(nearest(name, words, count=1) for name in strange))
         raise UserError(
             f"config.data.fields {dict(fields)}: it gives a format's keys their names in the data, "
             f"as {{'prompt': 'question', 'completion': 'answer'}}; the formats' keys are {needed}{close}"

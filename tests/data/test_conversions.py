@@ -242,6 +242,7 @@ def test_a_faulty_row_is_told_with_its_field(write, values, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"promt": "q", "completion": "a"}, r"conversations \(nearest: 'prompt'\)$"),
         ({"promt": "question"}, r"config.data.fields .*the formats' keys are .*nearest: 'prompt'"),
         (
             {"prompt": "question"},
