@@ -17,13 +17,11 @@ from jaxft.formats.manifest import TRAINED_ON, note, tell_another_base
 from jaxft.formats.measure import measure, report
 from jaxft.formats.own_text import text_for
 from jaxft.formats.peft import load_adapter
-from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.safetensors import open_folder
-from jaxft.formats.trained_base import trained_on_chats
+from jaxft.formats.trained_base import load_trained_base, trained_on_chats
 from jaxft.formats.writing import save, write_model
-from jaxft.models.transformer import Transformer
 from jaxft.places import fetched
-from jaxft.quantization import quantization_of, quantize_params
+from jaxft.quantization import quantize_params
 from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights import is_weight, merged_one
 
@@ -65,7 +63,8 @@ def merge_folder(
         )
     model, named = model_folder(model), adapter
     adapter = fetched(adapter)
-    module, params = _trained_base(model, adapter)
+    tell_another_base(adapter, model)
+    module, params, _ = load_trained_base(model, adapter)
     check_tokens(model, adapter, module.config.vocabulary)
     adapted = load_adapter(params, adapter)
     text = text_for(model, module.config, named)
@@ -120,29 +119,6 @@ def quantize_folder(
     text = text_for(model, module.config, model)
     after, before = (measure(*load(folder), text) for folder in (output, model))
     return report("quantized", after, before, text, scheme)
-
-
-def _trained_base(model: Path, adapter: Path) -> tuple[Transformer, PyTree]:
-    """The base that the adapter was trained over: quantized as its card says, if the folder is dense."""
-    tell_another_base(adapter, model)
-    trained = read_quantization(adapter)
-    module, params = load(model)
-    if trained is None:
-        return module, params
-    if quantization_of(params) is None:
-        settings = {key: trained[key] for key in ("scheme", "group_size", "double_quant")}
-        params = quantize_params(params, **settings)
-    found = quantization_of(params)
-    if found != trained:
-        raise UserError(
-            f"{adapter}: was trained over another base: {_said(trained)}; {model} gives {_said(found)}"
-        )
-    return module, params
-
-
-def _said(quantization: Any) -> str:
-    scheme, group, digest = (quantization[key] for key in ("scheme", "group_size", "digest"))
-    return f"{scheme} in groups of {group}, digest {digest}"
 
 
 def _requantized(merged: PyTree, scheme: str) -> PyTree:
