@@ -7,6 +7,7 @@ files of both.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxft.data.tokenizer import load_tokenizer
+from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError, shown
 from jaxft.files import read_bytes, stays_inside
 
@@ -28,6 +29,7 @@ TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "merges.txt", *VOCABULARY,
 )  # fmt: skip
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+TOOL_TEMPLATE = "additional_chat_templates/tool_use.jinja"
 MAX_BYTES = 200_000_000  # of a companion; the largest tokenizers have about 35 MB
 ALL = (*SETTINGS, *TEMPLATES, *TOKENIZER)
 Files = dict[str, bytes]
@@ -43,9 +45,11 @@ def companions(source: Path, over: Path | None = None) -> Files:
             own it keeps the model's.
     """
     found = _found(source, ALL)
-    if over is None:
-        return found
-    own = _found(over, ALL)
+    return found if over is None else _over(found, _found(over, ALL))
+
+
+def _over(found: Files, own: Files) -> Files:
+    """A model's companions and those that count before them."""
     templates = _templates(found)
     if set(own) & set(VOCABULARY):
         found = {name: data for name, data in found.items() if not _is(name, TOKENIZER)}
@@ -56,6 +60,51 @@ def companions(source: Path, over: Path | None = None) -> Files:
     elif CONFIG in own or CONFIG not in found:
         found |= templates  # which may have stood in the tokenizer_config.json that is left out
     return found | own
+
+
+def trained_with(tokenizer: Path | None, template: str | None, tool_template: str | None) -> Files:
+    """What a run lays beside its result: another tokenizer than the base's, and the templates that it trained by.
+
+    Args:
+        tokenizer: the folder of another tokenizer; None for the base's.
+        template: of the run's chats; None where it trained none.
+        tool_template: that for chats with tools, where it is another.
+    """
+    own = _found(tokenizer, (*TEMPLATES, *TOKENIZER)) if tokenizer else {}
+    by_name = {TEMPLATE: template, TOOL_TEMPLATE: tool_template}
+    written = {name: text.encode() for name, text in by_name.items() if text}
+    if written:
+        own = {name: data for name, data in own.items() if not _is(name, TEMPLATES)}
+        own |= _without_template(own[CONFIG]) if CONFIG in own else {}
+    return own | written
+
+
+def changes(folder: Path, own: Files) -> dict[str, bytes | None]:
+    """What becomes of a folder's companions where these count before them: {name: content, or None: it goes}."""
+    found = _found(folder, ALL)
+    laid = _over(found, own)
+    gone = dict.fromkeys(name for name in found if name not in laid)
+    return gone | {name: data for name, data in laid.items() if found.get(name) != data}
+
+
+def merged_tokenizer(
+    source: Path, over: Path | None = None, chat_template: str = "", date: str = ""
+) -> Tokenizer:
+    """The tokenizer of a model's folder, or of that which the model and an adapter make when they are merged.
+
+    Args:
+        source: the model's folder.
+        over: an adapter's, as of `companions`.
+        chat_template: as of `load_tokenizer`, like `date`.
+        date: likewise.
+    """
+    if over is None or not _names(over, ALL):
+        return load_tokenizer(source, chat_template, date)
+    files = companions(source, over)
+    if "tokenizer.json" not in files:  # the adapter's is of a kind that jaxft does not read
+        own = _found(over, (*SETTINGS, *TEMPLATES))
+        files = _over(_found(source, ALL), own)
+    return _tokenizer(files | _found(source, ("config.json",)), over, chat_template, date)
 
 
 def lay_beside(target: Path, source: Path, over: Path | None = None) -> None:
@@ -92,16 +141,22 @@ def check_tokens(model: Path, adapter: Path, rows: int) -> None:
 
 def _size(files: Files, where: Path) -> tuple[int, str | None]:
     """One more than the largest id of a tokenizer, and that id's token."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in files.items():
-            if "/" not in name:
-                (Path(folder) / name).write_bytes(data)
-        try:
-            tokenizer = load_tokenizer(folder)
-        except UserError as error:
-            raise UserError(str(error).replace(folder, str(where))) from error
+    tokenizer = _tokenizer(files, where)
     size = tokenizer.vocabulary_size
     return size, tokenizer.backend.id_to_token(size - 1)
+
+
+def _tokenizer(files: Files, where: Path, chat_template: str = "", date: str = "") -> Tokenizer:
+    """The tokenizer of these files; messages name `where`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / name).parent.mkdir(exist_ok=True)
+            (Path(folder) / name).write_bytes(data)
+        try:
+            tokenizer = load_tokenizer(folder, chat_template, date)
+        except UserError as error:
+            raise UserError(str(error).replace(folder, str(where))) from error
+    return dataclasses.replace(tokenizer, name=str(where))
 
 
 def _is(name: str, patterns: Iterable[str]) -> bool:

@@ -43,11 +43,18 @@ def write_manifest(folder: Path, **about: Any) -> None:
     _write(folder, {"files": digests(files.values(), files.keys()), **about})
 
 
-def put(folder: Path, name: str, text: str) -> None:
-    """Writes a file into a folder that has a manifest, or over the one there, and has the manifest know it."""
+def put(folder: Path, files: Mapping[str, bytes | None]) -> None:
+    """Writes files into a folder, or takes those away that are None, and has its manifest know it."""
     manifest = read_manifest(folder)
-    (folder / name).write_text(text, encoding="utf-8")
-    manifest["files"] |= digests([folder / name], [name])
+    for name, content in files.items():
+        if content is None:
+            (folder / name).unlink()
+            del manifest["files"][name]
+        else:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+    names = [name for name, content in files.items() if content is not None]
+    manifest["files"] |= digests([folder / name for name in names], names)
     _write(folder, manifest)
 
 

@@ -11,6 +11,7 @@ from jaxft.confined import check_moment
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
 from jaxft.formats import load, load_adapter
+from jaxft.formats.companions import merged_tokenizer
 from jaxft.formats.manifest import tell_another_base
 from jaxft.formats.trained_base import TEMPLATE, load_trained_base, trained_on_chats
 from jaxft.models import Transformer
@@ -23,7 +24,7 @@ class Words:
     """How a model is spoken to; known before its weights are read.
 
     Attributes:
-        tokenizer: its tokenizer, whose template is the adapter's where that has one.
+        tokenizer: its tokenizer and templates, which are the adapter's where that has some.
         chats: whether it was trained on chats; None where nothing says so.
     """
 
@@ -44,13 +45,17 @@ def open_words(
     Args:
         model: a Hugging Face folder, or "tiny".
         adapter: a PEFT folder; "" for none.
-        tokenizer: a folder with another tokenizer.json; "": the model's.
+        tokenizer: a folder with another tokenizer.json; "": that of the folder which `jaxft merge` would make: the
+            adapter's where it has one, else the model's.
         chat_template: as of `load_tokenizer`; "": the adapter's, else the tokenizer's.
         date: likewise; "": the present moment.
     """
     check_moment(date, "--date")
     folder = model_folder(model)
-    words = load_tokenizer(tokenizer or folder, chat_template or _own_template(adapter), date)
+    if tokenizer:
+        words = load_tokenizer(tokenizer, chat_template or _own_template(adapter), date)
+    else:
+        words = merged_tokenizer(folder, fetched(adapter) if adapter else None, chat_template, date)
     return Words(words, trained_on_chats(fetched(adapter) if adapter else folder))
 
 

@@ -9,9 +9,11 @@ from ml_collections import ConfigDict
 from jaxft.adaptation import base_tree, merge, moved_base
 from jaxft.assets import model_folder
 from jaxft.formats import save, save_adapter
+from jaxft.formats.companions import Files, changes, trained_with
 from jaxft.formats.manifest import TRAINED_ON, note, put
 from jaxft.methods import Method
 from jaxft.models import Transformer
+from jaxft.places import fetched
 from jaxft.training.folder import replaced, written
 from jaxft.training.prepare import Data
 from jaxft.tree import PyTree
@@ -33,7 +35,7 @@ def export(
         model: the module.
         params: the whole tree.
         method: what adapted it.
-        data: whether it was trained on chats is noted, and the chat template goes along then.
+        data: whether it was trained on chats is noted; their template goes along, and a tokenizer of its own.
         logs: where it is written; each folder takes its place whole.
         workdir: RUN, where it stands in the end.
 
@@ -51,10 +53,17 @@ def export(
             save_adapter(params, folder, method=method, base=base)
         else:
             save(model, merge(params), folder, like=like)
-        template = data.tokenizer.chat_template
-        if template and (
-            data.chats or config.data.chat_template
-        ):  # it is asked by what it was trained on
-            put(folder, "chat_template.jinja", template)
+        put(folder, changes(folder, _asked_by(config, data)))
         note(folder, **{TRAINED_ON: "chats" if data.chats else "texts"})
     return name, base
+
+
+def _asked_by(config: ConfigDict, data: Data) -> Files:
+    """What it was trained by, if that is not the base's: its tokenizer, and the templates of its chats."""
+    tokenizer = model_folder(config.tokenizer) if config.tokenizer else None
+    if tokenizer is None and config.adapter:
+        tokenizer = fetched(config.adapter)
+    by_template = data.chats or config.data.chat_template
+    words = data.tokenizer
+    templates = (words.chat_template, words.tool_template) if by_template else (None, None)
+    return trained_with(tokenizer, *templates)

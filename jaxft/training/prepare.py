@@ -35,6 +35,7 @@ from jaxft.data.packing import length_buckets
 from jaxft.data.report import Part
 from jaxft.errors import UserError, counted
 from jaxft.formats import check_exportable, load, load_adapted, load_adapter, saved_leaves
+from jaxft.formats.companions import merged_tokenizer
 from jaxft.formats.config_file import model_config
 from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
@@ -269,9 +270,15 @@ def max_length_of(config: ConfigDict, model: Config) -> int:
 
 
 def tokenizer_of(config: ConfigDict) -> Tokenizer:
-    """The model's tokenizer, or the one that `config.tokenizer` names; its template writes the run's date or today."""
-    folder = config.tokenizer or model_folder(config.model)
-    return load_tokenizer(folder, config.data.chat_template, config.data.date or today())
+    """The tokenizer that `config.tokenizer` names, else the model's and what stands beside `config.adapter`.
+
+    Its template writes the run's date or today.
+    """
+    options = config.data.chat_template, config.data.date or today()
+    if config.tokenizer:
+        return load_tokenizer(config.tokenizer, *options)
+    adapter = fetched(config.adapter) if config.adapter else None
+    return merged_tokenizer(model_folder(config.model), adapter, *options)
 
 
 def read_examples(

@@ -103,7 +103,7 @@ def test_messages_are_a_chat_whatever_is_known(capsys, adapter, tmp_path):
 
 def test_how_an_adapter_was_trained_is_noted_or_shown_by_its_template(adapter):
     assert trained_on_chats(adapter) is None
-    put(adapter, "chat_template.jinja", "{{ messages }}")  # what TRL leaves beside its adapters
+    put(adapter, {"chat_template.jinja": b"{{ messages }}"})  # what TRL leaves beside its adapters
     assert trained_on_chats(adapter) is True
     note(adapter, trained_on="texts")
     assert trained_on_chats(adapter) is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxft.data import load_tokenizer
 from jaxft.errors import UserError
 from jaxft.formats.manifest import check_manifest
+from jaxft.formats.merge import merge_folder
+from jaxft.inference.opening import open_words
 from jaxft.training import loop
 from jaxft.training.loop import train
 
@@ -134,6 +138,36 @@ def test_what_was_trained_on_chats_says_so_and_how(
     assert "chat_template.jinja" in manifest["files"]
     assert manifest["trained_on"] == "chats"
     assert "next: jaxft chat --model " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_another_tokenizer_goes_with_what_was_trained_by_it(
+    method: str, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Whole, with one set of templates; it is asked by it, merged with it and trained on by it."""
+    base, own = tmp_path / "base", tmp_path / "own"
+    shutil.copytree(configure().model, base)
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "rag.jinja").write_text("base's")
+    shutil.copytree(base, own, ignore=shutil.ignore_patterns("*.safetensors", "additional*"))
+    (own / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}!{% endfor %}")
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+    (tmp_path / "chats.jsonl").write_text(4 * (json.dumps({"messages": turns}) + "\n"))
+    settings = {"model": str(base), "steps": 1, "samples.count": 0, "tokenizer": str(own)}
+    config = configure(method, **settings, **{"data.train": str(tmp_path / "chats.jsonl")})
+    output = train(config, tmp_path / "run").output
+    assert (output / "tokenizer.json").read_bytes() == (own / "tokenizer.json").read_bytes()
+    assert (output / "chat_template.jinja").read_text().endswith("!{% endfor %}")
+    assert not (output / "additional_chat_templates" / "rag.jinja").exists()
+    check_manifest(output, required=True)
+    if method == "lora":
+        asked = open_words(str(base), str(output)).tokenizer
+        merge_folder(base, output, tmp_path / "merged")
+        merged = load_tokenizer(tmp_path / "merged")
+        assert asked.chat_template == merged.chat_template == load_tokenizer(own).chat_template
+        config.adapter, config.tokenizer = str(output), ""
+        again = train(config, tmp_path / "again").output
+        assert load_tokenizer(again).chat_template == merged.chat_template
 
 
 def test_tensorboard_gets_the_numbers(configure: Callable[..., Any], tmp_path: Path) -> None:
