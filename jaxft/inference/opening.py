@@ -13,6 +13,7 @@ from jaxft.errors import UserError
 from jaxft.formats import load, load_adapter
 from jaxft.formats.companions import merged_tokenizer
 from jaxft.formats.manifest import tell_another_base
+from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.trained_base import TEMPLATE, load_trained_base, trained_on_chats
 from jaxft.models import Transformer
 from jaxft.places import fetched
@@ -73,7 +74,8 @@ def open_model(model: str, adapter: str = "", dtype: str = "float32") -> tuple[T
     tell_another_base(fetched(adapter), folder)
     network, base, scheme = load_trained_base(folder, fetched(adapter), dtype)
     if scheme:
-        print(f"jaxft: the adapter's base lies in {scheme}, as in training", file=sys.stderr)
+        known = ", as in training" if read_quantization(fetched(adapter)) else ""
+        print(f"jaxft: the adapter's base lies in {scheme}{known}", file=sys.stderr)
     return network, load_adapter(base, adapter, dtype=dtype)
 
 

@@ -10,7 +10,14 @@ import pytest
 
 from jaxft.data.tokenizer import load_tokenizer
 from jaxft.errors import UserError
-from jaxft.formats.companions import check_tokens, companions, lay_beside
+from jaxft.formats.companions import (
+    changes,
+    check_tokens,
+    companions,
+    lay_beside,
+    merged_tokenizer,
+    trained_with,
+)
 from jaxft.formats.manifest import check_manifest
 from jaxft.formats.merge import merge_folder
 
@@ -156,3 +163,39 @@ def test_merging_brings_the_template_that_the_adapter_was_trained_with(golden, t
     with pytest.raises(UserError, match="97 tokens"):
         merge_folder(model, adapter, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_before_they_are_merged_a_model_and_an_adapter_are_asked_as_the_merged_folder_is(
+    laid, base, tmp_path
+):
+    laid(
+        tokenizer__json=tokenizer("a", "b", "<tool>"),
+        tokenizer_config__json={"chat_template": "adapter's"},
+        special_tokens_map__json={"bos_token": "<tool>"},
+    )
+    merged, before = (
+        load_tokenizer(tmp_path / "merged"),
+        merged_tokenizer(base, tmp_path / "adapter"),
+    )
+    assert before.chat_template == merged.chat_template == "adapter's"
+    assert before.bos_id == merged.bos_id == 3
+    assert before.encode("<tool>") == merged.encode("<tool>") == [3]
+    assert before.name == str(tmp_path / "adapter")
+
+
+def test_a_vocabulary_that_jaxft_does_not_read_leaves_the_model_asked_by_its_own(base, tmp_path):
+    """Older adapters have a tokenizer.model; its template counts all the same."""
+    own = folder(tmp_path / "adapter", tokenizer__model="pieces", chat_template__jinja="adapter's")
+    found = merged_tokenizer(base, own)
+    assert (found.encode("b"), found.chat_template) == ([2], "adapter's")
+
+
+def test_the_templates_of_a_run_are_one_set_in_the_folder_it_leaves(base):
+    """Those of the base go, also the one in tokenizer_config.json; one for chats with tools is kept apart."""
+    folder(base, additional_chat_templates_in_rag__jinja="base's")
+    found = changes(base, trained_with(None, "run's", "with tools"))
+    assert found["chat_template.jinja"] == b"run's"
+    assert found["additional_chat_templates/tool_use.jinja"] == b"with tools"
+    assert found["additional_chat_templates/rag.jinja"] is None
+    assert json.loads(found["tokenizer_config.json"]) == {"bos_token": "a"}
+    assert changes(base, trained_with(None, None, None)) == {}

@@ -81,6 +81,15 @@ def test_a_folder_that_is_quantized_so_is_read_as_it_is(tmp_path):
     assert quantization_of(found) == quantization_of(base)
 
 
+def test_of_an_adapter_of_another_maker_nothing_is_claimed_of_its_training(tmp_path, capsys):
+    base = trained(tmp_path / "adapter", quantize="nf4")
+    module, _ = jaxft.load(FOLDER)
+    jaxft.save(module, base, tmp_path / "nf4", like=FOLDER)
+    (tmp_path / "adapter" / "README.md").unlink()
+    open_model(str(tmp_path / "nf4"), str(tmp_path / "adapter"))
+    assert capsys.readouterr().err.endswith("the adapter's base lies in nf4\n")
+
+
 def test_another_base_is_refused(tmp_path):
     trained(tmp_path / "adapter", quantize="nf4")
     card = tmp_path / "adapter" / "README.md"
