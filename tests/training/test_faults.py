@@ -312,7 +312,7 @@ def test_after_max_bad_steps_the_run_stops(
     config = configure(**{"optimizer.max_bad_steps": 1, "checkpoint.every": 1})
     wanted = (
         rf"step {bad[0]}: loss nan, gradient norm nan, learning rate [\d.]+: .*examples "
-        rf".*data\.jsonl:\d+,\d+,\d+,\d+; 1 such steps in a row: checkpoint {bad[0] - 1} stays"
+        rf".*data\.jsonl:\d+,\d+,\d+,\d+; 1 such step in a row: checkpoint {bad[0] - 1} stays"
     )
     with pytest.raises(UserError, match=wanted) as error:
         train(config, tmp_path / "run")

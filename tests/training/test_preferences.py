@@ -106,12 +106,17 @@ def test_accumulation_and_devices_change_nothing(tmp_path: Path) -> None:
 
 
 def test_the_reference_is_the_base_and_is_held_once(tmp_path: Path) -> None:
-    """The tree with adapters left out has the base's own arrays, and trained norms as they were."""
+    """The tree with adapters left out has the base's own arrays, and trained norms as they were.
+
+    What the tree remembers of its adapter's folder is no array.
+    """
     _, params = jaxft.load(GOLDEN / "model")
     method = jaxft.methods.lora(rank=4, train_also=("*_norm",))
     adapted = jaxft.adapt(params, method, jax.random.key(0))
     trainable, frozen = jaxft.partition(adapted, method)
     reference = filled(left_out(frozen), left_out(trainable))
+    assert reference.keys() - params.keys() == {"saved"}
+    del reference["saved"]
     jax.tree.map(np.testing.assert_array_equal, reference, params)
     kernel = reference["layers"]["attention"]["q_proj"]["kernel"]
     assert kernel is params["layers"]["attention"]["q_proj"]["kernel"]
@@ -157,7 +162,8 @@ def test_precomputed_log_probabilities_are_checked(tmp_path: Path) -> None:
     ):
         target = tmp_path / name / "reference"
         target.mkdir(parents=True)
-        changed = configured(**{"objective.precompute": True, "data.date": "2024-02-29"}, **change)
+        settled = {"data.date": "2024-02-29", "dtype": "float32", "param_dtype": "float32"}
+        changed = configured(**{"objective.precompute": True}, **settled, **change)
         shutil.copy(known, target / "train.npz")
         (tmp_path / name / "config.json").write_text(jaxft.configuration.to_json(changed))
         with pytest.raises(UserError, match=says) as caught:

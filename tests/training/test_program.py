@@ -10,6 +10,7 @@ import pytest
 
 from jaxft.planning.plan import _trace
 from jaxft.training import loop
+from jaxft.training.precision import with_dtypes
 from jaxft.training.sharding import make_mesh
 
 from .conftest import GOLDEN
@@ -54,6 +55,7 @@ def test_the_planned_step_takes_what_the_run_gives(
 ) -> None:
     """Every leaf of state, frozen tree and reference; the batch but for lengths and slots, which data decide."""
     config = configured(method, **{"data.train": str(PAIRS / "pairs.jsonl"), **changes})
+    config = with_dtypes(config, jax.devices()[0])
     (state, frozen, batch, *held), model = taken(config, tmp_path, monkeypatch)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
