@@ -218,7 +218,7 @@ def compiled_gradient(config, method, tokens):
     return compiled, trainable, compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma2", marks=pytest.mark.thorough)])
 def test_remat_changes_memory_and_no_gradient(family):
     config, method = CONFIGS[family], jaxft.methods.lora(rank=2)
     deep = with_layers(config, 24)  # so deep that what a layer keeps outweighs its working set

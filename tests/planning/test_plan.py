@@ -70,9 +70,14 @@ def test_the_parts_are_those_of_the_loaded_model():
     ("recipe", "settings"),
     [
         ("lora", {"method.init": "pissa"}),
-        ("qlora", {"method.init": "pissa", "base.double_quant": "False"}),
-        ("qlora", {"method.init": "pissa", "base.quantize": "int8", "base.group_size": "-1"}),
-        ("qlora", {"method.init": "loftq"}),
+        *(
+            pytest.param("qlora", settings, marks=pytest.mark.thorough)
+            for settings in (
+                {"method.init": "pissa", "base.double_quant": "False"},
+                {"method.init": "pissa", "base.quantize": "int8", "base.group_size": "-1"},
+                {"method.init": "loftq"},
+            )
+        ),
         ("qlora", {"method.init": "loftq", "method.init_iterations": "2"}),
     ],
 )
