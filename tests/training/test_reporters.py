@@ -16,18 +16,22 @@ from jaxft.training.reporters import reporters
 CONFIG = {"seed": 1, "optimizer": {"learning_rate": 0.5, "options": {}}}
 
 
+def run_of(seen: list[Any]) -> Any:
+    """A run of W&B's or Trackio's kind, which notes what it is told."""
+    return types.SimpleNamespace(
+        log=lambda numbers, step: seen.append((step, numbers)), finish=lambda: seen.append("end")
+    )
+
+
 def test_wandb_gets_the_numbers_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One run at W&B for one folder, however often it is taken up; without the package, one line."""
     seen: list[Any] = []
-    run = types.SimpleNamespace(
-        log=lambda numbers, step: seen.append((step, numbers)), finish=lambda: seen.append("end")
-    )
 
     def init(**arguments: Any) -> Any:
         seen.append((arguments["id"], arguments["resume"], arguments["config"]))
-        return run
+        return run_of(seen)
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     metrics = Metrics(tmp_path / "metrics.jsonl", 0, reporters(("wandb",), tmp_path, {"seed": 1}))
@@ -44,13 +48,10 @@ def test_trackio_gets_the_numbers_and_goes_on(
 ) -> None:
     """One run of the folder's name."""
     seen: list[Any] = []
-    run = types.SimpleNamespace(
-        log=lambda numbers, step: seen.append((step, numbers)), finish=lambda: seen.append("end")
-    )
 
     def init(**arguments: Any) -> Any:
         seen.append(arguments)
-        return run
+        return run_of(seen)
 
     monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=init))
     (service,) = reporters(("trackio",), tmp_path, CONFIG)
