@@ -22,7 +22,7 @@ from jaxft.data.unwritten import Unwritten
 from jaxft.errors import UserError, counted
 from jaxft.inference.asked import Prompt, read_prompts
 from jaxft.inference.decoding import generate_tokens
-from jaxft.inference.opening import as_chat, conversation, open_model, open_words
+from jaxft.inference.opening import as_chat, conversation, open_model, open_words, tell_how
 from jaxft.models import Config, Transformer
 
 
@@ -254,8 +254,12 @@ def main(
     texts = any(isinstance(prompt, str) for prompt in given)
     if (system or texts) and as_chat(words, chat, system):
         given = [conversation(prompt, system) for prompt in given]
+    network, params = open_model(model, adapter, dtype)
+    if texts and chat is None and not system:
+        tell_how(words)
     answers = generate(
-        *open_model(model, adapter, dtype),
+        network,
+        params,
         given,
         tokenizer=words.tokenizer,
         progress=True,

@@ -85,7 +85,7 @@ def _own_template(adapter: str) -> str:
 
 
 def as_chat(words: Words, chat: bool | None, system: str) -> bool:
-    """Whether texts are asked as a user's messages: as the flags say, else as the model was trained, which is said.
+    """Whether texts are asked as a user's messages: as the flags say, else as the model was trained.
 
     Raises:
         UserError: a chat without a template, or a system message without a chat.
@@ -99,15 +99,14 @@ def as_chat(words: Words, chat: bool | None, system: str) -> bool:
             f"{words.tokenizer.name}: has no chat template, which a chat needs: --chat-template chatml takes one of "
             "jaxft's, --chat-template FILE one of yours"
         )
-    if chat is None and not system:
-        _tell(words.chats, has_template)
     return wanted
 
 
-def _tell(chats: bool | None, has_template: bool) -> None:
-    if chats:
+def tell_how(words: Words) -> None:
+    """Says how texts are asked where no flag says it, once nothing stands in the way."""
+    if words.chats:
         text = "it was trained on chats: each prompt is a user's message; --no-chat goes on from it as it stands"
-    elif chats is None and has_template:
+    elif words.chats is None and words.tokenizer.chat_template is not None:
         text = "prompts are continued as they stand; --chat asks them through the model's chat template"
     else:
         return
