@@ -42,9 +42,9 @@ def promotion() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def programs() -> dict[Any, program.Program]:
-    """Programs of the session's runs, by all that makes them."""
+    """Programs of a file's runs, by all that makes them."""
     return {}
 
 
@@ -64,7 +64,7 @@ def shared_programs(
     programs: dict[Any, program.Program],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Runs of one configuration have one program, traced and compiled once a session.
+    """Runs of one configuration have one program, traced and compiled once a file.
 
     That two processes trace the same program is seen in test_processes.py, where runs are killed.
     """
