@@ -8,8 +8,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxft import processes
-from jaxft.configuration import from_json
 from jaxft.configuration.keys import assign, conform
+from jaxft.training.folder import config_in
 
 
 def dated(config: ConfigDict, workdir: Path) -> ConfigDict:
@@ -23,9 +23,8 @@ def dated(config: ConfigDict, workdir: Path) -> ConfigDict:
     """
     if config.data.date:
         return config
-    before, day = workdir / "config.json", ""
-    if before.exists():
-        day = from_json(before.read_text(), str(before)).data.date
+    old = config_in(workdir)
+    day = "" if old is None else old.data.date
     if not day:
         number = processes.as_first(datetime.date.today().toordinal())
         day = datetime.date.fromordinal(number).isoformat()

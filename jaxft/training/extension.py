@@ -11,10 +11,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxft import places, processes
-from jaxft.configuration import difference, from_json, to_json
+from jaxft.configuration import difference, to_json
 from jaxft.errors import UserError, counted, worded
 from jaxft.training.evaluation import is_exhausted
-from jaxft.training.folder import LENGTH, written
+from jaxft.training.folder import LENGTH, config_in, written
 from jaxft.training.optimizer import schedule
 from jaxft.training.prepare import updates_of
 
@@ -37,10 +37,10 @@ class Past:
 
 def past_of(workdir: Path) -> Past:
     """What stands in the folder. A change that was told but not made, because the process was killed, is left out."""
-    file = workdir / "config.json"
-    if not file.exists():
+    config = config_in(workdir)
+    if config is None:
         return Past(None, ())
-    config, changes = from_json(file.read_text(), str(file)), _read(workdir / HISTORY)
+    changes = _read(workdir / HISTORY)
     if changes and changes[-1]["config"] == json.loads(to_json(config)):
         changes = changes[:-1]
     return Past(config, changes)

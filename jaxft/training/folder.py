@@ -40,6 +40,12 @@ def written(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written: {line}{room}") from error
 
 
+def config_in(workdir: Path) -> ConfigDict | None:
+    """The configuration of the run in a folder; None where there is none."""
+    file = workdir / "config.json"
+    return from_json(file.read_text(), str(file)) if file.exists() else None
+
+
 def check_folder(config: ConfigDict, workdir: Path) -> None:
     """Whether the folder is new, or a run of this configuration. Writes nothing.
 
@@ -47,11 +53,10 @@ def check_folder(config: ConfigDict, workdir: Path) -> None:
         UserError: a file stands there, or a folder that is not a run, or a run whose configuration differs
             (every key that does, is shown; those of HONOURED and LENGTH may).
     """
-    written = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: a file stands where the run's folder should be")
-    if written.exists():
-        old = from_json(written.read_text(), str(written))
+    old = config_in(workdir)
+    if old is not None:
         lines = difference(old, config)
         if any(not line.startswith(HONOURED + LENGTH) for line in lines):
             raise UserError(

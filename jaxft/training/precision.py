@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxft.configuration import from_json
 from jaxft.configuration.keys import assign, conform
 from jaxft.configuration.rules import AUTO
 from jaxft.methods import Method
+from jaxft.training.folder import config_in
 from jaxft.training.prepare import method_of
 
 KEYS = ("dtype", "param_dtype")
@@ -53,9 +53,8 @@ def with_runs_dtypes(config: ConfigDict, workdir: Path) -> ConfigDict:
         config: as for `train`.
         workdir: RUN. Nothing is written.
     """
-    before = workdir / "config.json"
-    if before.exists():
-        old = from_json(before.read_text(), str(before))
+    old = config_in(workdir)
+    if old is not None:
         config = _filled(config, {key: old[key] for key in KEYS})
     return with_dtypes(config, jax.devices()[0])
 
