@@ -116,9 +116,9 @@ def _put(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def unknown(key: str, keys: Iterable[str], value: Any = "") -> str:
-    """Says that there is no such key, and what to write: for a name of PEFT's or TRL's what they mean by it.
+    """The message for a key that there is not.
 
-    Of other names the nearest keys, by letters or in another section.
+    A name that PEFT or TRL has is told by our key for the same; of any other name the nearest keys are told.
     """
     if len(key) > LONGEST:
         return f"no key config.{named(key)}"

@@ -191,7 +191,7 @@ def _run(
 
 @functools.lru_cache(maxsize=16)
 def watched(source: str) -> tuple[jinja2.Template | None, bool]:
-    """The template with the calls of a `Watch` in it, and whether it keeps no state; None if that never helps."""
+    """The template, changed to call a `Watch`, and whether it keeps no state; None if watching it cannot help."""
     environment = sandbox()
     tree = environment.parse(source)
     filters = {node.name for node in tree.find_all(nodes.Filter)}

@@ -198,7 +198,7 @@ class _Conversation:
         return {"problem": "rewritten", **self._parted((0, before))}
 
     def _parted(self, beginning: Beginning) -> dict[str, str]:
-        """How the beginning goes on where it parts from the text, and how the text does."""
+        """Both texts from the first letter in which the beginning differs from the whole."""
         common, rest = beginning
         text = self._text[common:]
         shorter = min(len(rest), len(text))

@@ -198,7 +198,7 @@ def _is_there(value: Any) -> bool:
 
 
 def _unanswered(origin: str, key: str, asked: Messages, answers: list[Any]) -> Messages:
-    """The conversation without an answer at its end that is one of the answers."""
+    """What is asked: the conversation, without its last turn where that repeats one of the answers."""
     if key == "prompt" or asked[-1].get("role") != "assistant":
         return asked
     said = asked[-1].get("content")
