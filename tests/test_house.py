@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxft"
 
 # A module imports only from those before it, or from its own place in the line.
 ORDER = (
-    ("errors", "places", "assets", "processes", "platforms"),
+    ("errors", "places", "assets", "processes", "platforms", "sequences"),
     ("files", "confined", "waiting"),
     ("tree",),
     ("mesh",),

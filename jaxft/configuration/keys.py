@@ -12,6 +12,7 @@ from jaxft.configuration import recipes
 from jaxft.configuration.elsewhere import told
 from jaxft.configuration.values import from_text, from_value, literal, tupled, whole_inside
 from jaxft.errors import UserError, named
+from jaxft.sequences import common_prefix_length
 
 SCHEMAS = {"sft": "configs/sft.py"}  # by config.objective.name
 PREFERENCES = "configs/dpo.py"  # of every other
@@ -153,8 +154,7 @@ def distance(first: str, second: str) -> int:
     >>> distance("rnak", "rank"), distance("rank", "ranks"), distance("rank", "")
     (1, 1, 4)
     """
-    shorter = min(len(first), len(second))
-    same = next((i for i in range(shorter) if first[i] != second[i]), shorter)
+    same = common_prefix_length(first, second)
     first, second = first[same:], second[same:]  # a common beginning costs nothing
     before, row = list[int](), list(range(len(second) + 1))
     for i, letter in enumerate(first):

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxft.confined.streaming import Stream, stream
 from jaxft.confined.template import Spans, clock, compile_template, rendered
+from jaxft.sequences import common_prefix_length
 
 PROBE = [
     {"role": "user", "content": "?"}
@@ -201,8 +202,7 @@ class _Conversation:
         """Both texts from the first letter in which the beginning differs from the whole."""
         common, rest = beginning
         text = self._text[common:]
-        shorter = min(len(rest), len(text))
-        at = next((i for i in range(shorter) if rest[i] != text[i]), shorter)
+        at = common_prefix_length(rest, text)
         return {"alone": rest[at : at + SHOWN], "text": text[at : at + SHOWN]}
 
     def _written(self, messages: Sequence[Any], prompt: bool = False) -> str:

@@ -16,6 +16,7 @@ from jaxft.data.dialect import as_taken
 from jaxft.data.messages import REASONING, altered, is_silent
 from jaxft.data.tokenizer import Tokenizer, refusing_panics
 from jaxft.errors import UserError, counted
+from jaxft.sequences import common_prefix_length
 
 Messages = Sequence[dict[str, Any]]
 Spans = list[tuple[int, int]]
@@ -281,14 +282,8 @@ def _difference(text: str, other: str) -> tuple[int, int]:
     >>> _difference("a long way", "a short way")
     (2, 6)
     """
-    start = _alike(text, other)
-    return start, len(text) - _alike(text[start:][::-1], other[start:][::-1])
-
-
-def _alike(left: str, right: str) -> int:
-    """How many letters two texts begin with in common."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((i for i, (one, two) in pairs if one != two), min(len(left), len(right)))
+    start = common_prefix_length(text, other)
+    return start, len(text) - common_prefix_length(text[start:][::-1], other[start:][::-1])
 
 
 def _ids_and_mask(

@@ -27,6 +27,7 @@ from jaxft.data.store import Examples, Writer
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.data.unwritten import LeftOut, Unwritten, conversation
 from jaxft.errors import UserError, counted, nearest, worded
+from jaxft.sequences import common_prefix_length
 
 LOSS_ON = ("completion", "all")
 COUNTS = (
@@ -369,18 +370,6 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     encoded = tokenizer.encode_all(texts)
     adds_eos = tokenizer.encode("a")[-1] == tokenizer.eos_id
     return [ids[:-1] for ids in encoded] if adds_eos else encoded
-
-
-def common_prefix_length(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """How many leading ids two sequences share.
-
-    >>> common_prefix_length([1, 2, 3], [1, 2, 4, 5])
-    2
-    """
-    shorter = min(len(left), len(right))
-    if left[:shorter] == right[:shorter]:
-        return shorter
-    return next(i for i in range(shorter) if left[i] != right[i])
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.data import remedies
-from jaxft.data.examples import common_prefix_length
 from jaxft.data.preferences import Comparison, Comparisons, PreferenceSummary
 from jaxft.data.report import Part, beyond, duplicates, share_of, told, unread_lines
 from jaxft.data.show import harmless
@@ -18,6 +17,7 @@ from jaxft.data.store import Example
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.data.unwritten import told_left_out
 from jaxft.errors import counted, worded
+from jaxft.sequences import common_prefix_length
 
 Ids = list[int]
 LONGER = 0.65  # share of pairs beyond which length alone tells which completion is chosen

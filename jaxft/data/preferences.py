@@ -17,7 +17,6 @@ from jaxft.data.examples import (
     _encode,
     _told_of,
     _with_eos,
-    common_prefix_length,
 )
 from jaxft.data.lost import Lost, lost_lines
 from jaxft.data.messages import is_silent
@@ -27,6 +26,7 @@ from jaxft.data.store import Example, Examples
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.data.unwritten import LeftOut, Unwritten, conversation
 from jaxft.errors import UserError, counted, worded
+from jaxft.sequences import common_prefix_length
 
 Ids = list[int]
 

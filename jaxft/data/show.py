@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from jaxft.data.examples import common_prefix_length
 from jaxft.data.store import Example
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.errors import UserError, counted
+from jaxft.sequences import common_prefix_length
 
 BRACKETS = ("[[", "]]")
 COLOURS = ("\x1b[32m", "\x1b[0m")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
 from typing import Any
+
+from jaxft.sequences import common_prefix_length
 
 Messages = list[dict[str, Any]]
 MARK = re.compile(
@@ -28,7 +29,7 @@ def split_messages(chosen: Messages, rejected: Messages) -> tuple[Messages, Mess
     What is left over is never empty unless the conversations are equal: an answer that both have is
     part of the prompt only if more follows in both.
     """
-    shared = _common(chosen, rejected)
+    shared = common_prefix_length(chosen, rejected)
     shared -= shared > 0 and shared in (len(chosen), len(rejected))
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
@@ -44,7 +45,7 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str] | None:
     left, right = text_turns(chosen), text_turns(rejected)
     if not (MARK.search(chosen) and MARK.search(rejected)):
         return None
-    turns = _common(left, right)
+    turns = common_prefix_length(left, right)
     turns -= turns > 0 and turns in (len(left), len(right))
     prompt = "".join(left[:turns])
     marks = [MARK.match(rest[turns]) if rest[turns:] else None for rest in (left, right)]
@@ -101,12 +102,6 @@ def behind_system(messages: Messages) -> tuple[Messages, Messages]:
     """What the system says first, and the rest."""
     first = next((i for i, m in enumerate(messages) if m.get("role") not in BEFORE), len(messages))
     return messages[:first], messages[first:]
-
-
-def _common(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """How many leading items two sequences share."""
-    shorter = min(len(left), len(right))
-    return next((i for i in range(shorter) if left[i] != right[i]), shorter)
 
 
 def _said(message: dict[str, Any]) -> str:
