@@ -29,7 +29,8 @@ import jaxft
 from jaxft.configuration import load_config
 from jaxft.errors import UserError
 from jaxft.formats import adapter_config, huggingface
-from jaxft.training import checkpoint, loop
+from jaxft.runs import checkpoint
+from jaxft.training import loop
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "trl"
 SETTINGS = {

@@ -167,7 +167,7 @@ def waiting(data: str, steps: int) -> Numbers:
 
     import jaxft
     from jaxft.assets import tiny_folder
-    from jaxft.training.metrics import read_metrics
+    from jaxft.runs.metrics import read_metrics
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

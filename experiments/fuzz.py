@@ -6,7 +6,7 @@ Every input is made from a seed, by breaking a sound file (bytes flipped, cut, r
 others of every kind) or from a grammar (templates, command lines). jaxft has to read it or to refuse it with one
 UserError. A finding is: another exception, a message of more than a line or of 2000 letters, more than a second
 of processor time, 256 MB more memory, a file written outside of the folder
-of the run, a process started that is not the confined one, a connection, a pickle.
+of the run, a process started that is not the sandboxed one, a connection, a pickle.
 
 `--count` inputs of each kind are tried; `fuzz.md` gets a table of inputs and findings. A finding is printed with
 its kind and number: `--only KIND --first NUMBER --count 1` tries it again.
@@ -68,7 +68,7 @@ class Watch:
         elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink"):
             self._inside(event, arguments[0])
         elif event == "subprocess.Popen":
-            if "jaxft.confined.worker" not in arguments[1]:
+            if "jaxft.runtime.sandbox.worker" not in arguments[1]:
                 self.seen.append(f"started {arguments[1]}")
         elif event in ("os.system", "os.exec", "socket.connect", "pickle.find_class"):
             self.seen.append(f"{event} {arguments}")
@@ -83,7 +83,7 @@ class Watch:
 
 
 def peak() -> float:
-    """The most megabytes that this process has had; the kernel limits its confined child by itself."""
+    """The most megabytes that this process has had; the kernel limits its sandboxed child by itself."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         1e6 if sys.platform == "darwin" else 1e3
     )

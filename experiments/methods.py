@@ -98,7 +98,7 @@ def run(method: str, overrides: Mapping[str, Any], workdir: Path) -> Row:
         workdir: the run's folder.
     """
     import jaxft
-    from jaxft.training.metrics import read_metrics
+    from jaxft.runs.metrics import read_metrics
 
     config = jaxft.load_config(f"configs/sft.py:{method}", {**SETTINGS, **overrides})
     began = time.perf_counter()

@@ -60,7 +60,7 @@ def split(source: Path, target: Path) -> dict[str, Path]:
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Trains, and reads the held-out numbers at each evaluation."""
     import jaxft
-    from jaxft.training.metrics import read_metrics
+    from jaxft.runs.metrics import read_metrics
 
     files = split(arguments.data, folder)
     overrides = {

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.configuration import load_config
-from jaxft.training import checkpoint, loop, metrics
+from jaxft.runs import checkpoint, metrics
+from jaxft.training import loop
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "trl"
 EVERY = 4

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from jaxft.adaptation import partition as partition
     from jaxft.configuration import load_config as load_config
     from jaxft.errors import UserError as UserError
-    from jaxft.foreign import adapted as adapted
+    from jaxft.flax_modules import adapted as adapted
     from jaxft.formats import load as load
     from jaxft.formats import load_adapted as load_adapted
     from jaxft.formats import load_adapter as load_adapter
     from jaxft.formats import save as save
     from jaxft.formats import save_adapter as save_adapter
     from jaxft.inference import generate as generate
-    from jaxft.quantization import quantize_params as quantize_params
+    from jaxft.quantizing import quantize_params as quantize_params
     from jaxft.training.loop import train as train
     from jaxft.tree import combine as combine
     from jaxft.weights import base_of as base_of
@@ -39,10 +39,10 @@ _HOMES = {
     "jaxft.adaptation": ("adapt", "base_tree", "bind_dropout", "merge", "partition"),
     "jaxft.configuration": ("load_config",),
     "jaxft.errors": ("UserError",),
-    "jaxft.foreign": ("adapted",),
+    "jaxft.flax_modules": ("adapted",),
     "jaxft.formats": ("load", "load_adapted", "load_adapter", "save", "save_adapter"),
     "jaxft.inference": ("generate",),
-    "jaxft.quantization": ("quantize_params",),
+    "jaxft.quantizing": ("quantize_params",),
     "jaxft.training.loop": ("train",),
     "jaxft.tree": ("combine",),
     "jaxft.weights": (

@@ -25,9 +25,9 @@ from jaxft.tree import partition as partition_tree
 from jaxft.weights import (
     SHARED,
     LoRA,
+    LowRankStart,
     Saved,
     Site,
-    Started,
     Weight,
     bind,
     is_adapter,
@@ -133,7 +133,7 @@ def _begun(site: Site, method: Method, starts: Starts) -> Weight:
         require_rank(site, method.init)
         (a, b), moved = start_of_dense(site), False
     site = dataclasses.replace(site, start=(a, b))
-    return Started.at(site, moved=moved) if moved or not site.quantized else LoRA.at(site)
+    return LowRankStart.at(site, moved=moved) if moved or not site.quantized else LoRA.at(site)
 
 
 def _require_method(method: Any, where: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jaxft.errors import Stalled, UserError, nearest
-from jaxft.platforms import without_absent_tpus
+from jaxft.runtime.platforms import without_absent_tpus
 
 VERBS = ("train", "data", "generate", "chat", "merge", "plan", "quantize", "quickstart")
 CONFIGURED = ("train", "data", "plan")  # take --config.KEY=VALUE
@@ -79,12 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = _status(words)
     except Stalled as error:
-        from jaxft import processes
+        from jaxft.runtime import processes
 
         print(f"jaxft: {error}", file=sys.stderr)
         processes.leave(os.EX_TEMPFAIL)  # an orderly end would wait for the runtime
-    if status and "jaxft.processes" in sys.modules:
-        from jaxft import processes
+    if status and "jaxft.runtime.processes" in sys.modules:
+        from jaxft.runtime import processes
 
         if processes.several():
             processes.leave(status)

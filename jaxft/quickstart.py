@@ -15,9 +15,9 @@ from jaxft.data import read_rows
 from jaxft.errors import UserError
 from jaxft.formats import load, load_adapter
 from jaxft.inference import generate
-from jaxft.places import place
+from jaxft.runs.metrics import read_metrics
+from jaxft.runtime.storage import place
 from jaxft.training.loop import Result, train
-from jaxft.training.metrics import read_metrics
 
 RECIPE = "configs/sft.py:lora"
 SHOWN = 3  # held-out prompts whose answers are printed

@@ -11,17 +11,18 @@ PACKAGE = Path(__file__).parents[1] / "jaxft"
 
 # A module imports only from those before it, or from its own place in the line.
 ORDER = (
-    ("errors", "places", "assets", "processes", "platforms", "sequences"),
-    ("files", "confined", "waiting"),
+    ("errors", "sequences"),
+    ("runtime", "assets"),
     ("tree",),
     ("mesh",),
     ("kernels",),
     ("weights",),
     ("methods",),
-    ("adaptation", "foreign", "quantization"),
+    ("adaptation", "flax_modules", "quantizing"),
     ("models",),
     ("configuration", "formats", "data", "objectives"),
     ("inference",),
+    ("runs",),
     ("training",),
     ("planning",),
     ("quickstart",),
@@ -39,7 +40,7 @@ WEIGHTS = {
     "Quantized",
     "Flattened",
     "Permuted",
-    "Started",
+    "LowRankStart",
     "is_weight",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxft.errors import UserError
-from jaxft.places import local, no_folder
+from jaxft.runtime.storage import local, no_folder
 
 
 def tiny_folder() -> Path:

@@ -36,15 +36,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(config: str, workdir: str, distributed: bool, overrides: list[str]) -> None:
     """Runs the verb."""
-    from jaxft.training.signals import stoppable
+    from jaxft.runs.signals import stoppable
 
     with stoppable():  # SIGTERM while modules are imported
         _train(config, workdir, distributed, overrides)
 
 
 def _train(config: str, workdir: str, distributed: bool, overrides: list[str]) -> None:
-    from jaxft import processes
     from jaxft.configuration import load_config
+    from jaxft.runtime import processes
 
     settings = load_config(config, overrides)
     processes.join(distributed)

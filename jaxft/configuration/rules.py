@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from jaxft.configuration.elsewhere import told_value
 from jaxft.configuration.keys import conform, flatten
 from jaxft.configuration.preferences import check_preferences
-from jaxft.confined import check_moment
 from jaxft.errors import UserError, nearest, shown
 from jaxft.methods import TAKES, row_of
-from jaxft.places import is_remote
+from jaxft.runtime.sandbox import check_moment
+from jaxft.runtime.storage import is_remote
 from jaxft.weights import STARTS
 
 AUTO = "auto"

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from jaxft.confined import assistant_turns, render_conversations
 from jaxft.data.dialect import as_taken
 from jaxft.data.messages import REASONING, altered, is_silent
 from jaxft.data.tokenizer import Tokenizer, refusing_panics
 from jaxft.errors import UserError, counted
+from jaxft.runtime.sandbox import assistant_turns, render_conversations
 from jaxft.sequences import common_prefix_length
 
 Messages = Sequence[dict[str, Any]]
@@ -24,7 +24,7 @@ Tools = Sequence[dict[str, Any]] | None
 MARK = re.compile(r"\s*(<[^<>\s]+>|\[/?[A-Z_]+\])")
 TOGETHER = 8  # conversations rendered at once where each is long
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-# What keeps an assistant's turn from being told apart, in the words of `jaxft.confined.turns`, and the way out.
+# What keeps an assistant's turn from being told apart, in the words of `jaxft.runtime.sandbox.turns`, and the way out.
 PROBLEMS = {
     "rewritten": "the chat template writes the messages up to turn {turn} otherwise when more follows ({alone!r} "
     "becomes {text!r}), so the assistant's tokens cannot be found; {mark}, {chatml}, or train on "
@@ -81,7 +81,7 @@ def _asked(
     ask: Callable[..., list[Any]],
     **each: Sequence[Any],
 ) -> list[Any]:
-    """What the confined process makes of the conversations, of those by one template at once."""
+    """What the sandbox makes of the conversations, of those by one template at once."""
     if tokenizer.chat_template is None:
         raise UserError(
             f"{tokenizer.name}: the tokenizer has no chat template, which messages need; "

@@ -12,9 +12,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxft.confined import render_conversations
 from jaxft.data.messages import Parts, dumped
 from jaxft.errors import UserError
+from jaxft.runtime.sandbox import render_conversations
 
 WORDS = ("first qz7", "second qz8")
 ARGUMENTS = {"key_qz7": "value qz8"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from jaxft.confined import TooMuch
 from jaxft.data.sources import Row
+from jaxft.runtime.sandbox import TooMuch
 
 HOPELESS = 3  # first rows that are lost, all of them: then it is the template that is at fault
 

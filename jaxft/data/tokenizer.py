@@ -19,11 +19,11 @@ from typing import Any
 import tokenizers
 
 from jaxft.assets import chat_templates, model_folder
-from jaxft.confined import check_moment
 from jaxft.data.rebuilt import REBUILT, class_of, is_byte_level, tell_where_ids_differ
 from jaxft.data.special_tokens import special_tokens
 from jaxft.errors import UserError, nearest, shown
-from jaxft.files import read_bytes, read_json, read_text
+from jaxft.runtime.sandbox import check_moment
+from jaxft.runtime.untrusted import read_bytes, read_json, read_text
 
 MAX_BYTES = 100_000_000  # of tokenizer.json; the largest have about 35 MB
 # Used only where no file of the folder names the token, in this order.

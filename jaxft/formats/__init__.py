@@ -1,9 +1,9 @@
 """Hugging Face folders and PEFT adapters: reading and writing, nothing in between."""
 
 from jaxft.formats.huggingface import load
+from jaxft.formats.low_rank_starts import load_adapted
 from jaxft.formats.peft import load_adapter, saved_leaves
 from jaxft.formats.peft_writing import check_exportable, save_adapter
-from jaxft.formats.starting import load_adapted
 from jaxft.formats.writing import save
 
 __all__ = [

@@ -7,11 +7,11 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft.confined import first_matches
-from jaxft.confined.matching import match
 from jaxft.errors import UserError, named, nearest, shown
-from jaxft.files import file_of, read_json
 from jaxft.formats.manifest import check_manifest
+from jaxft.runtime.sandbox import first_matches
+from jaxft.runtime.sandbox.matching import match
+from jaxft.runtime.untrusted import file_of, read_json
 
 FILE = "adapter_config.json"
 # The options that are read, with the values PEFT gives them where a file leaves them out.
@@ -175,7 +175,7 @@ def _first_matches(
 ) -> Sequence[Any]:
     """For each module (index, groups) of the first pattern that matches it, put in `form`, or None.
 
-    A folder's own regular expressions are tried in a confined process: one can take for ever.
+    A folder's own regular expressions are tried in the sandbox: one can take for ever.
     """
     try:
         if all(PLAIN.fullmatch(pattern) for pattern in patterns):

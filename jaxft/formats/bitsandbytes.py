@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError, shown
-from jaxft.files import parse_object
 from jaxft.formats.integers import pack_halves
 from jaxft.formats.safetensors import Lazy, Stored
+from jaxft.runtime.untrusted import parse_object
 from jaxft.weights import Flattened, Quantized, Weight
-from jaxft.weights.codebooks import TABLES, dynamic_table
-from jaxft.weights.rounding import NESTED
+from jaxft.weights.quantized.codebooks import TABLES, dynamic_table
+from jaxft.weights.quantized.rounding import NESTED
 
 DEFAULT_BLOCK = (
     64  # bitsandbytes' own, which transformers neither changes nor writes into config.json

@@ -18,7 +18,7 @@ from typing import Any
 
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError, shown
-from jaxft.files import read_bytes, stays_inside
+from jaxft.runtime.untrusted import read_bytes, stays_inside
 
 SETTINGS = ("generation_config.json",)
 TEMPLATES = ("chat_template*", "additional_chat_templates/*.jinja")

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError, named, nearest, shown
-from jaxft.files import exists, file_of, read_json
 from jaxft.formats.adapter_config import FILE as ADAPTER
 from jaxft.formats.prequantized import check_quantization
 from jaxft.formats.safetensors import weights_file
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, family_of
 from jaxft.models.layers import rope_frequencies
+from jaxft.runtime.untrusted import exists, file_of, read_json
 
 # The largest values that are taken for a model's: far above any that there is.
 LARGEST = {

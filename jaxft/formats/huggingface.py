@@ -21,16 +21,16 @@ from jaxft.errors import UserError, nearest
 from jaxft.formats.config_file import model_config, read_config
 from jaxft.formats.manifest import check_manifest
 from jaxft.formats.prequantized import Reader, empty_biases, reader_of, refuse_quantized
-from jaxft.formats.quantizing import (
-    aligned,
-    dense_kernel,
-    round_kernel,
-    stacked_on_devices,
-)
 from jaxft.formats.safetensors import (
     Stored,
     expect,
     open_folder,
+)
+from jaxft.formats.streamed import (
+    aligned,
+    dense_kernel,
+    round_kernel,
+    stacked_on_devices,
 )
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, Tensor, tensors_of

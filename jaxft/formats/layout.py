@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.confined import first_matches
 from jaxft.errors import UserError
 from jaxft.formats.gptq import modules_quantized
 from jaxft.formats.huggingface import names_of
 from jaxft.models import Config
 from jaxft.models.families import tensors_of
+from jaxft.runtime.sandbox import first_matches
 from jaxft.tree import PyTree, map_with_paths, matches
 from jaxft.weights import Permuted, Weight, quantize
 

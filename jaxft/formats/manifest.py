@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxft.errors import UserError
-from jaxft.places import files_under, is_remote, size_of, write_text
+from jaxft.runtime.storage import files_under, is_remote, size_of, write_text
 
 NAME = "manifest.json"
 LARGEST = 1 << 26  # bytes of a manifest: room for half a million files

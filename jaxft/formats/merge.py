@@ -20,8 +20,8 @@ from jaxft.formats.peft import load_adapter
 from jaxft.formats.safetensors import open_folder
 from jaxft.formats.trained_base import load_trained_base, trained_on_chats
 from jaxft.formats.writing import save, write_model
-from jaxft.places import fetched
-from jaxft.quantization import quantize_params
+from jaxft.quantizing import quantize_params
+from jaxft.runtime.storage import fetched
 from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights import is_weight, merged_one
 

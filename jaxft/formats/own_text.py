@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxft import places
 from jaxft.assets import quickstart_data
 from jaxft.configuration import from_json
 from jaxft.data import Row, Tokenizer, load_tokenizer, prepare_examples, read_rows
 from jaxft.data.preference_rows import read_preferences
 from jaxft.errors import UserError
 from jaxft.models.config import Config
+from jaxft.runtime import storage
 
 ROWS = 64  # read at most
 TOKENS = 2048  # measured at most, but for the last row's
@@ -55,7 +55,7 @@ def text_for(model: Path, config: Config, beside: str | Path) -> Text:
         config: the model's.
         beside: RUN/adapter, RUN/model, or any other folder.
     """
-    run = places.place(beside).parent
+    run = storage.place(beside).parent
     settings = _settings_of(run)
     tokenizer = _tokenizer(model, settings, beside)
     if tokenizer is None:
@@ -86,7 +86,7 @@ def _settings_of(run: Path) -> ConfigDict | None:
 
 def _tokenizer(model: Path, settings: ConfigDict | None, beside: str | Path) -> Tokenizer | None:
     """The run's tokenizer with the template that it trained by; None if the folder has none."""
-    own = places.place(beside)
+    own = storage.place(beside)
     named = str(own / "chat_template.jinja") if (own / "chat_template.jinja").is_file() else ""
     folder, date = model, ""
     if settings is not None:

@@ -22,7 +22,7 @@ from jaxft.formats.peft_whole import dense_in, with_whole
 from jaxft.formats.peft_writing import check_exportable, save_adapter
 from jaxft.formats.safetensors import Stored
 from jaxft.methods import known_dtype
-from jaxft.places import fetched
+from jaxft.runtime.storage import fetched
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
 from jaxft.weights import DoRA, LoRA, Site, VeRA, Weight, is_adapter, is_weight, projections
 

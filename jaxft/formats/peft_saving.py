@@ -16,7 +16,7 @@ from jaxft.formats.naming import EMBEDDING, HEAD
 from jaxft.formats.peft_tensors import adapter_weights
 from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
-from jaxft.processes import to_host
+from jaxft.runtime.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths, matches, require_matches
 from jaxft.weights import Saved, bare, is_adapter, is_tied_head, is_weight, saved_in
 

@@ -12,7 +12,7 @@ from jaxft.errors import UserError
 from jaxft.formats.naming import EMBEDDING, HEAD
 from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
-from jaxft.processes import to_host
+from jaxft.runtime.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights import EMBEDDING_PARTS, LINEAR_PARTS, Peft, is_adapter, is_tied_head, is_weight
 

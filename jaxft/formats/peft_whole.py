@@ -19,7 +19,7 @@ from jaxft.formats.naming import EMBEDDING, HEAD
 from jaxft.formats.peft_contents import Contents, Place, is_tied
 from jaxft.formats.safetensors import Stored, finite
 from jaxft.models.families import Tensor
-from jaxft.processes import to_host
+from jaxft.runtime.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
 from jaxft.weights import Saved, bind, is_weight, materialize, places, remember
 

@@ -30,8 +30,8 @@ from jaxft.formats.peft_tensors import (
 )
 from jaxft.formats.safetensors import Lazy, write_file, write_json
 from jaxft.methods import Method
-from jaxft.places import is_remote, local
-from jaxft.quantization import quantization_of
+from jaxft.quantizing import quantization_of
+from jaxft.runtime.storage import is_remote, local
 from jaxft.tree import PyTree
 
 PREFIX = "base_model.model."

@@ -22,7 +22,9 @@ import ml_dtypes
 import numpy as np
 
 from jaxft.errors import UserError, counted, named, nearest, shown
-from jaxft.files import (
+from jaxft.runtime.processes import first
+from jaxft.runtime.storage import local
+from jaxft.runtime.untrusted import (
     MAX_JSON_BYTES,
     exists,
     listing,
@@ -31,8 +33,6 @@ from jaxft.files import (
     read_bytes,
     stays_inside,
 )
-from jaxft.places import local
-from jaxft.processes import first
 
 # In the order in which the library lays them down, from the last to the first.
 DTYPES = {

@@ -14,7 +14,7 @@ from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.prequantized import quantization_settings
 from jaxft.formats.safetensors import open_folder
 from jaxft.models.transformer import Transformer
-from jaxft.quantization import quantization_of
+from jaxft.quantizing import quantization_of
 from jaxft.tree import PyTree
 
 TEMPLATE = "chat_template.jinja"

@@ -25,7 +25,6 @@ from jaxft.formats.config_file import config_json, read_config, windows_needed
 from jaxft.formats.huggingface import HEAD, names_of, spelling
 from jaxft.formats.manifest import write_manifest
 from jaxft.formats.prequantized import Settings, stored_by_bitsandbytes
-from jaxft.formats.quantizing import dense_kernel
 from jaxft.formats.safetensors import (
     SHARD_BYTES,
     Lazy,
@@ -35,10 +34,11 @@ from jaxft.formats.safetensors import (
     write_folder,
     write_json,
 )
+from jaxft.formats.streamed import dense_kernel
 from jaxft.models.config import Config
 from jaxft.models.families import tensors_of
 from jaxft.models.transformer import Transformer
-from jaxft.processes import to_host
+from jaxft.runtime.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights import (
     Weight,

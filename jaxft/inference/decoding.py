@@ -27,7 +27,7 @@ from jaxft.models.transformer import (
     logits,
     positions_of,
 )
-from jaxft.processes import to_host
+from jaxft.runtime.processes import to_host
 
 LEAST_LENGTH = 32  # shorter prompts and answers share one program
 CHUNK = 256  # tokens of a prompt taken at once: bounds the scores in memory to CHUNK x length

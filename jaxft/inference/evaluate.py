@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from jaxft.objectives import averages, counted
+from jaxft.runtime.stalls import fetch
 from jaxft.tree import PyTree
-from jaxft.waiting import fetch
 
 Sums = Callable[..., tuple[jax.Array, Any]]
 

@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 from jaxft.assets import model_folder
-from jaxft.confined import check_moment
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError
 from jaxft.formats import load, load_adapter
@@ -16,7 +15,8 @@ from jaxft.formats.manifest import tell_another_base
 from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.trained_base import TEMPLATE, load_trained_base, trained_on_chats
 from jaxft.models import Transformer
-from jaxft.places import fetched
+from jaxft.runtime.sandbox import check_moment
+from jaxft.runtime.storage import fetched
 from jaxft.tree import PyTree
 
 

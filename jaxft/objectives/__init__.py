@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxft.objectives.counted import Counted, averages, counted
 from jaxft.objectives.cross_entropy import cross_entropy, token_log_probabilities
 from jaxft.objectives.pairs import (
     LOSSES,
@@ -17,6 +16,7 @@ from jaxft.objectives.pairs import (
     with_likelihood_scale,
 )
 from jaxft.objectives.sft import sft
+from jaxft.objectives.sums import Counted, averages, counted
 
 Objective = Callable[..., tuple[Any, Any]]
 

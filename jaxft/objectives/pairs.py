@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 
 from jaxft.models import Config, head_of, hidden_states
 from jaxft.objectives import preference as losses
-from jaxft.objectives.counted import Counted, Sums
 from jaxft.objectives.cross_entropy import collision_log_probabilities, token_log_probabilities
 from jaxft.objectives.preference import Pair
+from jaxft.objectives.sums import Counted, Sums
 
 Batch = Mapping[str, Any]
 Params = Mapping[str, Any]

@@ -12,17 +12,17 @@ from ml_collections import ConfigDict
 
 from jaxft.assets import model_folder
 from jaxft.errors import UserError
-from jaxft.files import exists
 from jaxft.formats.bitsandbytes import DEFAULT_BLOCK, block_size
 from jaxft.formats.config_file import read_config
 from jaxft.formats.layout import laid_out_as_stored
+from jaxft.formats.low_rank_starts import shapes_of_starts
 from jaxft.formats.prequantized import quantization_settings, refuse_quantized
 from jaxft.formats.safetensors import index_name, open_folder
-from jaxft.formats.starting import shapes_of_starts
 from jaxft.methods import Method
 from jaxft.models import Config, module_names
 from jaxft.models.transformer import initial_params
-from jaxft.quantization import quantize_params
+from jaxft.quantizing import quantize_params
+from jaxft.runtime.untrusted import exists
 from jaxft.training.prepare import adapted, method_of, trained_by
 from jaxft.training.sharding import leaf_sharding
 from jaxft.tree import PyTree

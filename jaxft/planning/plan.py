@@ -34,7 +34,7 @@ from jaxft.planning.flops import count_flops
 from jaxft.planning.hlo import Program, read_program
 from jaxft.planning.kernels import kernel_cycles
 from jaxft.planning.topology import Devices, local_flops, local_memory
-from jaxft.training.checkpoint import split_base
+from jaxft.runs.checkpoint import split_base
 from jaxft.training.precision import with_dtypes
 from jaxft.training.precompute import beforehand, without
 from jaxft.training.prepare import batch_shapes, max_length_of

@@ -13,8 +13,8 @@ from jaxft.formats.companions import Files, changes, trained_with
 from jaxft.formats.manifest import TRAINED_ON, note, put
 from jaxft.methods import Method
 from jaxft.models import Transformer
-from jaxft.places import fetched
-from jaxft.training.folder import replaced, written
+from jaxft.runs.folder import replaced, written
+from jaxft.runtime.storage import fetched
 from jaxft.training.prepare import Data
 from jaxft.tree import PyTree
 

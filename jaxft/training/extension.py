@@ -10,11 +10,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxft import places, processes
 from jaxft.configuration import difference, to_json
 from jaxft.errors import UserError, counted, worded
+from jaxft.runs.folder import LENGTH, config_in, written
+from jaxft.runtime import processes, storage
 from jaxft.training.evaluation import is_exhausted
-from jaxft.training.folder import LENGTH, config_in, written
 from jaxft.training.optimizer import schedule
 from jaxft.training.prepare import updates_of
 
@@ -108,8 +108,8 @@ def extend(
         change = {"step": step, "changed": changed, "config": json.loads(to_json(past.config))}
         text = json.dumps([*past.changes, change], indent=2, ensure_ascii=False) + "\n"
         with written(workdir):
-            places.write_text(workdir / HISTORY, text)
-            places.write_text(workdir / "config.json", to_json(config))
+            storage.write_text(workdir / HISTORY, text)
+            storage.write_text(workdir / "config.json", to_json(config))
     return [*at, step]
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from jaxft.data import Tokenizer
 from jaxft.data.preference_report import pair_findings
 from jaxft.data.report import Part, findings, overlap
-from jaxft.processes import first
+from jaxft.runtime.processes import first
 from jaxft.training.preference_data import compares
 from jaxft.training.prepare import Data
 

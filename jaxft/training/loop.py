@@ -12,7 +12,6 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxft import places, processes
 from jaxft.adaptation import partition
 from jaxft.configuration import validate
 from jaxft.data import Batches
@@ -22,32 +21,33 @@ from jaxft.inference.evaluate import held_out
 from jaxft.kernels.compiler_options import compiler_options
 from jaxft.methods import Method
 from jaxft.models import Transformer
-from jaxft.training.checkpoint import Checkpoints, split_base
-from jaxft.training.dating import dated
+from jaxft.runs.checkpoint import Checkpoints, split_base
+from jaxft.runs.dating import dated
+from jaxft.runs.folder import Samples, check_folder, open_folder, tidy
+from jaxft.runs.host_checkpoint import Local, local_of, newest_of
+from jaxft.runs.identity import check_identity, identity
+from jaxft.runs.lock import Claim, Lock, lock_of
+from jaxft.runs.messages import device_line, next_commands, skipped, trained_line, updates_line
+from jaxft.runs.metrics import Metrics, Progress, numbers_of, say
+from jaxft.runs.plots import plot_averages, plot_run
+from jaxft.runs.publish import Logs, logs_of
+from jaxft.runs.reporters import reporters
+from jaxft.runs.result import Result
+from jaxft.runs.signals import Interrupted, Stop, stoppable
+from jaxft.runtime import processes, storage
+from jaxft.runtime.stalls import fetch
 from jaxft.training.evaluation import answers, best_step, is_exhausted
 from jaxft.training.export import export
 from jaxft.training.extension import Past, extend, past_of, patience_since
 from jaxft.training.findings import warning_lines
-from jaxft.training.folder import Samples, check_folder, open_folder, tidy
-from jaxft.training.identity import check_identity, identity
-from jaxft.training.local import Local, local_of, newest_of
-from jaxft.training.lock import Claim, Lock, lock_of
-from jaxft.training.logs import Logs, logs_of
-from jaxft.training.metrics import Metrics, Progress, numbers_of, say
-from jaxft.training.plots import plot_averages, plot_run
 from jaxft.training.precision import with_runs_dtypes
 from jaxft.training.precompute import computed_beforehand
 from jaxft.training.prepare import Data, prepare_data, prepare_model, updates_of
 from jaxft.training.program import make_program
 from jaxft.training.reference import Reference, make_reference
-from jaxft.training.reporters import reporters
-from jaxft.training.result import Result
 from jaxft.training.sharding import make_mesh, place_batch, shardings
-from jaxft.training.signals import Interrupted, Stop, stoppable
 from jaxft.training.step import State
-from jaxft.training.wording import device_line, next_commands, skipped, trained_line, updates_line
 from jaxft.tree import PyTree, combine, count, filled
-from jaxft.waiting import fetch
 from jaxft.weights import count_parameters
 
 
@@ -64,7 +64,7 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
         UserError: a mistake in the configuration, the model, the data or the folder.
     """
     validate(config)
-    workdir = places.place(workdir)
+    workdir = storage.place(workdir)
     config = with_runs_dtypes(dated(config, workdir), workdir)
     check_folder(config, workdir)
     past = past_of(workdir)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxft.configuration.keys import assign, conform
 from jaxft.configuration.rules import AUTO
 from jaxft.methods import Method
-from jaxft.training.folder import config_in
+from jaxft.runs.folder import config_in
 from jaxft.training.prepare import method_of
 
 KEYS = ("dtype", "param_dtype")

@@ -16,14 +16,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 from ml_collections import ConfigDict
 
-from jaxft import places, processes
 from jaxft.assets import model_folder
 from jaxft.data.preferences import Comparison, Comparisons
 from jaxft.errors import UserError
 from jaxft.formats.manifest import BASE
 from jaxft.formats.manifest import fingerprint as base_fingerprint
 from jaxft.objectives import completion_log_probabilities
-from jaxft.training.folder import open_folder, written
+from jaxft.runs.folder import open_folder, written
+from jaxft.runtime import processes, storage
 from jaxft.training.preference_data import preference_batches
 from jaxft.training.reference import Reference
 from jaxft.training.sharding import host_rows, place_batch
@@ -84,8 +84,8 @@ class Precomputed:
                 file, base = io.BytesIO(), np.asarray(self._base())
                 np.savez(file, log_probabilities=values, data=np.asarray(data), base=base)
                 with written(path):
-                    places.make(self.folder)
-                    places.write_bytes(path, file.getvalue())
+                    storage.make(self.folder)
+                    storage.write_bytes(path, file.getvalue())
         known = zip(examples.pairs(), values.tolist(), strict=True)
         return Comparisons(
             [dataclasses.replace(pair, reference=(one, two)) for pair, (one, two) in known]

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from jaxft.adaptation import adapt, adopt
 from jaxft.assets import model_folder
-from jaxft.confined import TooMuch, today
 from jaxft.data import (
     Batches,
     Examples,
@@ -41,7 +40,8 @@ from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
 from jaxft.objectives import objective_of
-from jaxft.places import fetched
+from jaxft.runtime.sandbox import TooMuch, today
+from jaxft.runtime.storage import fetched
 from jaxft.training.preference_data import (
     compares,
     preference_batches,

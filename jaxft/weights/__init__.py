@@ -26,19 +26,19 @@ from jaxft.weights.base import (
 from jaxft.weights.delta_lora import DeltaLoRA
 from jaxft.weights.dora import DoRA
 from jaxft.weights.lora import EMBEDDING_PARTS, LINEAR_PARTS, LoRA, precondition_by_a
-from jaxft.weights.permuted import Permuted
-from jaxft.weights.quantized import SCHEMES, Flattened, Quantized, quantized_in
-from jaxft.weights.quantizing import quantize
-from jaxft.weights.saved import SHARED, Saved, places, remember, saved_in
-from jaxft.weights.site import Site, key_of
-from jaxft.weights.started import (
+from jaxft.weights.low_rank_starts import (
     STARTS,
-    Started,
+    LowRankStart,
     alternate,
     require_rank,
     stacked_start,
     start_of_dense,
 )
+from jaxft.weights.quantized.encode import quantize
+from jaxft.weights.quantized.permuted import Permuted
+from jaxft.weights.quantized.weight import SCHEMES, Flattened, Quantized, quantized_in
+from jaxft.weights.saved import SHARED, Saved, places, remember, saved_in
+from jaxft.weights.site import Site, key_of
 from jaxft.weights.tied import Tied, Transposed, is_tied_head
 from jaxft.weights.vera import VeRA, projections
 
@@ -53,12 +53,12 @@ __all__ = [
     "DoRA",
     "Flattened",
     "LoRA",
+    "LowRankStart",
     "Peft",
     "Permuted",
     "Quantized",
     "Saved",
     "Site",
-    "Started",
     "Tied",
     "Transposed",
     "VeRA",

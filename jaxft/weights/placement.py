@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec, Sharding
 from jaxft.mesh import parts_of, without
 from jaxft.tree import PyTree, first_match, flatten_with_paths, map_with_paths
 from jaxft.weights.base import part_axes
-from jaxft.weights.quantized import divided
+from jaxft.weights.quantized.weight import divided
 
 # (pattern of a kernel's path, the mesh axes of its (in, out)); the first match holds. What matches none is replicated:
 # norms, biases, and VeRA's projections, which kernels of many sizes slice.

@@ -10,9 +10,9 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxft.confined.template import compile_template
 from jaxft.data import Row, prepare_examples
 from jaxft.errors import UserError, counted
+from jaxft.runtime.sandbox.template import compile_template
 
 GOLDEN = Path(__file__).parent / "golden"
 SFT = json.loads((GOLDEN / "sft.json").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from jaxft.errors import UserError
 from jaxft.formats import compressed_tensors, load
 from jaxft.formats.integers import pack_halves, unpack
 from jaxft.formats.safetensors import open_folder
-from jaxft.quantization import quantization_of
+from jaxft.quantizing import quantization_of
 from jaxft.weights import Permuted, Quantized, is_weight, quantized_in, weights_of
 
 FOLDERS = {

@@ -13,7 +13,7 @@ from jaxft.errors import UserError
 from jaxft.formats.merge import merge_folder
 from jaxft.formats.trained_base import load_trained_base
 from jaxft.inference.opening import open_model
-from jaxft.quantization import quantization_of
+from jaxft.quantizing import quantization_of
 from jaxft.tree import flatten_with_paths
 
 FOLDER = Path(__file__).parents[1] / "golden" / "trl" / "model"  # in float32

@@ -21,7 +21,7 @@ from jaxft.mesh import AXES
 from jaxft.models.config import Config
 from jaxft.models.transformer import initial_params
 from jaxft.planning.hlo import ENDS, UNDER_WAY
-from jaxft.quantization import quantize_params
+from jaxft.quantizing import quantize_params
 from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.prepare import loss_of, method_of
 from jaxft.training.sharding import batch_sharding, leaf_sharding, shardings

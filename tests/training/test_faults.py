@@ -18,8 +18,9 @@ import pytest
 
 from jaxft import cli
 from jaxft.errors import UserError
-from jaxft.training import checkpoint, loop, metrics, program
-from jaxft.training.lock import Lock
+from jaxft.runs import checkpoint, metrics
+from jaxft.runs.lock import Lock
+from jaxft.training import loop, program
 from jaxft.training.loop import train
 
 from .conftest import GOLDEN, lines

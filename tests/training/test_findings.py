@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from jaxft import processes
 from jaxft.configuration import load_config
 from jaxft.formats.config_file import model_config
+from jaxft.runtime import processes
 from jaxft.training.findings import warning_lines
 from jaxft.training.loop import train
 from jaxft.training.prepare import prepare_data

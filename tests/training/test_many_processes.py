@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from jaxft.errors import UserError
 from jaxft.formats.safetensors import open_folder
-from jaxft.processes import join
+from jaxft.runtime.processes import join
 from jaxft.training.loop import train
 
 from .conftest import GOLDEN, RECIPE, lines

@@ -13,7 +13,7 @@ import pytest
 from jaxft import load as load_model
 from jaxft import load_adapter
 from jaxft.errors import UserError
-from jaxft.training import logs, loop
+from jaxft.training import loop
 from jaxft.training.loop import train
 
 from .conftest import GOLDEN

@@ -1,4 +1,4 @@
-"""jaxft.weights.quantized: codes and scales are bitsandbytes', and a product dequantizes as it goes."""
+"""jaxft.weights.quantized.weight: codes and scales are bitsandbytes', and a product dequantizes as it goes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import jaxft
 from jaxft.errors import UserError
 from jaxft.tree import count, size_bytes
 from jaxft.weights import Flattened, take
-from jaxft.weights.codebooks import (
+from jaxft.weights.quantized.codebooks import (
     FP4,
     NF4,
     decode,
