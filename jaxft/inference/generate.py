@@ -8,7 +8,7 @@ import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -73,6 +73,57 @@ def generate(
     """
     if isinstance(prompts, str):
         raise UserError("generate takes a list of prompts: [prompt] for one")
+    said = answers(
+        model,
+        params,
+        prompts,
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+        origins=origins,
+        tools=tools,
+    )
+    return [answer.text for answer in said]
+
+
+class Answer(NamedTuple):
+    """What a model said to a prompt.
+
+    Attributes:
+        text: without the token that ended it.
+        tokens: of the answer, the one that ended it counted.
+        prompt_tokens: of what was asked.
+        ended: whether the model ended it, and not `max_new_tokens`.
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    ended: bool
+
+
+def answers(
+    model: Transformer,
+    params: Mapping[str, Any],
+    prompts: Sequence[Prompt],
+    *,
+    tokenizer: Tokenizer | str | Path,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: bool = False,
+    origins: Sequence[str] = (),
+    tools: Sequence[Tools] = (),
+) -> list[Answer]:
+    """`generate` with what is counted of each answer."""
     check_settings(max_new_tokens, temperature, top_k, top_p, batch_size)
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
     origins = origins or [f"prompt {number}" for number in range(1, len(prompts) + 1)]
@@ -87,7 +138,7 @@ def generate(
         ):  # of earlier turns, which templates leave out with good reason
             print(f"jaxft: {part}", file=sys.stderr)
     _check_lengths(model.config, encoded, origins, max_new_tokens)
-    streams, answers = streams_of(encoded), [""] * len(encoded)
+    streams, found = streams_of(encoded), dict[int, Answer]()
     hidden = None if progress else True  # None: hidden where stderr is no terminal
     chats = [not isinstance(prompt, str) for prompt in prompts]
     turn = end_of_turn(tokenizer) if any(chats) else Ending()
@@ -111,8 +162,11 @@ def generate(
         )
         for i, row, length in zip(batch, ids, lengths, strict=True):
             ending = turn if chats[i] else Ending()
-            answers[i] = decoded(tokenizer, row[:length].tolist(), ending)
-    return answers
+            said = row[:length].tolist()
+            ended = said[-1] in (*tokenizer.eos_ids, *ending.ids)
+            text = decoded(tokenizer, said, ending)
+            found[i] = Answer(text, len(said), len(encoded[i]), ended)
+    return [found[i] for i in range(len(encoded))]
 
 
 def check_settings(
@@ -257,7 +311,7 @@ def main(
     network, params = open_model(model, adapter, dtype)
     if texts and chat is None and not system:
         tell_how(words)
-    answers = generate(
+    said = generate(
         network,
         params,
         given,
@@ -268,7 +322,7 @@ def main(
         **settings,
     )
     plain = not as_json and sys.stdout.isatty()
-    for prompt, answer in zip(asked.values(), answers, strict=True):
+    for prompt, answer in zip(asked.values(), said, strict=True):
         row = {"prompt": prompt, "completion": answer}
         print(_shown(prompt, answer) if plain else json.dumps(row, ensure_ascii=False))
 

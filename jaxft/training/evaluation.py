@@ -8,9 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxft.data.questions import prompt_and_reference
 from jaxft.inference import generate
 from jaxft.models import Transformer
-from jaxft.training.prepare import Data, prompt_and_reference
+from jaxft.training.prepare import Data
 from jaxft.tree import PyTree
 
 

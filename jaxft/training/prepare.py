@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -24,13 +23,13 @@ from jaxft.data import (
     Rows,
     Summary,
     Tokenizer,
-    encode_chat,
     load_tokenizer,
     prepare_examples,
     read_rows,
 )
 from jaxft.data.mixing import check_weights, mix, mix_line
 from jaxft.data.packing import length_buckets
+from jaxft.data.questions import prompt_and_reference, prompt_length
 from jaxft.data.report import Part
 from jaxft.errors import UserError, counted
 from jaxft.formats import check_exportable, load, load_adapted, load_adapter, saved_leaves
@@ -356,34 +355,6 @@ def _rows_at(rows: Rows, indices: Sequence[int]) -> list[Row]:
     """The rows with these numbers, read once more."""
     wanted, last = set(indices), max(indices, default=-1)
     return [row for n, row in enumerate(itertools.islice(rows, last + 1)) if n in wanted]
-
-
-def prompt_and_reference(row: Row) -> tuple[Any, str]:
-    """What a held-out row asks (a text or messages), and what it answers."""
-    if row.format == "messages":
-        messages = row.values["messages"]
-        last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=0)
-        return messages[:last], _said(messages[last])
-    if row.format == "text":
-        words = row.values["text"].split(" ")
-        half = max(len(words) // 2, 1)
-        return " ".join(words[:half]), " " + " ".join(words[half:])
-    prompt, completion = row.values["prompt"], row.values["completion"]
-    return prompt, completion if isinstance(completion, str) else _said(completion[-1])
-
-
-def _said(message: Mapping[str, Any]) -> str:
-    """The message's content; its calls where it has none."""
-    return str(message.get("content") or json.dumps(message.get("tool_calls", "")))
-
-
-def prompt_length(row: Row, tokenizer: Tokenizer) -> int:
-    """The tokens of what a row asks."""
-    prompt, _ = prompt_and_reference(row)
-    if isinstance(prompt, str):
-        return len(tokenizer.encode(prompt))
-    tools = row.values.get("tools")
-    return len(encode_chat(tokenizer, prompt, add_generation_prompt=True, tools=tools))
 
 
 def _fits(row: Row, tokenizer: Tokenizer, room: int) -> bool:
