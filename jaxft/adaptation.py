@@ -59,7 +59,7 @@ def adapt(
     contracted: Patterns = (),
     starts: Starts | None = None,
 ) -> PyTree:
-    """Puts a fresh adapter of the method in the place of every kernel it targets.
+    """Replaces every kernel that the method targets by a fresh adapter over it.
 
         before  q_proj: {kernel: W}
         after   q_proj: {kernel: LoRA(base=W, a, b, scale)}
@@ -103,7 +103,7 @@ def adapt(
 
 
 def _trained_whole(params: PyTree, method: Method) -> Saved:
-    """The record of what trains beside the adapters: it belongs to the adapter, whoever saves it."""
+    """The record of what trains besides the adapters: it belongs to the adapter, whoever saves it."""
     also = [
         path
         for path, leaf in flatten_with_paths(params, is_leaf=is_weight)
@@ -224,7 +224,7 @@ def merge(params: PyTree) -> PyTree:
 
 
 def base_tree(params: PyTree) -> PyTree:
-    """The tree with each adapter's base in its place, as it is: with `jaxft.save`, the folder that an adapter is of.
+    """The tree with each adapter replaced by its base, as it is: with `jaxft.save`, the folder that an adapter is of.
 
     That is another than the folder the base was read from where a `method.init` moved it (`moved_base`).
     """

@@ -48,7 +48,7 @@ class Method:
 
     Attributes:
         name: the row's name.
-        transform: makes the weight that takes a kernel's place, from its `Site`; None for no transform.
+        transform: makes the weight that stands for a kernel, from its `Site`; None for no transform.
         weight: the kind of weight that it makes.
         trainable: the parts of that weight that train; ("*",) with no transform: every leaf.
         shared: makes what stands once in the tree for all sites.
@@ -253,7 +253,7 @@ def lora_plus(ratio: float = 16.0, **settings: Any) -> Method:
 
 
 def lora_fa(**settings: Any) -> Method:
-    """LoRA-FA (arXiv 2308.03303): LoRA whose a stays at its random start; `x a` is kept, not x."""
+    """LoRA-FA (arXiv 2308.03303): LoRA whose a stays at its random start; the backward pass keeps `x a`, not x."""
     return _row("lora_fa", LoRA, ("b",), settings)
 
 

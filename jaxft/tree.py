@@ -80,7 +80,7 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def first_match(patterns: Patterns, path: str, default: Any = None) -> Any:
-    """The value beside the first pattern that matches the path, else `default`."""
+    """The value of the first pattern that matches the path, else `default`."""
     return next((value for pattern, value in patterns if matches(pattern, path)), default)
 
 

@@ -83,7 +83,7 @@ RENAMED: dict[str, tuple[str, str]] = {
 # {their name: what to write}, where the value is another.
 SAID: dict[str, str] = {
     "modules_to_save": (
-        """--config.method.train_also=PATTERNS of the leaves that train beside the adapter, """
+        """--config.method.train_also=PATTERNS of the leaves that train besides the adapter, """
         """as '("head","embed")' or '("*_norm",)'"""
     ),
     "bias": """--config.method.train_also='("*bias",)' for the biases too""",

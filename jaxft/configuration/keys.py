@@ -103,7 +103,7 @@ def override(config: ConfigDict, key: str, value: Any, is_text: bool) -> None:
 
 
 def assign(config: ConfigDict, key: str, value: Any) -> None:
-    """Writes the value at the key's place, in a locked configuration as well."""
+    """Writes the value at the key, in a locked configuration as well."""
     section = key.rpartition(".")[0]
     holder = config[section] if section else config
     with holder.unlocked(), holder.ignore_type():

@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
 def run(path: Path, argument: str | None, method: str | None = None) -> ConfigDict:
     """What the recipe's `get_config` returns for the argument.
 
-    `method` takes the argument's place if that is what the recipe calls it. The file runs in a
+    `method` stands for the argument if that is what the recipe calls it. The file runs in a
     namespace of its own and leaves nothing behind, neither a module nor compiled code.
     """
     text, namespace = read_text(path), {"__name__": path.stem, "__file__": str(path)}
@@ -89,14 +89,14 @@ def _call(
 
 
 def _folders() -> list[Path]:
-    """Where the recipes stand: in the package as installed, beside it in a checkout."""
+    """Where the recipes stand: in the package as installed, next to it in a checkout."""
     return [PACKAGE / "configs", PACKAGE.parent / "configs"]
 
 
 def _no_file(path: str) -> UserError:
     names = {f"configs/{file.name}" for folder in _folders() for file in folder.glob("*.py")}
-    beside = Path(path).parent
-    names |= {str(file) for kind in ("*.py", "*.json") for file in beside.glob(kind)}
+    parent = Path(path).parent
+    names |= {str(file) for kind in ("*.py", "*.json") for file in parent.glob(kind)}
     known = nearest(path, sorted(names)) or f" (there are: {', '.join(sorted(names)[:8])})"
     return UserError(f"--config {path}: no such file; it takes a .py or .json file{known}")
 

@@ -19,7 +19,7 @@ Change = tuple[str, Any, bool]  # key, value, whether the value is text of a com
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A recipe, and what the user changed in it: kept apart, so that both can be told for another method.
+    """A recipe, and what the user changed in it: recorded apart, so that both can be told for another method.
 
     >>> recipe = Recipe("configs/sft.py:lora", {"batch_size": 4, "method.alpha": 8.0})
     >>> full = recipe.for_method("full")

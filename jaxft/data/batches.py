@@ -23,7 +23,7 @@ class Batches:
     empty rows (segment 0, weight 0). Without `shuffle`, rows stand in the order of the examples;
     with it, each epoch has an order of its own.
 
-    Packed rows have `max_length` places. Otherwise a row holds one example, and a batch is as long
+    Packed rows have `max_length` positions. Otherwise a row holds one example, and a batch is as long
     as the smallest bucket that holds its longest row; the order is never changed for that.
 
     Of several hosts each makes the rows that its devices need. Batch n as a whole, its length and
@@ -32,11 +32,11 @@ class Batches:
     Args:
       examples: to train on, none longer than `max_length`.
       batch_size: rows of a batch, over all hosts.
-      max_length: places of a packed row, and the largest bucket.
+      max_length: positions of a packed row, and the largest bucket.
       packing: several examples in a row.
       shuffle: another order in each epoch.
       seed: of the order; any integer, of which 32 bits count.
-      pad_id: the token in unused places.
+      pad_id: the token in unused positions.
       epochs: how many; None goes on for ever.
       buckets: ascending lengths, the last at least the longest example; None: `length_buckets`.
       host_rows: (first, last + 1) of the rows of each batch that this host makes; None: all.
@@ -45,7 +45,7 @@ class Batches:
     Attributes:
       dataset: the `grain.IterDataset` underneath.
       rows: in an epoch.
-      fill: the share of a packed row's places that hold a token.
+      fill: the share of a packed row's positions that hold a token.
       steps_per_epoch: batches in an epoch.
     """
 

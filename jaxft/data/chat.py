@@ -94,11 +94,11 @@ def _asked(
     shared = {"documents": None} | tokenizer.special_tokens
     for template, indices in by_template.items():
         own = [_variables(*conversations[index]) for index in indices]
-        beside = {name: [values[i] for i in indices] for name, values in each.items()}
+        further = {name: [values[i] for i in indices] for name, values in each.items()}
         try:
             for variables in own:
                 variables["messages"] = as_taken(variables["messages"], template, shared)
-            found = ask(template, own, shared, now=tokenizer.date, **beside)
+            found = ask(template, own, shared, now=tokenizer.date, **further)
         except UserError as error:
             line = f"{tokenizer.name}: chat template fails: {error}{_spoken_first(own)}"
             raise type(error)(line) from error
@@ -277,7 +277,7 @@ def silent_tokens(
 
 
 def _difference(text: str, other: str) -> tuple[int, int]:
-    """The characters of the text that another does not have in their place.
+    """The characters of the text that another does not have at their index.
 
     >>> _difference("a long way", "a short way")
     (2, 6)
@@ -293,10 +293,12 @@ def _ids_and_mask(
     ids = encoding.ids
     mask = np.zeros(len(ids), dtype=bool)
     for start, end in spans:
-        places = [encoding.char_to_token(at) for at in (start, end - 1)] if end > start else [None]
-        if None in places:
-            places = [encoding.char_to_token(at) for at in range(start, end)]
-        inside = [place for place in places if place is not None]
+        tokens_at = (
+            [encoding.char_to_token(at) for at in (start, end - 1)] if end > start else [None]
+        )
+        if None in tokens_at:
+            tokens_at = [encoding.char_to_token(at) for at in range(start, end)]
+        inside = [index for index in tokens_at if index is not None]
         if inside:
             first, last = min(inside), max(inside)
             mask[first : _last_eos(ids, first, last, eos_ids) + 1] = True

@@ -120,7 +120,7 @@ def renamed(
 
 
 def _rest(values: Mapping[str, Any], paths: list[list[str]], within: str = "") -> dict[str, Any]:
-    """What the paths do not lead to, by its place.
+    """What the paths do not lead to, by its location.
 
     >>> _rest({"id": 3, "answer": {"text": "So.", "note": "?"}}, [["answer", "text"]])
     {'id': 3, 'answer.note': '?'}
@@ -219,7 +219,7 @@ def with_system(origin: str, messages: list[dict[str, Any]], system: Any) -> lis
 
 
 def from_sharegpt(origin: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Messages of {"conversations": [{"from", "value"}]}, whose system message may stand beside.
+    """Messages of {"conversations": [{"from", "value"}]}, whose system message may stand outside them.
 
     Turns with "role" and "content" stay as they are.
     """

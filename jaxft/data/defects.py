@@ -1,4 +1,4 @@
-"""What can be wrong with rows, counted with the place of the first."""
+"""What can be wrong with rows, counted, with the location of the first."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def defects_of(row: Row, diverged: bool, truncated: bool) -> dict[str, bool]:
 def count_found(
     counts: collections.Counter[str], first: dict[str, str], row: Row, found: Mapping[str, bool]
 ) -> None:
-    """Counts what was found of a row where `counts` has its name, and keeps the place of the first."""
+    """Counts what was found of a row where `counts` has its name, and keeps the location of the first."""
     for name in (name for name, holds in found.items() if holds):
         if name in counts:
             counts[name] += 1

@@ -19,7 +19,7 @@ from jaxft.runtime.sandbox import render_conversations
 WORDS = ("first qz7", "second qz8")
 ARGUMENTS = {"key_qz7": "value qz8"}
 ABSENT = "absent"
-BESIDE: dict[str, dict[str, Any]] = {ABSENT: {}, "": {"content": ""}, "null": {"content": None}}
+WITH_CALLS: dict[str, dict[str, Any]] = {ABSENT: {}, "": {"content": ""}, "null": {"content": None}}
 TOOLS = [
     {
         "type": "function",
@@ -62,23 +62,23 @@ def as_taken(
 def _calling(
     message: dict[str, Any], template: str, shared: tuple[tuple[str, Any], ...]
 ) -> dict[str, Any]:
-    """The message with its calls, and with what beside them makes the template write these."""
+    """The message with its calls, and with the content that makes the template write these."""
     taken = takes_calls(template, shared)
     content = message.get("content", ABSENT)
     ways = [content] if content in taken else []
-    beside = next((way for way in (*ways, *taken) if any(taken[way])), None)
-    if beside is None:  # it writes no calls, which is found in its text, if there is one
+    found = next((way for way in (*ways, *taken) if any(taken[way])), None)
+    if found is None:  # it writes no calls, which is found in its text, if there is one
         if content == ABSENT and not _rendered(template, shared, [_ASKED, _CALLS], None):
             raise UserError(
                 "it writes no tool calls, and fails where a message has nothing else; take one that "
                 "writes them (config.data.chat_template), as chatml does"
             )
         return message
-    calls = [_call(call, *taken[beside]) for call in message["tool_calls"]]
-    if content not in taken:  # words beside the calls
+    calls = [_call(call, *taken[found]) for call in message["tool_calls"]]
+    if content not in taken:  # words before the calls
         return message | {"tool_calls": calls}
     rest = {key: value for key, value in message.items() if key != "content"}
-    return rest | BESIDE[beside] | {"tool_calls": calls}
+    return rest | WITH_CALLS[found] | {"tool_calls": calls}
 
 
 def _call(call: Any, texts: bool, objects: bool) -> Any:
@@ -108,15 +108,15 @@ def takes_parts(template: str, shared: tuple[tuple[str, Any], ...], role: str) -
 
 @functools.lru_cache(maxsize=64)
 def takes_calls(template: str, shared: tuple[tuple[str, Any], ...]) -> dict[str, tuple[bool, bool]]:
-    """Which arguments the template writes, by the content beside a call: (those that are JSON text, objects)."""
-    return {way: _takes_arguments(template, shared, beside) for way, beside in BESIDE.items()}
+    """Which arguments the template writes, by what the content is: (those that are JSON text, objects)."""
+    return {way: _takes_arguments(template, shared, message) for way, message in WITH_CALLS.items()}
 
 
 def _takes_arguments(
-    template: str, shared: tuple[tuple[str, Any], ...], beside: dict[str, Any]
+    template: str, shared: tuple[tuple[str, Any], ...], message: dict[str, Any]
 ) -> tuple[bool, bool]:
     def written(arguments: Any) -> str:
-        says = {"role": "assistant", **beside, "tool_calls": [_asking(arguments)]}
+        says = {"role": "assistant", **message, "tool_calls": [_asking(arguments)]}
         return _rendered(template, shared, [_ASKED, says], TOOLS)
 
     (key, value), text = next(iter(ARGUMENTS.items())), dumped(ARGUMENTS)

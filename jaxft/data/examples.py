@@ -55,13 +55,13 @@ class Summary:
       diverged: rows whose prompt alone has other tokens than at the beginning of prompt and
         completion; the completion begins where they part.
       empty: rows whose completion, or a turn of the assistant's, is empty.
-      first: the place of the first row that is truncated, dropped, diverged, empty, or has text unread.
+      first: the location of the first row that is truncated, dropped, diverged, empty, or has text unread.
       unused_keys: keys of the rows that the format does not use.
       kept: examples kept of each source, in their order.
       max_length: the limit.
       left_out: what the chat template leaves out of the conversations.
       lost: rows left out because the chat template's process has too little time or memory for them;
-        `first_lost` is the first one's place.
+        `first_lost` is the first one's location.
     """
 
     format: str
@@ -151,7 +151,7 @@ def prepare_examples(
     examples = Writer()
     counts: collections.Counter[str] = collections.Counter(dict.fromkeys(COUNTS, 0))
     sources = 0
-    formats: dict[str, str] = {}  # each with the place of its first row
+    formats: dict[str, str] = {}  # each with the location of its first row
     unused: dict[str, None] = {}
     first: dict[str, str] = {}
     kept: collections.Counter[int] = collections.Counter()
@@ -259,7 +259,7 @@ Tokenized = tuple[Row, list[int], np.ndarray, bool, Texts | None]
 def _tokenize(
     rows: Iterable[Row], lost: Lost, tokenizer: Tokenizer, loss_on: str, max_length: int
 ) -> Iterator[Tokenized]:
-    """Tokenizes some rows at a time, so that no more of them are ever held."""
+    """Tokenizes some rows at a time, so that no more of them are ever in memory."""
     rest = iter(rows)
     asked: dict[str, Any] = {"tokenizer": tokenizer, "loss_on": loss_on, "max_length": max_length}
     while chunk := list(itertools.islice(rest, CHUNK)):
@@ -374,7 +374,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 @contextlib.contextmanager
 def _told_of(row: Row) -> Iterator[None]:
-    """Puts the row's place before an error."""
+    """Puts the row's location before an error."""
     try:
         yield
     except UserError as error:

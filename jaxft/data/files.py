@@ -1,4 +1,4 @@
-"""Names of data to the files behind them: a file, a folder, a glob, here or at a remote place."""
+"""Names of data to the files behind them: a file, a folder, a glob, on a file system or in an object store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = {
     ".arrow": "Arrow",
 }
 COMPRESSED = (".gz", ".bz2", ".xz")
-# Files that stand beside data and hold none.
+# Files that stand with data and have none.
 BESIDE = (
     "dataset_info.json",
     "dataset_infos.json",
@@ -85,7 +85,7 @@ def find_files(name: str, held_out: bool = False) -> tuple[list[File], list[str]
       held_out: which split to take where none is named.
 
     Raises:
-      UserError: there is no such file, nothing in it, or the package for its place is missing.
+      UserError: there is no such file, nothing in it, or the package for its storage is missing.
     """
     system, path = _place(name)
     try:
@@ -106,7 +106,7 @@ def find_files(name: str, held_out: bool = False) -> tuple[list[File], list[str]
         raise UserError(f"{name}: cannot be read: {reason}") from error
     except UserError:
         raise
-    except Exception as error:  # a client of a remote place raises what it likes
+    except Exception as error:  # a client of an object store raises what it likes
         raise _remote(name, error) from error
 
 
@@ -126,7 +126,7 @@ def _place(name: str) -> tuple[Any, str]:
         ) from error
     except ValueError as error:
         close = nearest(scheme, fsspec.available_protocols())
-        raise UserError(f"{name}: no such kind of place: {scheme}://{close}") from error
+        raise UserError(f"{name}: no such kind of storage: {scheme}://{close}") from error
     except Exception as error:
         raise _remote(name, error) from error
 

@@ -18,7 +18,7 @@ class Lost:
 
     Attributes:
         count: how many they are.
-        first: the place of the first, "" without any.
+        first: the location of the first, "" without any.
         error: why it was; None without any.
     """
 

@@ -1,6 +1,6 @@
 """One message as people write it to one as chat templates know it.
 
-What is read beside a role and a text:
+What is read besides a role and a text:
 
     content in parts of text      one text that remembers its parts (`Parts`); thoughts among them: reasoning_content
     function_call, role function  OpenAI's older names of tool_calls and tool
@@ -90,7 +90,7 @@ def is_silent(message: Mapping[str, Any]) -> bool:
 
 
 def altered(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message with other words, thoughts and calls in the same places."""
+    """The message with other words, thoughts and calls in the same order."""
     changed = dict(message)
     for key in ("content", *REASONING):
         if message.get(key):

@@ -86,8 +86,8 @@ def collate(
     Args:
       rows: at most `batch_size` rows; the sequences of a row have at most `length` tokens together.
       batch_size: rows of the result.
-      length: places of a row.
-      pad_id: the token in unused places.
+      length: positions of a row.
+      pad_id: the token in unused positions.
 
     Returns:
       tokens, segments (0 where unused, then 1, 2, ...), positions (from 0 in each segment) as
@@ -100,11 +100,11 @@ def collate(
     for index, row in enumerate(rows):
         start = 0
         for segment, example in enumerate(row, start=1):
-            place = (index, slice(start, start + len(example.tokens)))
-            tokens[place] = example.tokens
-            segments[place] = segment
-            positions[place] = np.arange(len(example.tokens))
-            weights[place] = example.trained
+            part = (index, slice(start, start + len(example.tokens)))
+            tokens[part] = example.tokens
+            segments[part] = segment
+            positions[part] = np.arange(len(example.tokens))
+            weights[part] = example.trained
             start += len(example.tokens)
     weights[positions == 0] = 0.0  # nothing in its segment stands before it
     return {"tokens": tokens, "segments": segments, "positions": positions, "weights": weights}

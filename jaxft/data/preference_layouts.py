@@ -1,7 +1,7 @@
 """Layouts of preferences to one: a prompt with two answers, or with one and its label.
 
 What is asked stands under `prompt`, `conversations`, `messages`, `instruction` (with `input`), `question`, `query` or
-`input`, the first of these that there is, with `system`, `history` and `tools` beside it; or the answers are whole
+`input`, the first of these that there is, with `system`, `history` and `tools` about it; or the answers are whole
 conversations, and what they begin with in common is the prompt.
 """
 
@@ -48,7 +48,7 @@ class Made:
     Attributes:
         values: prompt, chosen and rejected, or prompt, completion and label; perhaps tools.
         used: keys of the row that are in it.
-        passed: keys of the row that the layout has beside them.
+        passed: keys of the row that the layout has besides them.
         system: what the system says, where nothing is asked before the answers.
     """
 
@@ -167,7 +167,7 @@ def _is_foreign(turn: Any) -> bool:
 
 
 def _asked(origin: str, values: Mapping[str, Any], answers: list[Any], as_messages: bool) -> Made:
-    """What is asked, a text or messages or nothing at all, with what stands beside it."""
+    """What is asked, a text or messages or nothing at all, with what belongs to it."""
     lists = all(isinstance(answer, list) for answer in answers)
     key = next((key for key in ("prompt", *TALKS, *QUESTIONS) if _is_there(values.get(key))), "")
     asked: Any = turns(origin, key, values[key]) if key else None
@@ -185,12 +185,12 @@ def _asked(origin: str, values: Mapping[str, Any], answers: list[Any], as_messag
     if isinstance(asked, list):
         before = with_system(origin, _unanswered(origin, key, asked, answers), system)
         return Made({"prompt": before, **tools}, frozenset({key, *used}))
-    beside = {name: values[name] for name in ("history",) if isinstance(values.get(name), list)}
+    others = {name: values[name] for name in ("history",) if isinstance(values.get(name), list)}
     if key == "instruction" and "input" in values:
-        beside["input"] = values["input"]
-    row = {"instruction": asked, "output": "", "system": system, **beside}
+        others["input"] = values["input"]
+    row = {"instruction": asked, "output": "", "system": system, **others}
     prompt = from_alpaca(origin, row, chat)["prompt"]
-    return Made({"prompt": prompt, **tools}, frozenset({key, *used, *beside}))
+    return Made({"prompt": prompt, **tools}, frozenset({key, *used, *others}))
 
 
 def _is_there(value: Any) -> bool:
@@ -264,8 +264,8 @@ def _opened(
         return values, set(), none
     ratings = next((key for key in ("ratings", "rating") if isinstance(values.get(key), list)), "")
     if "instruction" in values and "completions" in values:  # UltraFeedback
-        beside = frozenset(("models", "source", "correct_answers", "incorrect_answers"))
-        return _rated(origin, values, *_scored(origin, values)), {"completions"}, beside
+        others = frozenset(("models", "source", "correct_answers", "incorrect_answers"))
+        return _rated(origin, values, *_scored(origin, values)), {"completions"}, others
     if ratings and isinstance(values.get("generations"), list):  # distilabel
         answers, scores = values["generations"], values[ratings]
         return _rated(origin, values, answers, scores), {"generations", ratings}, none

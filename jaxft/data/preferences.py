@@ -40,7 +40,7 @@ class Comparison(Example):
         positions: of each token in its sequence.
         branches: 0 the shared beginning, 1 the chosen completion, 2 the rejected one.
         label: KTO: 1.0 if the chosen completion is desirable, and 0.0; the rejected one is of another prompt.
-        index: its place among the examples.
+        index: its index among the examples.
         reference: the reference's log-probabilities of both completions, if they are known.
     """
 
@@ -57,8 +57,8 @@ class Comparisons(Examples):
 
     def __init__(self, pairs: Sequence[Comparison]) -> None:
         flat = Examples.of(list(pairs))
-        places = (flat.lengths, flat.source, flat.lines, flat.sources, flat.row_lengths)
-        super().__init__(flat.tokens, flat.trained, *places)
+        index = (flat.lengths, flat.source, flat.lines, flat.sources, flat.row_lengths)
+        super().__init__(flat.tokens, flat.trained, *index)
         self._pairs = list(pairs)
 
     def __getitem__(self, index: Any) -> Any:
@@ -85,7 +85,7 @@ class PreferenceSummary:
         rows: usable ones that were read.
         examples: kept.
         skipped: rows left out because they cannot be used, on request.
-        truncated: kept, but with a prompt that lost its beginning; `first_truncated` is the first one's place.
+        truncated: kept, but with a prompt that lost its beginning; `first_truncated` is the first one's location.
         dropped: rows whose completions leave no room for a prompt; `first_dropped` the same.
         tokens: in the rows; `separate_tokens`: if each completion had its prompt before it.
         longest: tokens of the longest prompt and completion before truncation.
@@ -93,7 +93,7 @@ class PreferenceSummary:
         unused_keys: keys of the rows that are not used.
         left_out: what the chat template leaves out of the conversations.
         lost: rows left out because the chat template's process has too little time or memory for them;
-            `first_lost` is the first one's place.
+            `first_lost` is the first one's location.
     """
 
     judged: bool
@@ -157,7 +157,7 @@ def prepare_preferences(
     """Tokenizes rows by the rules of TRL's DPOTrainer and KTOTrainer (1.16).
 
     Prompt and completion are tokenized as one, with an EOS at the end of strings that have none; completions begin
-    where the tokens of the prompt alone and of both part, for chosen and rejected the earlier of the two places.
+    where the tokens of the prompt alone and of both part, for chosen and rejected the earlier of the two indices.
     KTO's completion is compared with that of the example before it, in groups of `group` rows, in a circle.
 
     Departures: completions are whole, and what exceeds `max_length` is taken from the prompt's beginning (TRL cuts
@@ -281,11 +281,11 @@ def _judged(
     prompts, wholes = _both(rows, tokenizer, "completion", unwritten)
     starts = [common_prefix_length(*both) for both in zip(prompts, wholes, strict=True)]
     completions = [whole[start:] for start, whole in zip(starts, wholes, strict=True)]
-    for place, row in enumerate(rows):
-        first = place - place % group
+    for index, row in enumerate(rows):
+        first = index - index % group
         last = min(first + group, len(rows)) - 1
-        other = completions[place - 1 if place > first else last]
-        yield row, prompts[place][: starts[place]], completions[place], other
+        other = completions[index - 1 if index > first else last]
+        yield row, prompts[index][: starts[index]], completions[index], other
 
 
 def _both(
@@ -348,11 +348,11 @@ def collate_comparisons(
     for number, row in enumerate(rows):
         start, before = 0, 0
         for slot, example in enumerate(row):
-            place = (number, slice(start, start + len(example.tokens)))
-            batch["segments"][place] = before + example.segments
-            batch["positions"][place] = example.positions
-            batch["weights"][place] = example.trained
-            branches[place], pairs[place] = example.branches, slot + 1
+            part = (number, slice(start, start + len(example.tokens)))
+            batch["segments"][part] = before + example.segments
+            batch["positions"][part] = example.positions
+            batch["weights"][part] = example.trained
+            branches[part], pairs[part] = example.branches, slot + 1
             present[number, slot], labels[number, slot] = 1.0, example.label
             index[number, slot] = example.index
             reference[number, slot] = example.reference or 0.0

@@ -1,4 +1,4 @@
-"""A file to the objects in it, each with the place where it stands."""
+"""A file to the objects in it, each with its location."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DECOMPRESSORS: dict[str, tuple[str, Any]] = {
 def read_records(file: File) -> Iterator[Record]:
     """Yields the objects of a file one after the other, without holding them all.
 
-    JSON lines, CSV and a list in one JSON file (held whole) are told apart by the name and the
+    JSON lines, CSV and a list in one JSON file (read whole) are told apart by the name and the
     beginning, Parquet and Arrow by their names; what begins otherwise than its name says is refused.
 
     Raises:
@@ -66,7 +66,7 @@ def read_records(file: File) -> Iterator[Record]:
     except Exception as error:
         if file.is_local:
             raise
-        # A client of a remote place raises what it likes.
+        # A client of an object store raises what it likes.
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{file.name}: cannot be read: {type(error).__name__}: {reason}") from error
 
@@ -173,7 +173,7 @@ def _json_list(name: str, opened: IO[bytes]) -> Iterator[Record]:
 
 
 def _passed(text: str, at: int) -> int:
-    """The place of the next letter that is no white space."""
+    """The index of the next letter that is no white space."""
     while text[at : at + 1].isspace():
         at += 1
     return at
@@ -220,16 +220,16 @@ def _check_pairs(values: Any, escapes: bool) -> None:
 
 @contextlib.contextmanager
 def _told_of(origin: str) -> Iterator[None]:
-    """Turns what the decoder raises into a line with the place."""
+    """Turns what the decoder raises into a line with the location."""
     try:
         yield
     except UnicodeEncodeError as error:
         raise UserError(f"{origin}: not text: half of a surrogate pair (\\ud...)") from error
     except json.JSONDecodeError as error:
         line = error.doc[error.doc.rfind("\n", 0, error.pos) + 1 :].partition("\n")[0]
-        place = f"line {error.lineno}, column" if error.lineno > 1 else "column"
+        at = f"line {error.lineno}, column" if error.lineno > 1 else "column"
         raise UserError(
-            f"{origin}: not JSON: {error.msg.removesuffix(' at')} at {place} {error.colno}: {_excerpt(line)}"
+            f"{origin}: not JSON: {error.msg.removesuffix(' at')} at {at} {error.colno}: {_excerpt(line)}"
         ) from error
     except _Twice as error:
         raise UserError(f"{origin}: the key {str(error)!r} stands twice in one object") from error

@@ -38,7 +38,7 @@ class Part:
 
 
 def tokens_by_source(examples: Examples) -> list[tuple[str, int, int, int]]:
-    """(source, examples, tokens, trained tokens) of each place that examples come from.
+    """(source, examples, tokens, trained tokens) of each source of examples.
 
     >>> from jaxft.data.store import Example
     >>> tokens_by_source(Examples.of([Example(np.arange(3), np.arange(3) > 1, "a.jsonl:1")]))
@@ -132,7 +132,7 @@ def overlap(train: Examples, held_out: Examples) -> list[str]:
 
 
 def beyond(examples: Examples, vocabulary: int) -> list[str]:
-    """A line about ids that the model has no place for."""
+    """A line about ids that the model has no embedding for."""
     largest = max(int(tokens.max()) for _, tokens, _ in _blocks(examples))
     if largest < vocabulary:
         return []
@@ -154,19 +154,19 @@ def _doubled_bos(examples: Examples, tokenizer: Tokenizer) -> list[int]:
         return []
     long = np.flatnonzero(examples.lengths > 1)
     starts = examples.starts[long]
-    both = [examples.tokens[starts + place] == tokenizer.bos_id for place in (0, 1)]
+    both = [examples.tokens[starts + index] == tokenizer.bos_id for index in (0, 1)]
     return long[both[0] & both[1]].tolist()
 
 
 def _blocks(examples: Examples) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Some examples after the other, with their tokens and which are trained, so that little is held at once."""
+    """Some examples after the other, with their tokens and which are trained, so that little is in memory at once."""
     first = 0
     ends = np.cumsum(examples.lengths, dtype=np.int64)
     while first < len(examples):
         begin = int(ends[first] - examples.lengths[first])
         last = max(int(np.searchsorted(ends, begin + BLOCK, "right")), first + 1)
-        place = slice(begin, int(ends[last - 1]))
-        yield slice(first, last), examples.tokens[place], examples.trained[place]
+        part = slice(begin, int(ends[last - 1]))
+        yield slice(first, last), examples.tokens[part], examples.trained[part]
         first = last
 
 

@@ -30,9 +30,9 @@ def marked(example: Example, tokenizer: Tokenizer, marks: tuple[str, str] = BRAC
     ids = example.tokens.tolist()
     edges = (np.flatnonzero(np.diff(example.trained)) + 1).tolist()
     whole = tokenizer.decode(ids, skip_special_tokens=False)
-    places = [0, *(_place(tokenizer, ids[:edge], whole) for edge in edges), len(whole)]
+    bounds = [0, *(_place(tokenizer, ids[:edge], whole) for edge in edges), len(whole)]
     pieces, inside = [], bool(example.trained[0])
-    for start, end in itertools.pairwise(places):
+    for start, end in itertools.pairwise(bounds):
         text = harmless(whole[start:end])
         pieces.append(f"{marks[0]}{text}{marks[1]}" if inside else text)
         inside = not inside

@@ -221,7 +221,7 @@ def _check_row(
     keys = (*FORMATS[written], *OPTIONAL[written])
     spoken = as_messages and not {"system", "system_prompt"}.isdisjoint(values)
     if written == "prompt_completion" and not (spoken or isinstance(values["prompt"], list)):
-        keys = FORMATS[written]  # a text has no place for what a system says, nor for tools
+        keys = FORMATS[written]  # a text cannot say what a system says, nor tools
     values = system_named(values) if "system" in keys else values
     kept = {key: values[key] for key in keys if key in values}
     left = {key: value for key, value in values.items() if key not in kept}

@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-IN_MEMORY = 2**26  # tokens that are held before a file takes them: 320 MiB
+IN_MEMORY = 2**26  # tokens that stay in memory before a file takes them: 320 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Examples(Sequence[Example]):
     Attributes:
       tokens, trained: of all examples, one after the other.
       lengths: of each.
-      sources: the places that the examples come from ("train.jsonl").
+      sources: the sources of the examples ("train.jsonl").
       source: index in `sources` of each.
       lines: of each in its source; -1 where its origin names none.
       row_lengths: of every row before it was cut, split or dropped.

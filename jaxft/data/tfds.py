@@ -21,7 +21,7 @@ OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def read_tfds(name: str, held_out: bool = False) -> tuple[Callable[[], Iterator[Record]], str]:
-    """What yields the examples of `tfds:NAME[:SPLIT]` with their places ("tfds:NAME:SPLIT:row"); the split.
+    """What yields the examples of `tfds:NAME[:SPLIT]` with their locations ("tfds:NAME:SPLIT:row"); the split.
 
     NAME is one of the catalogue ("gsm8k", "glue/cola:1.0.0"), a class ("my_module.MyBuilder", also of the
     working directory), or a folder that a builder wrote. SPLIT may be a slice ("train[:10%]"). A data
@@ -46,8 +46,8 @@ def read_tfds(name: str, held_out: bool = False) -> tuple[Callable[[], Iterator[
         except Exception as error:  # a builder is anyone's code
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{name}: cannot be read: {type(error).__name__}: {reason}") from error
-    place = f"{PREFIX}{wanted}:{split or chosen}"
-    return functools.partial(_records, place, source), split or chosen
+    origin_prefix = f"{PREFIX}{wanted}:{split or chosen}"
+    return functools.partial(_records, origin_prefix, source), split or chosen
 
 
 @contextlib.contextmanager
@@ -114,11 +114,11 @@ def _own_class(name: str, wanted: str) -> Any:
     return getattr(module, class_name)
 
 
-def _records(place: str, source: Any) -> Iterator[Record]:
+def _records(origin_prefix: str, source: Any) -> Iterator[Record]:
     for start in range(0, len(source), ROWS):
         numbers = range(start, min(start + ROWS, len(source)))
         for number, values in zip(numbers, source.__getitems__(list(numbers)), strict=True):
-            origin = f"{place}:{number + 1}"
+            origin = f"{origin_prefix}:{number + 1}"
             try:
                 yield origin, {key: _plain(value) for key, value in values.items()}
             except UnicodeDecodeError as error:

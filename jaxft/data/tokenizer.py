@@ -43,7 +43,7 @@ class Tokenizer:
         then writes nothing for `{{ eos_token }}`.
       eos_ids: every id that ends a generation, `eos_id` first; the others are named by
         generation_config.json or config.json (Llama 3: <|end_of_text|> and <|eot_id|>).
-      pad_id: fills unused places, which belong to no segment. It falls back to `eos_id`: a trained
+      pad_id: fills unused positions, which belong to no segment. It falls back to `eos_id`: a trained
         EOS stays trained, because padding is told by segments and never by this id.
       chat_template: Jinja source, or None.
       tool_template: the same for conversations with tools, where the folder has one of its own.

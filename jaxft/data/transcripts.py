@@ -64,8 +64,8 @@ def repeated(prompt: str, chosen: str, rejected: str) -> tuple[str, str, str]:
     ('hi', ' yes', ' no')
     """
     found = split_texts(chosen, rejected) if MARK.match(chosen) and MARK.match(rejected) else None
-    held = found is not None and " ".join(prompt.split()) in " ".join(found[0].split())
-    return found if found and held and prompt.strip() else (prompt, chosen, rejected)
+    inside = found is not None and " ".join(prompt.split()) in " ".join(found[0].split())
+    return found if found and inside and prompt.strip() else (prompt, chosen, rejected)
 
 
 def text_turns(text: str) -> list[str]:

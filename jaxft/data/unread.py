@@ -78,7 +78,7 @@ def unread_words(keys: tuple[str, ...]) -> str:
     chat = " (a chat template writes what the system says: config.data.chat_template)"
     return (
         f"{names}: text of the example that would not be used"
-        f"{chat if {'system', 'system_prompt'} & set(keys) else ''}; give it a place with "
+        f"{chat if {'system', 'system_prompt'} & set(keys) else ''}; give it a column with "
         f"config.data.fields, or leave it out: --config.data.ignore={ignored}"
     )
 

@@ -17,7 +17,7 @@ AS_WRITTEN = (
     "what is trained does not follow what is asked; let its add_generation_prompt write what it writes before an "
     "answer, or take a template of jaxft (config.data.chat_template=chatml)"
 )
-BEFORE = 20  # letters that are shown before the place where two texts part
+BEFORE = 20  # letters that are shown before the letter where two texts part
 NAMES = {  # (role, what), "" for any role
     ("", "reasoning"): "the {role}'s reasoning",
     ("", "tool_calls"): "tool calls",
@@ -179,11 +179,11 @@ def _nothing_said(
     for index, message in enumerate(messages):
         if message["role"] != "assistant" or is_silent(message):
             continue
-        gone = {part.what: part for place, part in lost if place == index and part.whole}
-        held = holds(message)
-        if not held <= gone.keys():
+        gone = {part.what: part for number, part in lost if number == index and part.whole}
+        said = holds(message)
+        if not said <= gone.keys():
             return []
-        names |= dict.fromkeys(_name(gone[what]) for what in sorted(held))
+        names |= dict.fromkeys(_name(gone[what]) for what in sorted(said))
     return list(names)
 
 

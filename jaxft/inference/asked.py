@@ -32,7 +32,7 @@ def read_prompts(path: str) -> tuple[dict[str, Prompt], list[Tools]]:
     """
     found: dict[str, Prompt] = {}
     tools: list[Tools] = []
-    left: dict[str, str] = {}  # keys that are not asked, each with the place of the first
+    left: dict[str, str] = {}  # keys that are not asked, each with the location of the first
     rows = 0
     for origin, values in read_objects(path):
         row = Row(origin, "messages", dict(values))

@@ -32,7 +32,7 @@ class Branches(NamedTuple):
     """Continuations that stand one after the other in a segment behind the beginning that they share.
 
     Attributes:
-        numbers: (batch, length) int32: 0 is the shared beginning, which all see; a place in another branch
+        numbers: (batch, length) int32: 0 is the shared beginning, which all see; a token of another branch
             is seen by that branch alone.
         positions: (batch, length) int32 of each token in the sequence that it continues. In a segment with
             branches a window counts these, because other branches may lie between.
@@ -101,9 +101,9 @@ def joined_attention(
     scale: float,
     branches: Branches | None = None,
 ) -> Float[Array, "batch length width"]:
-    """`attention_reference` for as many queries as keys, lean in the backward pass; the heads beside each other.
+    """`attention_reference` for as many queries as keys, lean in the backward pass; heads concatenated.
 
-    What is kept for it: the arguments, the output as it is returned and the log-sum-exp of each row of scores; the
+    The backward pass keeps the arguments, the output as it is returned and the log-sum-exp of each row of scores; the
     last two bear the names "attention_output" and "attention_log_sum_exp" for a policy of
     `jax.checkpoint`. Products accumulate in float32, whatever the dtype of the inputs.
 
@@ -164,11 +164,11 @@ def _backward(
     windows: tuple[int, ...] | None,
     softcap: float | None,
     scale: float,
-    kept: tuple[Any, ...],
+    residuals: tuple[Any, ...],
     cotangent: Array,
 ) -> Any:
     run = _by_platform(_backward_by_blocks, splash.backward, windows, softcap, scale)
-    return *run(*kept, cotangent), None
+    return *run(*residuals, cotangent), None
 
 
 def _by_platform(

@@ -1,4 +1,4 @@
-"""What the compiler of TPUs is told beside the program."""
+"""The options of the compiler of TPUs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 # compile), which pays on v6e (6 % of the estimated time of a step of 8B), and 96 do no more there.
 WIDE, WIDEST = ({"xla_tpu_scoped_vmem_limit_kib": str(mebi * 2**10)} for mebi in (32, 64))
 # A product whose result is at least so many MiB and goes with a collective is cut into windows, which follow each other
-# round a ring: v5e sends activations that `tensor` divides so, beside the products. Gradients are added up whole:
-# windows cost an adapter's more than their one sum, and beside such loops the compiler gathers kernels while nothing
+# round a ring: v5e sends activations that `tensor` divides so, while the products run. Gradients are added up whole:
+# windows cost an adapter's more than their one sum, and around such loops the compiler gathers kernels while nothing
 # else runs.
 WINDOWS = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
 BY_ACTIVATIONS, NEVER = "16", str(10**6)
-# v5p's and v6e's SparseCores exchange beside the products, which are then best left whole; without 2d each kernel,
+# v5p's and v6e's SparseCores exchange while the products run, which are then best left whole; without 2d each kernel,
 # which a slice's axes share among them, is gathered while nothing else runs. v5e has none: there the compiler lets
 # products do it on the way.
 SPARSECORES = {WINDOWS: NEVER} | {
@@ -33,7 +33,7 @@ OPTIONS = {
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """What the compiler is told beside the program, by the mesh and the kind of its devices."""
+    """The compiler's options, by the mesh and the kind of its devices."""
     options = OPTIONS.get(mesh.devices.flat[0].device_kind)
     if options is None:
         return {}

@@ -1,6 +1,6 @@
 """Products with rows of a matrix that lie in units, which are runs of rows with one scale: (units, unit, out).
 
-Where the axis of the units is kept from the codes to the product, the TPU's compiler takes dequantizing into the
+Where the axis of the units stays from the codes to the product, the TPU's compiler takes dequantizing into the
 product. Where codes are a matrix it writes the scale of every row to memory first, four times the bytes of the codes
 and more (libtpu 0.0.42), or the dequantized rows (0.0.52).
 """
@@ -29,9 +29,9 @@ def in_turn(
     the compiler move the units' axis behind the arithmetic.
     """
     found = [x]
-    for place, run in enumerate(weight.runs()):
+    for index, run in enumerate(weight.runs()):
         units, found[-1] = jax.lax.optimization_barrier((weight.units(), found[-1]))
-        found.append(use(run, weight.dequantized(place, units).astype(x.dtype)))
+        found.append(use(run, weight.dequantized(index, units).astype(x.dtype)))
     return found[1:]
 
 

@@ -19,7 +19,7 @@ from jaxft.tree import PyTree
 
 
 def narrowed(layers: PyTree, dtype: Any) -> tuple[PyTree, list[Any]]:
-    """(the layers cut off from their gradients where these can be narrow, what is scanned beside them instead).
+    """(the layers cut off from their gradients where these can be narrow, what is scanned with them instead).
 
     Args:
         layers: a tree of stacked leaves.
@@ -37,10 +37,10 @@ def narrowed(layers: PyTree, dtype: Any) -> tuple[PyTree, list[Any]]:
 def joined(layer: PyTree, taps: list[Any]) -> PyTree:
     """One layer, whose matrices send their gradients to the taps."""
     leaves, structure = jax.tree.flatten(layer)
-    held = [
+    cut = [
         leaf if tap is None else _join(leaf, tap) for leaf, tap in zip(leaves, taps, strict=True)
     ]
-    return jax.tree.unflatten(structure, held)
+    return jax.tree.unflatten(structure, cut)
 
 
 def _narrows(leaf: Any, dtype: Any) -> bool:

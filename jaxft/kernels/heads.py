@@ -1,4 +1,4 @@
-"""Heads apart and beside each other."""
+"""Heads split from one width, and concatenated into one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TILE = 8  # rows that a TPU keeps together
 def split_heads(
     x: Float[Array, "batch length width"], heads: int
 ) -> Float[Array, "batch heads length head_dim"]:
-    """The heads that lie beside each other in a width of heads * head_dim, one after the other.
+    """The heads of a width of heads * head_dim, one after the other.
 
     A TPU keeps 8 rows of 128 numbers together. Rows are cut into eights there, so that this moves such tiles once;
     the compiler else transposes tiles, and again back.

@@ -1,4 +1,4 @@
-"""The one place that chooses a form of a computation by the platform that runs it."""
+"""The one file that chooses a form of a computation by the platform that runs it."""
 
 from __future__ import annotations
 

@@ -23,5 +23,5 @@ def keep_narrow(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def keep_small(x: Float[Array, " out"]) -> Float[Array, " out"]:
-    """Marks what reads a whole kernel to give a vector, as its columns' norms: kept whatever else is computed again."""
+    """Marks a vector that takes a whole kernel to compute, as its columns' norms: the backward pass always keeps it."""
     return checkpoint_name(x, SMALL)

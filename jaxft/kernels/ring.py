@@ -59,7 +59,7 @@ def ring_attention(
 ) -> Float[Array, "batch heads length head_dim"]:
     """`attention` on the mesh in force, whose axis `context` divides the length. The mask is the same.
 
-    The length must divide into twice as many chunks as the axis has devices. What is kept for the backward pass
+    The length must divide into twice as many chunks as the axis has devices. What the backward pass keeps
     bears the names that `attention` gives.
     """
     index = jnp.arange(query_segments.shape[1], dtype=jnp.int32)[None, :]
@@ -105,7 +105,9 @@ def _forward(
     return output, (query, key, value, marks, window, output, log_sum_exp)
 
 
-def _backward(softcap: float | None, scale: float, kept: tuple[Any, ...], cotangent: Array) -> Any:
+def _backward(
+    softcap: float | None, scale: float, residuals: tuple[Any, ...], cotangent: Array
+) -> Any:
     heads, rows = first_match(ACTIVATION_SPECS, "heads"), PartitionSpec(BATCH, AXIS)
     local: Any = functools.partial(_backward_here, softcap=softcap, scale=scale)
     gradients = jax.shard_map(
@@ -113,7 +115,7 @@ def _backward(softcap: float | None, scale: float, kept: tuple[Any, ...], cotang
         in_specs=(heads, heads, heads, rows, PartitionSpec(), heads, heads, heads),
         out_specs=(heads, heads, heads),
         check_vma=False,
-    )(*kept, cotangent)
+    )(*residuals, cotangent)
     return (*gradients, None, None)
 
 
@@ -131,7 +133,7 @@ def _forward_here(
     scale: float,
 ) -> tuple[Array, Array]:
     """One device's part: the output of its queries and their log-sum-exp, in the natural order."""
-    place, size = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
+    index, size = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
     queries, own = _stack(*_to_zigzag((_grouped(query, key), marks)))
     chunks = _stack(*_to_zigzag(_Chunk(key, value, marks)))
 
@@ -146,7 +148,7 @@ def _forward_here(
     def step(carry: tuple[Any, ...], shift: Array) -> tuple[Any, None]:
         done, chunks = carry
         following = _shift(chunks, size)  # sent while this step computes
-        side = jnp.where(shift <= place, 0, 1)  # whether these keys stand before ours or behind
+        side = jnp.where(shift <= index, 0, 1)  # whether these keys stand before ours or behind
         done = add(done, 1, _pick(chunks, 0))
         done = add(done, side, _pick(chunks, side))
         return (done, following), None
@@ -173,7 +175,7 @@ def _backward_here(
     scale: float,
 ) -> tuple[Array, Array, Array]:
     """The gradients of this device's queries, keys and values."""
-    place, size = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
+    index, size = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
     delta = _delta(output, cotangent)
     parts = [_grouped(x, key) for x in (query, cotangent, log_sum_exp, delta)]
     rows: Any = _stack(*_to_zigzag((parts, marks)))
@@ -184,14 +186,14 @@ def _backward_here(
     def add(sums: tuple[Array, ...], chunks: _Chunk, half: Any, side: Any) -> tuple[Array, ...]:
         (own, ids), chunk = _pick(rows, half), _pick(chunks, side)
         query, key, value = _attend_backward(own, ids, chunk, window, softcap, scale)
-        places = (half, side, side)
-        parts = zip(sums, places, (query, key, value), strict=True)
-        return tuple(total.at[place].add(part) for total, place, part in parts)
+        slots = (half, side, side)
+        parts = zip(sums, slots, (query, key, value), strict=True)
+        return tuple(total.at[index].add(part) for total, index, part in parts)
 
     def step(carry: tuple[Any, ...], shift: Array) -> tuple[Any, None]:
         (d_query, d_key, d_value), chunks = carry
         following = _shift(chunks, size)
-        side = jnp.where(shift <= place, 0, 1)
+        side = jnp.where(shift <= index, 0, 1)
         sums = add((d_query, d_key, d_value), chunks, 1, 0)
         d_query, *travelling = add(sums, chunks, side, side)
         return ((d_query, *_shift(travelling, size)), following), None
@@ -326,7 +328,7 @@ def _pick(tree: Any, half: Any) -> Any:
 
 def _shift(tree: Any, size: int) -> Any:
     """Everything to the next device of the ring."""
-    ring = [(place, (place + 1) % size) for place in range(size)]
+    ring = [(index, (index + 1) % size) for index in range(size)]
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, AXIS, ring), tree)
 
 
@@ -337,8 +339,8 @@ def _routes(size: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         return chunk if chunk < size else 2 * size - 1 - chunk
 
     return (
-        [(place, home(2 * place)) for place in range(size)],
-        [(place, home(2 * place + 1)) for place in range(size)],
+        [(index, home(2 * index)) for index in range(size)],
+        [(index, home(2 * index + 1)) for index in range(size)],
     )
 
 
@@ -349,14 +351,14 @@ def _length_axis(leaf: Array) -> int:
 
 def _to_zigzag(tree: Any) -> tuple[Any, Any]:
     """A device's lower and upper chunk, of arrays in the natural order."""
-    size, place = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
+    size, index = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
     to_even, to_odd = _routes(size)
 
     def move(leaf: Array) -> tuple[Array, Array]:
         first, second = jnp.split(leaf, 2, axis=_length_axis(leaf))
         even = jax.lax.ppermute(first, AXIS, to_even)
         odd = jax.lax.ppermute(second, AXIS, to_odd)
-        is_even = place % 2 == 0
+        is_even = index % 2 == 0
         return jnp.where(is_even, even, odd), jnp.where(is_even, odd, even)
 
     leaves, structure = jax.tree.flatten(tree)
@@ -366,12 +368,12 @@ def _to_zigzag(tree: Any) -> tuple[Any, Any]:
 
 def _from_zigzag(tree: Any) -> Any:
     """The natural order again, of arrays whose first axis tells the lower chunk from the upper."""
-    size, place = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
+    size, index = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
     back = [[(to, at) for at, to in route] for route in _routes(size)]
 
     def move(leaf: Array) -> Array:
         low, high = leaf[0], leaf[1]
-        is_even = place % 2 == 0
+        is_even = index % 2 == 0
         even = jax.lax.ppermute(jnp.where(is_even, low, high), AXIS, back[0])
         odd = jax.lax.ppermute(jnp.where(is_even, high, low), AXIS, back[1])
         return jnp.concatenate([even, odd], axis=_length_axis(low))

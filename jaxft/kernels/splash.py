@@ -113,8 +113,8 @@ def backward(
         def part(keys: slice) -> tuple[Array, Array, Array]:
             kernel = _backward_kernel(query, keys, window, softcap, interpret)
 
-            def row(query: Array, key: Array, value: Array, *kept: Array) -> Any:
-                segments, delta, log_sum_exp, cotangent = kept
+            def row(query: Array, key: Array, value: Array, *residuals: Array) -> Any:
+                segments, delta, log_sum_exp, cotangent = residuals
                 ids = splash_attention_kernel.SegmentIds(segments, segments[keys])
                 return _gradients(
                     kernel, query, key, value, ids, log_sum_exp[..., 0], cotangent, delta
@@ -249,15 +249,15 @@ def _on_mesh(
     """`here(window, *arrays)` for each device's part: of heads where `kinds` has an h or a j, of rows where an r."""
     reaches = windows or (FOREVER,)
     branches = [functools.partial(here, reach) for reach in reaches]
-    place = jnp.zeros((), jnp.int32)
+    choice = jnp.zeros((), jnp.int32)
     if len(reaches) > 1:
-        place = jnp.argmax(jnp.asarray(reaches, jnp.int32) == window).astype(jnp.int32)
+        choice = jnp.argmax(jnp.asarray(reaches, jnp.int32) == window).astype(jnp.int32)
 
-    def chosen(place: Array, *arrays: Array) -> Any:
-        return jax.lax.switch(place, branches, *arrays)
+    def chosen(choice: Array, *arrays: Array) -> Any:
+        return jax.lax.switch(choice, branches, *arrays)
 
     if math.prod(sizes_in_force().values()) == 1:
-        return chosen(place, *arrays)
+        return chosen(choice, *arrays)
     names = {"h": "heads", "j": "joined_heads"}
     specs = {kind: first_match(ACTIVATION_SPECS, name) for kind, name in names.items()}
     specs["r"] = PartitionSpec(BATCH)
@@ -267,7 +267,7 @@ def _on_mesh(
         out_specs=tuple(specs[kind] for kind in results),
         check_vma=False,
     )
-    return divided(place, *arrays)
+    return divided(choice, *arrays)
 
 
 def _delta(
@@ -287,7 +287,7 @@ def _delta(
 def _without_padding(
     x: Float[Array, "batch heads length head_dim"], segments: Int[Array, "batch length"]
 ) -> Float[Array, "batch heads length head_dim"]:
-    """0 at the places of segment 0."""
+    """0 at the tokens of segment 0."""
     return jnp.where((segments != 0)[:, None, :, None], x, jnp.zeros_like(x))
 
 

@@ -187,7 +187,7 @@ def _flops(instruction: str, made: dict[str, str]) -> float:
 
 
 def _bytes(instruction: str, start: bool) -> int:
-    """Bytes of what an instruction makes; a collective's asynchronous start gives its result beside what is sent."""
+    """Bytes of what an instruction makes; a collective's asynchronous start gives its result and what is sent."""
     opcode = OPCODE.search(instruction)
     sizes = [
         math.prod(int(n) for n in shape.split(",") if n) * _width(dtype)

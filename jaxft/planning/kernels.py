@@ -10,8 +10,8 @@ import re
 
 from jaxft.kernels.splash import block_of
 
-# Of a chip, by head_dim: cycles of a block of scores that is computed, of a row of blocks beside, and of a step of the
-# grid beside, which hidden blocks are too. Of the forward kernel; of the one for all gradients, which takes a block of
+# Of a chip, by head_dim: cycles of a block of scores that is computed, of a row of blocks besides, and of a step of the
+# grid besides, which hidden blocks are too. Of the forward kernel; of the one for all gradients, which takes a block of
 # keys; and of the two that take all keys, one for the queries' gradient, one for the others'.
 CYCLES = {
     "v4": {
@@ -58,10 +58,10 @@ def kernel_cycles(kind: str, instruction: str) -> int:
     shapes = [tuple(map(int, shape.split(","))) for shape in SHAPE.findall(found[2])]
     # Behind scratch come the output and the log-sum-exp; the gradient of the queries; or that, with an axis for its
     # parts, where there is one, those of the keys and of the values.
-    which, place = {"fwd": (FORWARD, -2), "dq": (TWO, -1), "dkv": (ONE, -3)}[found[1]]
-    if which == ONE and len(shapes[place]) <= len(shapes[-1]):
+    which, operand = {"fwd": (FORWARD, -2), "dq": (TWO, -1), "dkv": (ONE, -3)}[found[1]]
+    if which == ONE and len(shapes[operand]) <= len(shapes[-1]):
         return 0
-    *stack, length, head_dim = shapes[place]
+    *stack, length, head_dim = shapes[operand]
     known = CYCLES[kind]
     size = min((size for size in known if size >= head_dim), default=max(known))
     computed, row, step = known[size][which]

@@ -65,7 +65,7 @@ class Plan:
         quantize: the schemes in which the base lies, whether the run quantizes it or the folder is so already.
         peak_bytes: the most memory in use at once: the arguments, the results that are not written over them, and
             the temporaries.
-        base_bytes: the frozen leaves that are read from the model, and what is held for a reference.
+        base_bytes: the frozen leaves that are read from the model, and the leaves of a reference.
         adapter_bytes: the trainable leaves and the drawn ones.
         optimizer_bytes: the optimizer's state.
         temporary_bytes: what the step makes and drops: activations, gradients, gathered kernels; of a TPU by

@@ -72,7 +72,7 @@ def sharding_table(placements: Sequence[Placement]) -> list[str]:
 
 
 def draw(plans: Sequence[Plan], file: Path) -> None:
-    """A bar a plan, of what a device's memory holds at the step's peak, beside what it has.
+    """A bar a plan, of what a device's memory holds at the step's peak, and of what it has.
 
     Raises UserError if the file exists.
     """

@@ -7,7 +7,7 @@ Who they are, `join` reads from the environment:
     JAX_PROCESS_ID           which of them this one is, from 0
 
 What is not set, JAX finds out by itself under Slurm, Open MPI, Kubernetes and GKE, and on Cloud TPU machines. All
-processes see the place where the run's folder stands: a file system (NFS, Filestore, a mounted bucket), or gs://.
+processes see the storage where the run's folder stands: a file system (NFS, Filestore, a mounted bucket), or gs://.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def place(name: str | Path) -> Path:
         return Path(name)
     if scheme not in EXTRAS:
         close = nearest(scheme, EXTRAS) or f"; there are: {', '.join(f'{s}://' for s in EXTRAS)}"
-        raise UserError(f"{name}: no such kind of place: {scheme}://{close}")
+        raise UserError(f"{name}: no such kind of storage: {scheme}://{close}")
     import fsspec
     from etils import epath
 
@@ -54,7 +54,7 @@ def place(name: str | Path) -> Path:
             f"{name}: {scheme}:// needs the package {EXTRAS[scheme]}, which is not installed: "
             f"pip install 'jaxft[{scheme}]'"
         ) from error
-    except Exception as error:  # a client of a remote place raises what it likes
+    except Exception as error:  # a client of an object store raises what it likes
         line = " ".join(str(error).split())[:300]
         raise UserError(f"{name}: cannot be reached: {type(error).__name__}: {line}") from error
     return path
@@ -106,8 +106,8 @@ def no_folder(name: str | Path, what: str) -> UserError:
     text = f"openai-community/{name}" if str(name) in ALONE else str(name)
     found = HUB.fullmatch(text)
     if found is None or Path(text).parent.is_dir():
-        beside = Path(name).parent
-        there = [str(path) for path in beside.iterdir() if path.is_dir()] if beside.is_dir() else []
+        parent = Path(name).parent
+        there = [str(path) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
         return UserError(f"{name}: no such folder; {what}{nearest(str(name), [*there, 'tiny'])}")
     hub, revision = found[1], found[2]
     if (cached := _in_cache(hub, revision or "main")) is not None:
@@ -212,7 +212,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copies a file between places, piece by piece."""
+    """Copies a file from one storage to another, piece by piece."""
     with source.open("rb") as read, target.open("wb") as write:
         shutil.copyfileobj(read, write, 1 << 24)
 
@@ -227,7 +227,7 @@ def free_bytes(path: Path) -> float:
 
 @contextlib.contextmanager
 def failing(path: Path) -> Iterator[None]:
-    """Within it, what the client of a remote place raises is an OSError, as on a file system."""
+    """Within it, what the client of an object store raises is an OSError, as on a file system."""
     try:
         yield
     except (UserError, OSError, ValueError, RuntimeError):

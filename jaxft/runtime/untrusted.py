@@ -6,7 +6,7 @@ also has a bounded number of values, so that neither takes more than about 256 M
 Links. A file with a name of its own (config.json, model.safetensors, tokenizer.json) may be a
 symbolic link to anywhere: it is the user who names the folder, and what is read is only parsed. A name that
 *the folder's content* gives (a shard in an index) and a file that is *copied* onwards (the
-tokenizer beside a merged model) must stand in the folder: a hostile folder could name or copy the
+tokenizer in a merged model's folder) must stand in the folder: a hostile folder could name or copy the
 user's own files otherwise. One link out of the folder is allowed for these too: that of Hugging
 Face's cache, where `models--X/snapshots/REVISION/FILE` leads to `models--X/blobs/HASH`.
 """

@@ -1,7 +1,7 @@
 """The rule by which a kernel leaf multiplies, is looked up, is merged and is stripped of its adapter.
 
 A weight is a `jax.Array` (..., in, out) or a `Weight`: a frozen dataclass registered as a pytree that
-stands in the array's place. Everything outside this package calls the functions below and never asks
+stands for the array. Everything outside this package calls the functions below and never asks
 which kind it has. A new weight subclasses `Weight`, is decorated by `@weight`, and says how it
 contracts and what dense array it equals; the rest follows.
 """
@@ -85,7 +85,7 @@ def replace(weight: T, **parts: Any) -> T:
 
 
 class Weight:
-    """What stands in a kernel's place: a value that knows how to multiply.
+    """What stands for a kernel: a value that knows how to multiply.
 
     Invariant: every array part of a stacked weight (one for all scanned layers) has the leading axis
     of the layers, its scale included, so that slicing the tree slices the weight.
@@ -137,7 +137,7 @@ class Weight:
         return self
 
     def merged(self, params: Mapping[str, Any]) -> Any:
-        """What stands in this weight's place when the tree's adapters are merged."""
+        """What this weight becomes when the tree's adapters are merged."""
         return materialize(self.bind(params))
 
     def bind(self, params: Mapping[str, Any]) -> Any:
@@ -203,7 +203,7 @@ class Adapter(Weight):
         return self
 
     def to_peft(self, embedding: bool = False) -> Peft | None:
-        """What PEFT's format holds of it; None where that has no place for it.
+        """What PEFT's format holds of it; None where that format has no tensor for it.
 
         Args:
             embedding: whether the weight is looked up rather than multiplied.
@@ -288,17 +288,17 @@ def contract_each(
     or more of these.
     """
     x, read = column_parallel_input(x)
-    adapters = {place: one for place, one in enumerate(weights) if isinstance(one, Adapter)}
+    adapters = {index: one for index, one in enumerate(weights) if isinstance(one, Adapter)}
     matrices = {
-        place: matrix.astype(x.dtype)
-        for place, adapter in adapters.items()
+        index: matrix.astype(x.dtype)
+        for index, adapter in adapters.items()
         if (matrix := adapter.narrowing()) is not None
     }
     narrow: dict[int, jax.Array] = {}
     if len(matrices) > 1:
         narrow = dict(zip(matrices, joined_products(read, list(matrices.values())), strict=True))
-    reading = {place: one.reading(read, narrow.get(place)) for place, one in adapters.items()}
-    return [contract(x, reading.get(place, weight)) for place, weight in enumerate(weights)]
+    reading = {index: one.reading(read, narrow.get(index)) for index, one in adapters.items()}
+    return [contract(x, reading.get(index, weight)) for index, weight in enumerate(weights)]
 
 
 def contract_transposed(x: Float[Array, "... out"], weight: Any) -> Float[Array, "... in"]:
@@ -321,7 +321,7 @@ def materialize(weight: Any) -> Float[Array, "... in out"]:
 
 
 def merged_one(weight: Any, params: Mapping[str, Any]) -> Any:
-    """What stands in a weight's place when the adapters of the tree `params` are merged; an array stays."""
+    """What a weight becomes when the adapters of the tree `params` are merged; an array stays."""
     return weight.merged(params) if isinstance(weight, Weight) else weight
 
 

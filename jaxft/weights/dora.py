@@ -91,7 +91,7 @@ class DoRA(LoRA):
 def _with_gradient_to(ratio: Float[Array, " out"], y: Float[Array, "... out"]) -> jax.Array:
     """y, which is z * ratio: its gradient to the ratio, sum(dy z), is made of y, that of z being there already.
 
-    Most of what reads a product keeps it for its own backward pass: so z is not kept beside it. (Under remat = dots
+    Most of what reads a product keeps it for its own backward pass: so z is not kept as well. (Under remat = dots
     z is what is kept, and y is made of it.) Where the ratio is 0, y tells nothing of z, and the gradient is 0.
     """
     return y
@@ -101,8 +101,8 @@ def _with_gradient_forward(ratio: jax.Array, y: jax.Array) -> tuple[jax.Array, A
     return y, (ratio, y)
 
 
-def _with_gradient_backward(kept: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    ratio, y = kept
+def _with_gradient_backward(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    ratio, y = residuals
     wide = cotangent.astype(jnp.float32) * y.astype(jnp.float32)
     total = wide.sum(axis=tuple(range(y.ndim - 1))).astype(ratio.dtype)
     zero = ratio == 0

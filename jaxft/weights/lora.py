@@ -37,14 +37,14 @@ def drop(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Ar
     """Inverted dropout; without a key (evaluation) or a rate, x itself."""
     if key is None or rate == 0.0:
         return x
-    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+    drawn = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(drawn, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def down(
     x: Float[Array, "... in"], a: Float[Array, "in rank"], rate: float, key: jax.Array | None
 ) -> Float[Array, "... rank"]:
-    """`drop(x) a`. The dropped input is made again in the backward pass instead of being kept."""
+    """`drop(x) a`. The backward pass makes the dropped input again instead of keeping it."""
 
     def product(x: jax.Array, a: jax.Array, key: jax.Array | None) -> jax.Array:
         return drop(x, rate, key) @ a.astype(x.dtype)
@@ -68,9 +68,9 @@ def _up_forward(narrow: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.A
 
 
 def _up_backward(
-    kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
+    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    narrow, b = kept
+    narrow, b = residuals
     return contract_transposed(cotangent, b), jnp.einsum("...r,...o->ro", narrow, cotangent)
 
 
@@ -97,7 +97,7 @@ class LoRA(Adapter):
     """Low-rank adaptation (arXiv 2106.09685, eq. 3): `x W' = x W + s (x a) b`, s = alpha / r.
 
     Ranks that differ between stacked layers are padded with zeros in a and b to the largest, which is
-    exact and stays so in training: a padded place gets a gradient of zero.
+    exact and stays so in training: a padded entry gets a gradient of zero.
 
     Attributes:
         base: the weight W (in, out) that stays as it is.

@@ -50,7 +50,7 @@ def alternate(
         rank: r.
         start: loftq | pissa.
         iterations: T.
-        quantize: q: what stands in a kernel's place.
+        quantize: q: kernel -> the quantized weight.
     """
     dense = np.asarray(kernel, np.float32)
 

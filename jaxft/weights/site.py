@@ -74,7 +74,7 @@ class Site:
         return (len(self.ranks), *shape) if self.stacked else shape
 
     def mask(self, size: int) -> Float[Array, "*layers size"]:
-        """1 in the first `rank` places of each layer, 0 in the padding."""
+        """1 at the first `rank` indices of each layer, 0 in the padding."""
         inside = jnp.arange(size)[None, :] < jnp.asarray(self.ranks)[:, None]
         return inside.astype(self.dtype) if self.stacked else inside[0].astype(self.dtype)
 

@@ -1,4 +1,4 @@
-"""A head that is the embedding transposed: a place in the tree without an array of its own."""
+"""A head that is the embedding transposed: a leaf of the tree without an array of its own."""
 
 from __future__ import annotations
 

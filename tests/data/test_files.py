@@ -134,7 +134,7 @@ def test_a_missing_package_is_named(monkeypatch, scheme, package):
         ("empty", r"no data in this folder: it is empty; read are \.jsonl"),
         ("other", r"no data in this folder; there are: notes.txt; read are"),
         ("mixed", r"mixed/b.jsonl:1: mixed formats: messages, but mixed/a.jsonl:1 is text"),
-        ("gsx://a/b", r"no such kind of place: gsx:// \(nearest"),
+        ("gsx://a/b", r"no such kind of storage: gsx:// \(nearest"),
         ("/dev/null", "neither a file nor a folder"),
         ("broken", "broken: cannot be read|broken/state.json"),
     ],

@@ -40,7 +40,7 @@ def test_a_package_that_is_missing_is_named(
 def test_another_kind_of_url_is_refused() -> None:
     """With the nearest, or all."""
     with pytest.raises(
-        UserError, match=r"g3://b/run: no such kind of place: g3:// \(nearest: 's3', 'gs'\)"
+        UserError, match=r"g3://b/run: no such kind of storage: g3:// \(nearest: 's3', 'gs'\)"
     ):
         storage.place("g3://b/run")
     with pytest.raises(UserError, match="there are: gs://, s3://"):

@@ -151,7 +151,7 @@ def test_as_on_tpus_a_product_is_the_same(monkeypatch, scheme, many, rows, group
         return tpu(*operands)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", on_tpu)
-    monkeypatch.setattr("jaxft.weights.quantized.MANY", many)
+    monkeypatch.setattr("jaxft.weights.quantized.weight.MANY", many)
     for ours, theirs in zip(both(), plain, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
     assert set(chosen) == {"at_once" if many == 1 else "by_units"}

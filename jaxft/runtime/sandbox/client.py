@@ -114,13 +114,13 @@ class _Child:
         request: Mapping[str, Any],
         each: Sequence[Any],
         together: int = TOGETHER,
-        **beside: Sequence[Any],
+        **columns: Sequence[Any],
     ) -> list[Any]:
-        """What the action makes of each part, some parts at a time; `beside` holds more of each."""
+        """What the action makes of each part, some parts at a time; `columns` have further values of each part."""
         head = _json(request)[:-1]
         results = list[Any]()
         for start, parts in _portions([_json(part) for part in each], together):
-            also = {name: values[start : start + len(parts)] for name, values in beside.items()}
+            also = {name: values[start : start + len(parts)] for name, values in columns.items()}
             text = f'{head}, "each": [{", ".join(parts)}], {_json(also | {"action": action})[1:]}'
             results += self._asked(text.encode("utf-8", "surrogatepass"))
         return results
@@ -214,13 +214,13 @@ def _reason(status: int) -> str:
 def _start() -> subprocess.Popen[bytes]:
     """A child that finds the same packages, and no credentials in its environment."""
     folders = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
     return subprocess.Popen(
         [sys.executable, "-P", "-B", "-m", "jaxft.runtime.sandbox.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=kept | {"PYTHONPATH": folders},
+        env=environment | {"PYTHONPATH": folders},
     )
 
 

@@ -106,14 +106,14 @@ class Watch:
         """One of the messages is used."""
         if not self._is_rest(items) or type(index) is not int or index < 0:
             return self.unknown(items)
-        place = len(self._messages) - len(items) + index
+        index = len(self._messages) - len(items) + index
         if self._phase != "loop":
-            self.need = max(self.need, place + 1)
+            self.need = max(self.need, index + 1)
             return items
         current = self.offset + len(self.ends) - 1
-        if place == current + 1:
+        if index == current + 1:
             return self.asks_ahead(items)
-        return items if place <= current else self.unknown(items)
+        return items if index <= current else self.unknown(items)
 
     def some(self, items: Any) -> Any:
         """Whether there are any is asked."""
@@ -335,7 +335,7 @@ def _is_loop_name(node: nodes.Node) -> bool:
 
 
 def _walked(node: nodes.Node, walk: Any, but: tuple[str, ...] = ()) -> nodes.Node:
-    """The node, with `walk` of each of its parts but one in their places."""
+    """The node, with `walk` of each of its parts but one in their order."""
     for name, value in node.iter_fields():
         if name in but:
             continue

@@ -24,7 +24,7 @@ Spans = list[tuple[int, int]]
 class GenerationMarks(jinja2.ext.Extension):
     """`{% generation %} ... {% endgeneration %}`: notes which characters the assistant says.
 
-    The places are those of transformers: a block begins where the text rendered before it ends.
+    The spans are those of transformers: a block begins where the text rendered before it ends.
     """
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own way)
@@ -139,7 +139,7 @@ def sandbox() -> jinja2.Environment:
 def render(
     source: str, variables: Mapping[str, Any], each: Sequence[Mapping[str, Any]], now: str = ""
 ) -> list[tuple[str, Spans]]:
-    """Renders the template for each set of variables beside the common ones: (text, spans).
+    """Renders the template for each set of variables, added to the common ones: (text, spans).
 
     Args:
         source: Jinja.

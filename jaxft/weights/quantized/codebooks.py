@@ -1,7 +1,7 @@
 """The number formats behind quantized weights: two 4-bit tables, and the 8-bit code of their scales.
 
 A code is looked up by arithmetic and selects, never by indexing a table, which a TPU does slowly; the tables
-stand beside as the plain reference.
+are its plain reference.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TABLES: dict[str, np.ndarray] = {"nf4": NF4, "fp4": FP4}
 def dynamic_table() -> Float[np.ndarray, "256"]:
     """The dynamic 8-bit code of bitsandbytes, in ascending order: 127 negative numbers, 0, and 128 positive ones.
 
-    A code n places above that of 0, with e = floor(log2 n), stands for 10^(e-6) (0.1 + 0.9 (n - 2^e + 1/2) / 2^e);
+    A code n steps above that of 0, with e = floor(log2 n), stands for 10^(e-6) (0.1 + 0.9 (n - 2^e + 1/2) / 2^e);
     the last one stands for 1 (arXiv 2110.02861, section 1.3).
     """
     positive = []
@@ -59,8 +59,8 @@ def _linspace(start: float, end: float, count: int) -> Float[np.ndarray, "count"
     """Numbers at equal distances as PyTorch computes them in float32: from both ends to the middle."""
     first, last = np.float32(start), np.float32(end)
     step = (last - first) / np.float32(count - 1)
-    place = np.arange(count, dtype=np.float32)
-    return np.where(place < count // 2, first + step * place, last - step * place[::-1])
+    index = np.arange(count, dtype=np.float32)
+    return np.where(index < count // 2, first + step * index, last - step * index[::-1])
 
 
 def decode(codes: Integer[Array, "..."], table: Float[np.ndarray, "16"]) -> Float[Array, "..."]:
@@ -85,8 +85,8 @@ def encode(x: Float[Array, "..."], table: Float[np.ndarray, "16"]) -> Integer[Ar
     rising = table[order]
     between = (rising[:-1] + rising[1:]) / np.float32(2.0)
     codes = jnp.zeros(x.shape, jnp.uint8)
-    for place, bound in enumerate(between):
-        codes = jnp.where(x > bound, jnp.uint8(order[place + 1]), codes)
+    for index, bound in enumerate(between):
+        codes = jnp.where(x > bound, jnp.uint8(order[index + 1]), codes)
     return jnp.where(x > between[0], codes, jnp.uint8(order[0]))
 
 
@@ -112,8 +112,8 @@ def encode_dynamic(x: Float[Array, "..."]) -> Integer[Array, "..."]:
     be the neighbour.
     """
     table, steps = dynamic_table(), np.float32(2**16 - 1)
-    place = jnp.floor((x + 1.0) * 0.5 * steps + 0.5)
-    snapped = place / steps * 2.0 - 1.0
+    index = jnp.floor((x + 1.0) * 0.5 * steps + 0.5)
+    snapped = index / steps * 2.0 - 1.0
     below = jnp.clip(jnp.searchsorted(jnp.asarray(table), snapped, side="right") - 1, 0, 254)
     low, high = decode_reference(below, table), decode_reference(below + 1, table)
     upper = jnp.abs(snapped - high) < jnp.abs(snapped - low)

@@ -57,7 +57,7 @@ class Permuted(Weight):
         """As of `Quantized`."""
         return self.ordered.zeros
 
-    def _places(self) -> Int[Array, "... in"]:
+    def _rows(self) -> Int[Array, "... in"]:
         """Where each row of W stands in `ordered`."""
         return jnp.argsort(self.order, axis=-1)
 
@@ -65,14 +65,14 @@ class Permuted(Weight):
         return contract(_columns(x, self.order), self.ordered)
 
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
-        return _columns(contract_transposed(x, self.ordered), self._places())
+        return _columns(contract_transposed(x, self.ordered), self._rows())
 
     def take(self, ids: Int[Array, "..."]) -> Float[Array, "... out"]:
-        places = self._places()
-        return take(self.ordered, places[jnp.clip(ids, 0, places.size - 1)])
+        rows = self._rows()
+        return take(self.ordered, rows[jnp.clip(ids, 0, rows.size - 1)])
 
     def materialize(self) -> Float[Array, "... in out"]:
-        return jnp.take_along_axis(materialize(self.ordered), self._places()[..., None], axis=-2)
+        return jnp.take_along_axis(materialize(self.ordered), self._rows()[..., None], axis=-2)
 
 
 def _columns(x: Float[Array, "... in"], order: Int[Array, "in"]) -> Float[Array, "... in"]:

@@ -21,7 +21,7 @@ def grouped(x: Float[Array, "in out"], group: int) -> Float[Array, "groups group
 
 
 def spread(scales: Float[Array, "groups out"], rows: int) -> Float[Array, "in out"]:
-    """Each group's number beside every row of the group."""
+    """Each group's number, repeated for every row of the group."""
     groups, out = scales.shape
     return jnp.broadcast_to(scales[:, None, :], (groups, rows // groups, out)).reshape(rows, out)
 

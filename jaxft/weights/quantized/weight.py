@@ -32,11 +32,11 @@ Product = Callable[[jax.Array, Any], jax.Array]
 
 @weight
 class Quantized(Weight):
-    """Codes and scales in a matrix's place: `x W' = x dequantize(codes, scales)`.
+    """Codes and scales that stand for a matrix: `x W' = x dequantize(codes, scales)`.
 
     A group is a run of rows, that is along `in`, as the blocks of a flattened (out, in) weight are. A group's scale
     times the number that a code stands for is the entry, rounded once to the dtype of the product. The product
-    has a backward rule of its own, in which the dequantized copy is made again; it is never kept.
+    has a backward rule of its own, in which the dequantized copy is made again; it is never a residual.
 
     Attributes:
         codes: uint8 (in / 2, out), two codes of 4 bits a byte (row i below row i + in / 2, in each of the `parts`), or
@@ -101,19 +101,19 @@ class Quantized(Weight):
     def units(self) -> Units:
         """Codes, scales and zeros by the longest runs of rows with one scale, in half of one part.
 
-        An axis of the units and one of the rows in a unit: beside such codes the compiler of TPUs spreads a scale
-        where it is multiplied, beside those of a matrix it writes the scale of every row to memory first.
+        An axis of the units and one of the rows in a unit: for such codes the compiler of TPUs spreads a scale
+        where it is multiplied; for codes laid as a matrix it writes the scale of every row to memory first.
         """
         rows, out = self.matrix_shape
         unit = math.gcd(self.group_size, rows // self.parts // len(self.runs()))
         zeros = None if self.zeros is None else spread(self.zeros, rows // unit)
         return self.codes.reshape(-1, unit, out), spread(self.step_sizes(), rows // unit), zeros
 
-    def dequantized(self, place: int, units: Units) -> Float[Array, "units rows out"]:
+    def dequantized(self, index: int, units: Units) -> Float[Array, "units rows out"]:
         """The rows of a run in float32."""
-        run, (codes, scales, zeros) = self.runs()[place], units
+        run, (codes, scales, zeros) = self.runs()[index], units
         if SCHEMES[self.scheme] == 4:
-            codes = codes >> 4 if place else codes & 15
+            codes = codes >> 4 if index else codes & 15
         offsets = None if zeros is None else run(zeros, 0)[:, None]
         return self._numbers(codes, offsets) * run(scales, 0)[:, None]
 
@@ -195,9 +195,9 @@ class Quantized(Weight):
         zeros = None if self.zeros is None else self.zeros[group]
         if SCHEMES[self.scheme] == 4:
             size = rows // self.parts
-            bytes_, place = size // 2, ids % size
-            codes = self.codes[ids // size * bytes_ + place % bytes_]
-            codes = jnp.where((place < bytes_)[..., None], codes & 15, codes >> 4)
+            bytes_, index = size // 2, ids % size
+            codes = self.codes[ids // size * bytes_ + index % bytes_]
+            codes = jnp.where((index < bytes_)[..., None], codes & 15, codes >> 4)
         else:
             codes = self.codes[ids]
         return (self._numbers(codes, zeros) * scales).astype(self.dtype)
@@ -213,7 +213,7 @@ def _dense(weight: Quantized, dtype: Any) -> Float[Array, "in out"]:
 
 @jax.custom_vjp
 def _product(x: Float[Array, "... in"], weight: Any) -> Float[Array, "... out"]:
-    """`x @ dequantize(weight)`, of which x's gradient alone is taken: from the codes, with nothing kept but them."""
+    """`x @ dequantize(weight)`, of which x's gradient alone is taken: from the codes, which alone are residuals."""
     return weight.product(x)
 
 
