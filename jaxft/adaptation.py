@@ -166,7 +166,11 @@ def adopt(params: PyTree, method: Method, where: str) -> PyTree:
 
 
 def trainable_patterns(params: PyTree, method: Method) -> list[tuple[str, bool]]:
-    """The method's partition as (pattern, trains): each trainable part of each adapter, by its path."""
+    """The method's partition as (pattern, trains): each trainable part of each adapter, by its path.
+
+    Raises:
+        UserError: the tree has no weight of the method's kind, or another kind's.
+    """
     if method.weight is None:
         return [(pattern, True) for pattern in method.trainable]
     paths = [path for path, _ in flatten_with_paths(params)]
@@ -193,6 +197,9 @@ def partition(params: PyTree, method: Method | Patterns) -> tuple[PyTree, PyTree
 
     Returns:
         (trainable, frozen); `jaxft.combine` puts them together.
+
+    Raises:
+        UserError: a quantized weight would train.
     """
     if isinstance(method, str):
         _require_method(method, "partition")
@@ -273,7 +280,11 @@ def sites_of(
     stacked: Sequence[str],
     contracted: Patterns,
 ) -> list[Site]:
-    """Where the method adapts a tree, which may be one of shapes alone; the arguments are those of `adapt`."""
+    """Where the method adapts a tree, which may be one of shapes alone; the arguments are those of `adapt`.
+
+    Raises:
+        UserError: every target has rank 0.
+    """
     kernels = {
         path: leaf
         for path, leaf in flatten_with_paths(params, is_leaf=is_weight)

@@ -79,6 +79,9 @@ def override(config: ConfigDict, key: str, value: Any, is_text: bool) -> None:
     """Sets a key, one entry of a dict, or (given a mapping) several keys of a section.
 
     `is_text` says that the value is a command line's; text for a key of another type is too.
+
+    Raises:
+        UserError: the key is unknown (the nearest is named) or a section, or the value does not fit it.
     """
     flat = flatten(config)
     parts = key.split(".", 2)

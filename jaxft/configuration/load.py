@@ -91,7 +91,11 @@ def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def pairs_of(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
-    """Each override as (full key, value, whether the value is text of a command line)."""
+    """Each override as (full key, value, whether the value is text of a command line).
+
+    Raises:
+        UserError: a word is no `--config.KEY=VALUE`.
+    """
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             yield key.removeprefix("config."), value, False

@@ -21,6 +21,9 @@ def split_source(source: str) -> tuple[str, str | None]:
 
     >>> split_source("configs/sft.py:lora"), split_source("run/config.json")
     (('configs/sft.py', 'lora'), ('run/config.json', None))
+
+    Raises:
+        UserError: there is no such file; the nearest is named.
     """
     found = re.fullmatch(r"(.*?\.(?:py|json))(?::(.*))?", source)
     if not found:
@@ -29,7 +32,11 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 
 def find(path: str) -> Path:
-    """The file at `path`, from the working directory, else among the recipes of the package."""
+    """The file at `path`, from the working directory, else among the recipes of the package.
+
+    Raises:
+        UserError: there is no such file; the nearest is named.
+    """
     name = path.removeprefix("configs/")
     for candidate in (Path(path), *(folder / name for folder in _folders())):
         if candidate.is_file():
@@ -50,6 +57,9 @@ def run(path: Path, argument: str | None, method: str | None = None) -> ConfigDi
 
     `method` stands for the argument if that is what the recipe calls it. The file runs in a
     namespace of its own and leaves nothing behind, neither a module nor compiled code.
+
+    Raises:
+        UserError: the file has no `get_config`, or it fails; with its line.
     """
     text, namespace = read_text(path), {"__name__": path.stem, "__file__": str(path)}
     try:

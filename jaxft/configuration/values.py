@@ -38,6 +38,9 @@ def from_text(key: str, text: str, default: Any) -> Any:
     (1000, 1.0)
     >>> from_text("method.targets", "q_proj,v_proj", ())
     ('q_proj', 'v_proj')
+
+    Raises:
+        UserError: the text is no value of the default's type.
     """
     if key in ALSO:
         default = ALSO[key] if text.strip().startswith("{") else ""
@@ -56,6 +59,9 @@ def from_value(key: str, value: Any, default: Any) -> Any:
 
     >>> from_value("steps", 1000.0, 0), from_value("method.targets", ["q_proj"], ())
     (1000, ('q_proj',))
+
+    Raises:
+        UserError: the value is not of the default's type.
     """
     if key in ALSO:
         default = ALSO[key] if isinstance(value, Mapping) else ""

@@ -66,6 +66,9 @@ def fields_for(
       keys: those of a row, which decide where both directions make sense.
       words: the formats' keys.
       needed: the formats, for messages.
+
+    Raises:
+        UserError: the mapping is neither way round.
     """
     ways = [dict(fields), {theirs: own for own, theirs in fields.items()}]
     whole = [way for way in ways if set(way) <= set(words) and len(way) == len(fields)]
@@ -90,6 +93,9 @@ def renamed(
     """The values under the formats' keys, without those to be left out.
 
     A dot in one's own key reaches into an object; what else stands there stays, as "object.key".
+
+    Raises:
+        UserError: the row lacks a key that the mapping names, or has one twice.
     """
     values = {key: part for key, part in values.items() if key not in ignore}
     if not fields:
@@ -152,6 +158,9 @@ def from_alpaca(origin: str, values: Mapping[str, Any], as_messages: bool) -> di
     The prompt is one user's message (instruction and input with a blank line between) where the
     model has a chat template, behind what `system` and `history` say; else the text of Stanford
     Alpaca, in which `system` stands for the first sentences.
+
+    Raises:
+        UserError: a part is no text, or history has no template to be written by.
     """
     instruction, output = values.get("instruction"), values.get("output")
     given, system = ("" if values.get(k) is None else values[k] for k in ("input", "system"))
@@ -202,7 +211,11 @@ def system_named(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_system(origin: str, messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
-    """The messages behind what the system says, unless they begin with that."""
+    """The messages behind what the system says, unless they begin with that.
+
+    Raises:
+        UserError: it is no text, or the conversation's own system message says otherwise.
+    """
     if system is not None and not isinstance(system, str):
         raise UserError(f"{origin}: system must be a string, not {json_type(system)}")
     if not system or not system.strip():
@@ -222,6 +235,9 @@ def from_sharegpt(origin: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Messages of {"conversations": [{"from", "value"}]}, whose system message may stand outside them.
 
     Turns with "role" and "content" stay as they are.
+
+    Raises:
+        UserError: the conversations are no list, or a turn is damaged.
     """
     turns = listed(origin, "conversations", values["conversations"])
     if not isinstance(turns, list) or not turns:
@@ -234,7 +250,11 @@ def from_sharegpt(origin: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_message(where: str, turn: Any) -> dict[str, Any]:
-    """The message of a turn {"from", "value"}; one with a role stays as it is."""
+    """The message of a turn {"from", "value"}; one with a role stays as it is.
+
+    Raises:
+        UserError: it is no object, lacks a part, or its speaker is unknown.
+    """
     if not isinstance(turn, dict):
         raise UserError(f"{where} must be an object, not {json_type(turn)}")
     if "role" in turn and "from" not in turn:

@@ -209,7 +209,11 @@ def _split_of(path: str) -> str:
 
 
 def choose_split(name: str, asked: str, splits: Sequence[str], held_out: bool) -> str:
-    """The split that was asked for, else the one that training or evaluation usually takes."""
+    """The split that was asked for, else the one that training or evaluation usually takes.
+
+    Raises:
+        UserError: there is no such split, or several to choose from.
+    """
     if asked and asked not in splits:
         known = (
             f"; there are: {', '.join(splits)}" if splits else ", nor any other: no name tells one"

@@ -253,6 +253,9 @@ def read_tools(origin: str, tools: Any, functions: Any = None) -> list[dict[str,
     """The tools as objects: given as a list, as JSON text, or as a list of JSON texts; [] for none.
 
     `functions` is OpenAI's older form of them.
+
+    Raises:
+        UserError: it is none of these.
     """
     if tools is None and (functions := read_tools(origin, functions) if functions else None):
         return [{"type": "function", "function": function} for function in functions]

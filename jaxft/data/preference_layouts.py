@@ -59,7 +59,11 @@ class Made:
 
 
 def paired_row(origin: str, values: Mapping[str, Any], as_messages: bool) -> Made | None:
-    """prompt, chosen and rejected of any layout of pairs; None if there are no two answers."""
+    """prompt, chosen and rejected of any layout of pairs; None if there are no two answers.
+
+    Raises:
+        Bad: the two answers share no prompt.
+    """
     values, used, passed = _opened(origin, values)
     if any(values.get(key) is None for key in ("chosen", "rejected")):
         return None
@@ -89,7 +93,11 @@ def paired_row(origin: str, values: Mapping[str, Any], as_messages: bool) -> Mad
 
 
 def judged_row(origin: str, values: Mapping[str, Any], as_messages: bool) -> Made | None:
-    """prompt, completion and label of any layout of KTO; None if the answer or its label is missing."""
+    """prompt, completion and label of any layout of KTO; None if the answer or its label is missing.
+
+    Raises:
+        UserError, or Bad for the row alone: the answer is not the assistant's, or nothing is asked.
+    """
     named = next((key for key in LABELS if values.get(key) is not None), "")
     if not named:
         return None
@@ -128,6 +136,9 @@ def label_of(origin: str, key: str, value: Any) -> bool:
 
     >>> label_of("a:1", "label", 1.0), label_of("a:1", "label", "False")
     (True, False)
+
+    Raises:
+        UserError: it is none of these.
     """
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)

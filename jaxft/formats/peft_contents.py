@@ -171,7 +171,11 @@ def check_whole(
     modules: Modules,
     folder: Path,
 ) -> None:
-    """What the configuration announces is in the file, and nothing else."""
+    """What the configuration announces is in the file, and nothing else.
+
+    Raises:
+        UserError: a tensor is missing, is not used, or is of a module that the base lacks.
+    """
     wanted = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if options.get("use_dora") else [])}
     wanted = {"vera_lambda_b", "vera_lambda_d"} if options["peft_type"] == "VERA" else wanted
     for module, parts in contents.parts.items():

@@ -46,7 +46,11 @@ def adapter_weights(params: PyTree) -> list[tuple[str, Any]]:
 
 
 def adapters_in(params: PyTree, table: Mapping[str, Tensor]) -> tuple[str, dict[str, Adapted]]:
-    """The one kind of adapter in the tree (lora, dora or vera), and {module: its adapter}."""
+    """The one kind of adapter in the tree (lora, dora or vera), and {module: its adapter}.
+
+    Raises:
+        UserError: there is no adapter, or one that PEFT's format cannot hold.
+    """
     adapted: dict[str, Adapted] = {}
     kinds: dict[str, str] = {}
     for path, weight in adapter_weights(params):

@@ -38,6 +38,9 @@ def stacked_on_devices(
     """The layers' weights, or arrays, stacked as one on its devices; an unstacked leaf has but one.
 
     Each layer is written into its place as it comes, so that the host holds the leaf once and one layer beside it.
+
+    Raises:
+        UserError: the layers are quantized in different ways.
     """
     stacked = path.startswith("layers/")
     if shardings is not None:

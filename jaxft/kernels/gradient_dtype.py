@@ -19,7 +19,10 @@ from jaxft.tree import PyTree
 
 
 def narrowed(layers: PyTree, dtype: Any) -> tuple[PyTree, list[Any]]:
-    """(the layers cut off from their gradients where these can be narrow, what is scanned with them instead).
+    """Lets the gradients of the layers' leaves be of the products' dtype, and not of the leaves' own.
+
+    Returns the layers, with `stop_gradient` at the leaves whose gradient can be narrow, and an array of zeros for each
+    such leaf (None for the others): it is scanned with the layers, and its gradient is the leaf's.
 
     Args:
         layers: a tree of stacked leaves.

@@ -55,6 +55,9 @@ def main(
         price: of a device for an hour.
         for_method: gives the configuration for another method; by default what differs in `config` from its
             recipe's defaults is put over the other's.
+
+    Raises:
+        UserError: no device to plan for is given.
     """
     if bool(topology) == bool(device) or device not in ("", "local"):
         raise UserError("plan: give --topology KIND:SHAPE, as v5e:4x4, or --device local")

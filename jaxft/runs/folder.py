@@ -24,7 +24,11 @@ LENGTH = ("steps:", "epochs:")  # these may too: they make a run longer
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Tells what cannot be written in one line: the path, why, and the bytes that are free there."""
+    """Tells what cannot be written in one line: the path, why, and the bytes that are free there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         with storage.failing(path):
             yield

@@ -51,6 +51,9 @@ def stoppable() -> Iterator[Stop]:
 
     Only a process's main thread may set handlers: elsewhere nothing changes. Nor does it in a run of several
     processes, which must stop at one step: `processes.preempted` tells it of SIGTERM, and Ctrl-C ends all at once.
+
+    Raises:
+        KeyboardInterrupt or SystemExit, as the signal means, once the block has ended.
     """
     stop, before = Stop(), {}
     if threading.current_thread() is threading.main_thread() and not several():

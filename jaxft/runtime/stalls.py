@@ -31,7 +31,11 @@ def fetch(tree: Any) -> Any:
 
 
 def await_ready(arrays: list[Any], limit: float = LIMIT) -> None:
-    """Returns when all arrays are there. Only the time that was slept counts, not that of a stopped process."""
+    """Returns when all arrays are there. Only the time that was slept counts, not that of a stopped process.
+
+    Raises:
+        Stalled: nothing has happened for `limit` seconds.
+    """
     pause, waited, used = 1e-4, 0.0, time.process_time()
     while not all(array.is_ready() for array in arrays):
         time.sleep(pause)

@@ -137,7 +137,11 @@ def _in_cache(hub: str, revision: str) -> Path | None:
 
 @functools.cache
 def fetched(name: str | Path) -> Path:
-    """The folder of that name, or of one at a URL a local copy that goes away with the process."""
+    """The folder of that name, or of one at a URL a local copy that goes away with the process.
+
+    Raises:
+        UserError: there is no such folder, or a file leads out of it. OSError: the store cannot be read.
+    """
     if not is_remote(name):
         return Path(name)
     source = place(name)

@@ -59,7 +59,11 @@ def read_bytes(file: Path, limit: int) -> bytes:
 
 
 def read_text(file: Path, limit: int = MAX_TEXT_BYTES) -> str:
-    """A text file in UTF-8."""
+    """A text file in UTF-8.
+
+    Raises:
+        UserError: it is too large, no regular file, or no text.
+    """
     try:
         return read_bytes(file, limit).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -115,7 +119,11 @@ def file_of(folder: Path, name: str, what: str) -> Path:
 
 
 def listing(folder: Path, most: int = 12) -> str:
-    """The names of a folder's files, as a message shows them."""
+    """The names of a folder's files, as a message shows them.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
     try:
         return ", ".join(sorted(path.name for path in folder.iterdir())[:most]) or "no files"
     except OSError as error:

@@ -27,6 +27,9 @@ def schedule(settings: ConfigDict, steps: int) -> optax.Schedule:
         wsd       1, then in a line to f over the last `decay_steps` (0: a tenth of T)
 
     times `learning_rate`, as in Optax and transformers; the first update's rate is 0 where w > 0.
+
+    Raises:
+        UserError: the warm-up, or the decay, is longer than the run.
     """
     peak, warmup = settings.learning_rate, settings.warmup_steps
     low, rest = peak * settings.final_fraction, max(steps - warmup, 1)

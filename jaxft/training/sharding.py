@@ -25,6 +25,9 @@ def make_mesh(sizes: ConfigDict, devices: list[Any] | None = None) -> Mesh:
     """A mesh (data, fsdp, context, tensor) of the sizes in `config.mesh`; -1 takes the devices that are left.
 
     Neighbours on the last axes are neighbours on the machine's network where the devices tell their places.
+
+    Raises:
+        UserError: the sizes do not fit the devices, or leave a process without one.
     """
     devices = jax.devices() if devices is None else devices
     known = {axis: sizes[axis] for axis in AXES}

@@ -99,10 +99,10 @@ class Quantized(Weight):
         return [functools.partial(half, which) for which in (0, 1)]
 
     def units(self) -> Units:
-        """Codes, scales and zeros by the longest runs of rows with one scale, in half of one part.
+        """Codes (units, rows, out), scales and zeros (units, 1, out): a unit is rows that share one scale.
 
-        An axis of the units and one of the rows in a unit: for such codes the compiler of TPUs spreads a scale
-        where it is multiplied; for codes laid as a matrix it writes the scale of every row to memory first.
+        The rows are an axis of their own because of the compiler of TPUs: it then multiplies by the scale where it
+        stands. For codes (in, out) it first writes the scale of every row to memory.
         """
         rows, out = self.matrix_shape
         unit = math.gcd(self.group_size, rows // self.parts // len(self.runs()))
@@ -132,10 +132,11 @@ class Quantized(Weight):
         return (numbers * apart(scales)).astype(dtype)
 
     def standing(self, x: jax.Array) -> Float[Array, "in out"]:
-        """The matrix in x's dtype, written to memory once there is x.
+        """The dequantized matrix in x's dtype, in memory as a whole.
 
-        It waits for x so that the forward pass made again and the backward pass do not share it, which would keep it
-        in between. It is a matrix only behind the barrier, or the units' axis would not last: see `units`.
+        A barrier makes it wait for x. Without one the compiler would share it between the forward pass, when that is
+        computed again, and the backward pass, and so keep it in memory between the two. It is reshaped to (in, out)
+        behind a second barrier, so that the compiler keeps the axis of units until then: see `units`.
         """
         weight, x = jax.lax.optimization_barrier((self, x))
         found = jax.lax.optimization_barrier(weight.in_order(x.dtype))
