@@ -40,6 +40,7 @@ golden: ## make the golden files again; PYTHON needs the extra `reference`
 	$(PYTHON) tests/data/golden/make_special_tokens.py
 	$(PYTHON) tests/models/golden/make_rope.py
 	$(PYTHON) tests/weights/golden/make_quantized.py
+	$(PYTHON) tests/objectives/golden/make_policy.py
 
 indexed: ## make tests/golden/indexed again; PYTHON needs torch and compressed-tensors 0.10.2, too old for `reference`
 	$(PYTHON) tests/golden/make_indexed.py

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from jaxft.formats import save as save
     from jaxft.formats import save_adapter as save_adapter
     from jaxft.inference import generate as generate
+    from jaxft.objectives.baselines import advantages as advantages
+    from jaxft.objectives.policy import policy_loss as policy_loss
     from jaxft.quantizing import quantize_params as quantize_params
     from jaxft.training.loop import train as train
     from jaxft.tree import combine as combine
@@ -42,6 +44,8 @@ _HOMES = {
     "jaxft.flax_modules": ("adapted",),
     "jaxft.formats": ("load", "load_adapted", "load_adapter", "save", "save_adapter"),
     "jaxft.inference": ("generate",),
+    "jaxft.objectives.baselines": ("advantages",),
+    "jaxft.objectives.policy": ("policy_loss",),
     "jaxft.quantizing": ("quantize_params",),
     "jaxft.training.loop": ("train",),
     "jaxft.tree": ("combine",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 LONGEST = 200  # letters of a name that are compared; what is longer comes from a hostile file
@@ -37,6 +37,19 @@ def nearest(word: str, words: Iterable[str], count: int = 3) -> str:
         names = dict.fromkeys(heapq.nsmallest(MANY, names, lambda name: abs(len(name) - len(word))))
     close = difflib.get_close_matches(word, list(names), n=count, cutoff=0.5)
     return f" (nearest: {', '.join(repr(name) for name in close)})" if close else ""
+
+
+def row_of(table: Mapping[str, Any], name: Any, what: str) -> Any:
+    """What a table has by that name; UserError, which says `what` it is a table of, for a name that it has not.
+
+    >>> row_of({"grpo": 1, "dapo": 2}, "dapo", "loss")
+    2
+    """
+    if not isinstance(name, str) or name not in table:
+        raise UserError(
+            f"unknown {what} {shown(name)}: known are {', '.join(table)}{nearest(str(name), table)}"
+        )
+    return table[name]
 
 
 def shown(value: Any, most: int = 120) -> str:
