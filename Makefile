@@ -32,6 +32,7 @@ type: environment ## the type checker
 golden: ## make the golden files again; PYTHON needs the extra `reference`
 	$(PYTHON) tests/golden/make_models.py
 	$(PYTHON) tests/golden/make_packed.py
+	$(PYTHON) tests/golden/make_gguf.py
 	$(PYTHON) tests/golden/make_adapters.py
 	$(PYTHON) tests/golden/make_trl.py
 	$(PYTHON) tests/golden/make_preferences.py

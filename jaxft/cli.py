@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 from jaxft.errors import Stalled, UserError, nearest
 from jaxft.runtime.platforms import without_absent_tpus
 
-VERBS = ("train", "data", "generate", "chat", "merge", "plan", "quantize", "quickstart")
+VERBS = (
+    "train", "data", "generate", "chat", "merge", "plan", "quantize", "import", "quickstart",
+)  # fmt: skip
 CONFIGURED = ("train", "data", "plan")  # take --config.KEY=VALUE
 
 # Flags of other programs, by ours.
