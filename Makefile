@@ -31,6 +31,7 @@ type: environment ## the type checker
 
 golden: ## make the golden files again; PYTHON needs the extra `reference`
 	$(PYTHON) tests/golden/make_models.py
+	$(PYTHON) tests/golden/make_families.py
 	$(PYTHON) tests/golden/make_packed.py
 	$(PYTHON) tests/golden/make_gguf.py
 	$(PYTHON) tests/golden/make_adapters.py
