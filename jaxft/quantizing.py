@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxft.adaptation import KERNELS, targeted
+from jaxft.defaults import DOUBLE_QUANT, GROUP_SIZE
 from jaxft.errors import UserError
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths, matches
 from jaxft.weights import is_weight, quantize, quantized_in, replace
@@ -19,8 +20,8 @@ def quantize_params(
     params: PyTree,
     scheme: str = "nf4",
     *,
-    group_size: int = 64,
-    double_quant: bool = True,
+    group_size: int = GROUP_SIZE,
+    double_quant: bool = DOUBLE_QUANT,
     symmetric: bool = True,
     targets: Sequence[str] = (),
     stacked: Sequence[str] = ("layers", "layers_*"),

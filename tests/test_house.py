@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxft"
 
 # A module imports only from those before it, or from its own place in the line.
 ORDER = (
-    ("errors", "sequences"),
+    ("errors", "defaults", "sequences"),
     ("runtime", "assets"),
     ("tree",),
     ("mesh",),
@@ -129,3 +129,21 @@ def test_files_and_functions_are_short() -> None:
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 lines -= len((ast.get_docstring(node, clean=False) or "").splitlines())
                 assert lines <= 60, f"{path}:{node.lineno} {node.name} has {lines} lines"
+
+
+def test_defaults_of_functions_stand_once() -> None:
+    """The answer's length and the group of a scale are numbers in `defaults.py`, and nowhere else."""
+    names = {"max_new_tokens", "group_size", "double_quant"}
+    for _, path, tree in files():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            spec = node.args
+            positional = spec.posonlyargs + spec.args
+            given = list(
+                zip(positional[len(positional) - len(spec.defaults) :], spec.defaults, strict=True)
+            )
+            given += list(zip(spec.kwonlyargs, spec.kw_defaults, strict=True))
+            for argument, default in given:
+                literal = isinstance(default, ast.Constant) and default.value is not None
+                assert not (argument.arg in names and literal), f"{path}:{node.lineno}"

@@ -13,7 +13,7 @@ HELP = "talk to a model: a line in, an answer out"
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     add_asked(parser)
-    add_sampling(parser, max_new_tokens=256)
+    add_sampling(parser)
 
 
 def run(**flags: Any) -> None:

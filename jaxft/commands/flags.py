@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from jaxft.defaults import MAX_NEW_TOKENS
+
 
 def whole(low: int) -> Callable[[str], int]:
     def read(text: str) -> int:
@@ -55,14 +57,14 @@ def add_asked(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say how tokens are chosen, and how many."""
     parser.add_argument(
         "--max-new-tokens",
         type=whole(1),
-        default=max_new_tokens,
+        default=MAX_NEW_TOKENS,
         metavar="N",
-        help=f"default: {max_new_tokens}",
+        help=f"default: {MAX_NEW_TOKENS}",
     )
     parser.add_argument(
         "--temperature", type=number(0.0), default=0.0, metavar="T", help="0, the default: greedy"

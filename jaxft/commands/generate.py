@@ -24,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="a prompt is a user's message, or not; by default as the model was trained",
     )
     add_asked(parser)
-    add_sampling(parser, max_new_tokens=128)
+    add_sampling(parser)
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="default: 8")
     parser.add_argument(
         "--json",

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxft.adaptation import targeted
 from jaxft.assets import model_folder
+from jaxft.defaults import DOUBLE_QUANT, GROUP_SIZE
 from jaxft.errors import UserError, nearest
 from jaxft.formats.config_file import model_config, read_config
 from jaxft.formats.manifest import check_manifest
@@ -51,8 +52,8 @@ def load(
     param_dtype: str | None = None,
     shardings: Shardings | None = None,
     quantize: str = "none",
-    group_size: int = 64,
-    double_quant: bool = True,
+    group_size: int = GROUP_SIZE,
+    double_quant: bool = DOUBLE_QUANT,
     rounder: Rounder | None = None,
 ) -> tuple[Transformer, PyTree]:
     """Reads a Hugging Face folder: the Flax module and its parameter tree.

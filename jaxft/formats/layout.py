@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.defaults import GROUP_SIZE
 from jaxft.errors import UserError
 from jaxft.formats.gptq import modules_quantized
 from jaxft.formats.huggingface import names_of
@@ -32,7 +33,7 @@ class Layout:
     """
 
     scheme: str
-    group_size: int = 64
+    group_size: int = GROUP_SIZE
     double_quant: bool = False
     symmetric: bool = True
     scattered: bool = False

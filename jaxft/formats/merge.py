@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxft.adaptation import merge
 from jaxft.assets import model_folder
+from jaxft.defaults import DOUBLE_QUANT, GROUP_SIZE
 from jaxft.errors import UserError, nearest
 from jaxft.formats.companions import check_tokens
 from jaxft.formats.huggingface import load
@@ -95,8 +96,8 @@ def quantize_folder(
     model: str | Path,
     output: str | Path,
     scheme: str = "nf4",
-    group_size: int = 64,
-    double_quant: bool = True,
+    group_size: int = GROUP_SIZE,
+    double_quant: bool = DOUBLE_QUANT,
 ) -> float:
     """Writes a model's folder quantized, as bitsandbytes does it, and measures it.
 

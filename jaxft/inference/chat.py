@@ -11,6 +11,7 @@ import jax
 
 from jaxft.data.chat import Ending, encode_chat, end_of_turn
 from jaxft.data.tokenizer import Tokenizer
+from jaxft.defaults import MAX_NEW_TOKENS
 from jaxft.errors import UserError, counted
 from jaxft.inference.decoding import bucket, generate_tokens
 from jaxft.inference.generate import check_settings, decoded, padded, streams_of
@@ -112,7 +113,7 @@ class Conversation:
         tokenizer: Tokenizer,
         system: str = "",
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,

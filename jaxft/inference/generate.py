@@ -19,6 +19,7 @@ from jaxft.data.chat import Ending, Tools, encode_chat_and_text, end_of_turn, te
 from jaxft.data.messages import read_message
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.data.unwritten import Unwritten
+from jaxft.defaults import MAX_NEW_TOKENS
 from jaxft.errors import UserError, counted
 from jaxft.inference.asked import Prompt, read_prompts
 from jaxft.inference.decoding import generate_tokens
@@ -32,7 +33,7 @@ def generate(
     prompts: Sequence[Prompt],
     *,
     tokenizer: Tokenizer | str | Path,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxft.defaults import DOUBLE_QUANT, GROUP_SIZE
 from jaxft.errors import UserError, nearest
 from jaxft.weights.base import Weight
 from jaxft.weights.quantized.codebooks import TABLES
@@ -26,8 +27,8 @@ def quantize(
     kernel: Float[Array, "... in out"],
     scheme: str = "nf4",
     *,
-    group_size: int = 64,
-    double_quant: bool = True,
+    group_size: int = GROUP_SIZE,
+    double_quant: bool = DOUBLE_QUANT,
     symmetric: bool = True,
 ) -> Weight:
     """The quantized weight that stands for a kernel (in, out), or for a stack of them.
