@@ -1,5 +1,5 @@
 """Defaults that functions and the command line share; what a run is configured by has its own in configs/."""
 
-MAX_NEW_TOKENS = 256  # of an answer
+MAX_NEW_TOKENS = 128  # of an answer, at most
 GROUP_SIZE = 64  # rows of a kernel that share a scale (arXiv 2305.14314)
 DOUBLE_QUANT = True  # the scales of nf4 and fp4 are quantized too (arXiv 2305.14314, section 3)

@@ -98,7 +98,7 @@ def test_generate_and_chat_may_be_told_how_a_prompt_is_asked(called):
     asked = {"system": "Be brief.", "chat_template": "chatml", "tokenizer": "t"}
     for given in (first, second, third):
         assert {name: given[name] for name in asked} == asked
-    assert (third["max_new_tokens"], third["temperature"]) == (256, 0.5)
+    assert (third["max_new_tokens"], third["temperature"]) == (128, 0.5)
 
 
 def test_generate_is_greedy_unless_told(called):
