@@ -48,8 +48,8 @@ def compiled(kind: str, model: Any, mesh: Any) -> Any:
 
     import jaxft
     from jaxft.models.transformer import initial_params
+    from jaxft.objectives import objective_of
     from jaxft.training.precompute import beforehand, without
-    from jaxft.training.prepare import batch_shapes
     from jaxft.training.program import make_program
     from jaxft.training.reference import make_reference
     from jaxft.training.sharding import batch_sharding, laid_out, shardings
@@ -75,7 +75,8 @@ def compiled(kind: str, model: Any, mesh: Any) -> Any:
         program = make_program(config, model, method, trainable, reference, 100)
         state = jax.eval_shape(program.initial, trainable)
         state = laid_out(state, shardings(state, mesh))
-        batch = batch_shapes(config, LENGTH if name == "sft" else LENGTH // 2)
+        shapes = objective_of(config).examples.shapes
+        batch = shapes(config, LENGTH if name == "sft" else LENGTH // 2)
         batch = laid_out(batch, dict.fromkeys(batch, batch_sharding(mesh)))
         step = jax.jit(program.step, donate_argnums=0)
         return step.lower(state, frozen, batch, *reference.held).compile()

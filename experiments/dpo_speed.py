@@ -79,11 +79,13 @@ def examples_of(folder: Path, *, share: bool = True) -> Any:
 
 def batches_of(examples: Any, rows: int) -> Any:
     """Those of a run with data.packing and batch_size=rows."""
-    from jaxft.training.preference_data import preference_batches
+    import jaxft
+    from jaxft.objectives import objective_of
 
-    return preference_batches(
-        examples, packing=True, max_length=MAX_LENGTH, batch_size=rows, shuffle=True, seed=0, pad_id=0
-    )  # fmt: skip
+    config = jaxft.load_config("configs/dpo.py:lora", {"data.packing": True, "seed": 0})
+    return objective_of(config).examples.batches(
+        config, examples, max_length=MAX_LENGTH, batch_size=rows, shuffle=True, pad_id=0
+    )
 
 
 def written_twice(folder: Path) -> list[dict[str, Any]]:

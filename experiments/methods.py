@@ -127,7 +127,7 @@ def _parameters(config: Any) -> dict[str, int]:
     import jax
 
     import jaxft
-    from jaxft.training.prepare import method_of
+    from jaxft.training.setup import method_of
     from jaxft.tree import count
 
     method = method_of(config)

@@ -30,7 +30,7 @@ def called(monkeypatch):
     stand_in("jaxft.training.loop", "train", "config", "workdir")
     stand_in("jaxft.inference.generate", "main")
     stand_in("jaxft.inference.chat", "main")
-    stand_in("jaxft.training.preview", "main", "config")
+    stand_in("jaxft.objectives.preview", "main", "config")
     stand_in("jaxft.formats.merge", "merge_folder")
     stand_in("jaxft.quickstart", "quickstart")
     return calls

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 from jaxft.methods import METHODS
+from jaxft.objectives import OBJECTIVES
 
 PACKAGE = Path(__file__).parents[1] / "jaxft"
 
@@ -108,6 +109,21 @@ def test_no_code_asks_for_a_methods_name() -> None:
             if isinstance(node, ast.Compare):
                 texts = {leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)}
                 assert not texts & set(METHODS), f"{path}:{node.lineno} {ast.unparse(node)}"
+
+
+def test_no_code_asks_for_an_objectives_name() -> None:
+    """An objective is a row of a table: outside of objectives/ no name of a row is compared with anything."""
+    for part, path, tree in files():
+        if part == "objectives":
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Compare):
+                texts = {leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)}
+                assert not texts & set(OBJECTIVES), f"{path}:{node.lineno} {ast.unparse(node)}"
+                asked = {ast.unparse(leaf) for leaf in ast.walk(node)}
+                assert not any(text.endswith("objective.name") for text in asked), (
+                    f"{path}:{node.lineno} {ast.unparse(node)}"
+                )
 
 
 def test_defaults_live_in_the_recipe() -> None:

@@ -34,6 +34,6 @@ def run(config: str, overrides: list[str], **flags: Any) -> None:
     from jaxft.configuration import load_config
 
     settings = load_config(config, overrides)
-    from jaxft.training.preview import main
+    from jaxft.objectives.preview import main
 
     main(settings, **flags)

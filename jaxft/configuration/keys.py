@@ -14,8 +14,6 @@ from jaxft.configuration.values import from_text, from_value, literal, tupled, w
 from jaxft.errors import UserError, named
 from jaxft.sequences import common_prefix_length
 
-SCHEMAS = {"sft": "configs/sft.py"}  # by config.objective.name
-PREFERENCES = "configs/dpo.py"  # of every other
 # Keys of numbers whose 0 means "none" in the recipe, and of ints in a mapping or a list.
 ZERO_IS_NONE = (
     "steps",
@@ -47,9 +45,16 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def schema_of(flat: Mapping[str, Any]) -> ConfigDict:
-    """The recipe that holds the keys and defaults for an objective and a method."""
-    file = SCHEMAS.get(str(flat.get("objective.name", "sft")), PREFERENCES)
-    return recipes.run(recipes.find(file), str(flat["method.name"]))
+    """The recipe that holds the keys and defaults for an objective and a method.
+
+    Of an objective that there is not it is the one whose keys are most alike.
+    """
+    from jaxft.objectives import OBJECTIVES  # models and data come with it, which takes a second
+
+    row = OBJECTIVES.get(str(flat.get("objective.name")))
+    files = [row.recipe] if row else list(dict.fromkeys(row.recipe for row in OBJECTIVES.values()))
+    found = [recipes.run(recipes.find(file), str(flat["method.name"])) for file in files]
+    return min(found, key=lambda schema: len(flatten(schema).keys() ^ flat.keys()))
 
 
 def conform(config: ConfigDict, where: str) -> ConfigDict:

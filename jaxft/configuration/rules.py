@@ -9,8 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxft.configuration.elsewhere import told_value
-from jaxft.configuration.keys import conform, flatten
-from jaxft.configuration.preferences import check_preferences
+from jaxft.configuration.keys import conform, flatten, schema_of
 from jaxft.errors import UserError, nearest, shown
 from jaxft.methods import TAKES, row_of
 from jaxft.runtime.sandbox import check_moment
@@ -158,14 +157,26 @@ def _half(flat: dict[str, Any]) -> None:
 
 def check_objective(flat: dict[str, Any]) -> None:
     """Raises UserError for an objective that there is not, or whose settings do not go together."""
-    if "objective.beta" in flat:
-        check_preferences(flat)
-    elif flat["objective.name"] != "sft":
-        close = nearest(str(flat["objective.name"]), ("sft",))
-        raise UserError(
-            f"config.objective.name takes sft here, not {shown(flat['objective.name'])}{close}; a loss of"
-            " preferences begins with another recipe, as configs/dpo.py:lora"
-        )
+    from jaxft.objectives import OBJECTIVES
+
+    name, defaults = flat["objective.name"], flatten(schema_of(flat))
+    if name in OBJECTIVES and defaults.keys() == flat.keys():
+        changed = {key for key, value in flat.items() if value != defaults[key]}
+        return OBJECTIVES[name].check(flat, changed)
+    fit = [
+        other
+        for other in OBJECTIVES
+        if flatten(schema_of(flat | {"objective.name": other})).keys() == flat.keys()
+    ]
+    close = (
+        told_value("objective.name", name)
+        or nearest(str(name), fit)
+        or nearest(str(name), OBJECTIVES)
+    )
+    if name in OBJECTIVES:
+        file = OBJECTIVES[name].recipe
+        close = f"; {name} begins with another recipe, as {file}:{flat['method.name']}"
+    raise UserError(f"config.objective.name takes {' | '.join(fit)} here, not {shown(name)}{close}")
 
 
 def optimizers() -> dict[str, Any]:

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from jaxft.assets import quickstart_data
 from jaxft.configuration import from_json
 from jaxft.data import Row, Tokenizer, load_tokenizer, prepare_examples, read_rows
-from jaxft.data.preference_rows import read_preferences
 from jaxft.errors import UserError
 from jaxft.models.config import Config
+from jaxft.objectives import objective_of
 from jaxft.runtime import storage
 
 ROWS = 64  # read at most
@@ -111,22 +111,9 @@ def _paths(settings: ConfigDict) -> Iterator[tuple[str, Any]]:
 
 
 def _rows(settings: ConfigDict, paths: Any, held_out: bool, tokenizer: Tokenizer) -> Iterable[Row]:
-    data = settings.data
-    options: dict[str, Any] = {
-        "fields": data.fields,
-        "ignore": data.ignore,
-        "held_out": held_out,
-        "as_messages": tokenizer.chat_template is not None,
-    }
-    if settings.objective.name == "sft":
-        return read_rows(paths, data.format, **options)
-    judged = settings.objective.name == "kto"
-    rows, _ = read_preferences(paths, judged=judged, skip=True, **options)
-    answer = "completion" if judged else "chosen"
-    return (
-        Row(row.origin, "prompt_completion", {"prompt": row.values["prompt"], "completion": row.values[answer]})
-        for row in rows
-    )  # fmt: skip
+    as_messages = tokenizer.chat_template is not None
+    kind = objective_of(settings).examples
+    return kind.rows(settings, paths, held_out=held_out, as_messages=as_messages)
 
 
 def _samples(run: Path) -> Iterator[Row]:

@@ -39,6 +39,8 @@ class Loss:
         of_difference: it is a function of delta alone, which an f-divergence may replace.
         sorts: it is a function of all pairs, and what it gives are losses of quantiles.
         likelihood: the weight of a likelihood term that is part of it, over prompt and chosen completion.
+        judged: an example is one completion with a label, and not a pair.
+        smooths: its label smoothing must be above 0.
     """
 
     function: Callable[..., losses.Losses]
@@ -47,6 +49,8 @@ class Loss:
     of_difference: bool = False
     sorts: bool = False
     likelihood: float = 0.0
+    judged: bool = False
+    smooths: bool = False
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -61,7 +65,7 @@ LOSSES: dict[str, Loss] = {
     "hinge": Loss(losses.hinge, of_difference=True),
     "robust": Loss(losses.robust, of_difference=True),
     "cdpo": Loss(losses.cdpo, of_difference=True),
-    "exo_pair": Loss(losses.exo_pair, of_difference=True),
+    "exo_pair": Loss(losses.exo_pair, of_difference=True, smooths=True),
     "nca_pair": Loss(losses.nca_pair),
     "bco_pair": Loss(losses.bco_pair),
     "sppo_hard": Loss(losses.sppo_hard),
@@ -74,7 +78,7 @@ LOSSES: dict[str, Loss] = {
     "simpo": Loss(losses.simpo, free=True, means=True),
     "cpo": Loss(losses.cpo, free=True),
     "orpo": Loss(losses.orpo, free=True, means=True, likelihood=1.0),
-    "kto": Loss(losses.kto),
+    "kto": Loss(losses.kto, judged=True),
 }
 
 
@@ -99,6 +103,11 @@ class Settings:
     def loss(self) -> Loss:
         """The row of the table."""
         return LOSSES[self.name]
+
+
+def settings_of(settings: Mapping[str, Any]) -> Settings:
+    """The keys of `config.objective` that a loss of pairs reads."""
+    return Settings(**{field.name: settings[field.name] for field in dataclasses.fields(Settings)})
 
 
 def next_places(batch: Batch) -> dict[str, Array]:
@@ -269,7 +278,7 @@ def _metrics(
     rewards = jax.tree.map(lambda x: settings.beta * x, ratio)
     if settings.loss.free and settings.loss.means:
         rewards = jax.tree.map(jnp.divide, rewards, lengths)
-    if settings.name == "kto":
+    if settings.loss.judged:
         # One completion an example, which its label calls chosen or rejected; the other one measures the KL.
         kept = Pair(present * labels, present * (1.0 - labels))
         rewards, logps, lengths = (Pair(x.chosen, x.chosen) for x in (rewards, policy, lengths))

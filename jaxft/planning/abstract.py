@@ -23,7 +23,7 @@ from jaxft.models import Config, module_names
 from jaxft.models.transformer import initial_params
 from jaxft.quantizing import quantize_params
 from jaxft.runtime.untrusted import exists
-from jaxft.training.prepare import adapted, method_of, trained_by
+from jaxft.training.setup import adapted, method_of, trained_by
 from jaxft.training.sharding import leaf_sharding
 from jaxft.tree import PyTree
 from jaxft.weights import quantized_in

@@ -29,6 +29,8 @@ from jaxft.formats.config_file import model_config
 from jaxft.kernels.compiler_options import compiler_options
 from jaxft.methods import row_of
 from jaxft.models import Config
+from jaxft.objectives import objective_of
+from jaxft.objectives.reading import max_length_of
 from jaxft.planning.abstract import abstract_params
 from jaxft.planning.flops import count_flops
 from jaxft.planning.hlo import Program, read_program
@@ -37,7 +39,6 @@ from jaxft.planning.topology import Devices, local_flops, local_memory
 from jaxft.runs.checkpoint import split_base
 from jaxft.training.precision import with_dtypes
 from jaxft.training.precompute import beforehand, without
-from jaxft.training.prepare import batch_shapes, max_length_of
 from jaxft.training.program import make_program
 from jaxft.training.reference import make_reference
 from jaxft.training.sharding import batch_sharding, laid_out, make_mesh, require_rows, shardings
@@ -275,7 +276,8 @@ def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
     program = make_program(config, model, method, trainable, reference, steps)
     state = jax.eval_shape(program.initial, trainable)
     drawn, rest = split_base(params, frozen)
-    batch, rows = batch_shapes(config, max_length_of(config, model)), batch_sharding(mesh)
+    shapes, rows = objective_of(config).examples.shapes, batch_sharding(mesh)
+    batch = shapes(config, max_length_of(config, model))
     return _Traced(
         step=program.step,
         loss=program.eval_sums,

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxft.data.questions import prompt_and_reference
 from jaxft.inference import generate
 from jaxft.models import Transformer
-from jaxft.training.prepare import Data
+from jaxft.training.feed import Data
 from jaxft.tree import PyTree
 
 

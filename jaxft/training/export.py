@@ -15,7 +15,7 @@ from jaxft.methods import Method
 from jaxft.models import Transformer
 from jaxft.runs.folder import replaced, written
 from jaxft.runtime.storage import fetched
-from jaxft.training.prepare import Data
+from jaxft.training.feed import Data
 from jaxft.tree import PyTree
 
 

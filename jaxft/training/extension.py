@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from jaxft.configuration import difference, to_json
 from jaxft.errors import UserError, counted, worded
+from jaxft.objectives.reading import updates_of
 from jaxft.runs.folder import LENGTH, config_in, written
 from jaxft.runtime import processes, storage
 from jaxft.training.evaluation import is_exhausted
 from jaxft.training.optimizer import schedule
-from jaxft.training.prepare import updates_of
 
 HISTORY = "history.json"
 

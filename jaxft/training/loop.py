@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 
 from jaxft.adaptation import partition
 from jaxft.configuration import validate
-from jaxft.data import Batches
+from jaxft.data.feed import Fed, Feed
 from jaxft.errors import UserError, counted
 from jaxft.formats.manifest import Damaged
 from jaxft.inference.evaluate import held_out
 from jaxft.kernels.compiler_options import compiler_options
 from jaxft.methods import Method
 from jaxft.models import Transformer
+from jaxft.objectives.reading import updates_of
 from jaxft.runs.checkpoint import Checkpoints, split_base
 from jaxft.runs.dating import dated
 from jaxft.runs.folder import Samples, check_folder, open_folder, tidy
@@ -39,14 +40,14 @@ from jaxft.runtime.stalls import fetch
 from jaxft.training.evaluation import answers, best_step, is_exhausted
 from jaxft.training.export import export
 from jaxft.training.extension import Past, extend, past_of, patience_since
-from jaxft.training.findings import warning_lines
+from jaxft.training.feed import Data, prepare_data, warning_lines
 from jaxft.training.precision import with_runs_dtypes
 from jaxft.training.precompute import computed_beforehand
-from jaxft.training.prepare import Data, prepare_data, prepare_model, updates_of
 from jaxft.training.program import make_program
 from jaxft.training.reference import Reference, make_reference
-from jaxft.training.sharding import make_mesh, place_batch, shardings
-from jaxft.training.step import State
+from jaxft.training.setup import prepare_model
+from jaxft.training.sharding import make_mesh, shardings
+from jaxft.training.step import Standing, State
 from jaxft.tree import PyTree, combine, count, filled
 from jaxft.weights import count_parameters
 
@@ -123,7 +124,7 @@ class _Run:
         self.identity = identity(config, mesh)
         self.last: dict[str, float] = {}
         self.data_wait = 0.0
-        self.pending: tuple[int, dict[str, jax.Array], int] | None = None
+        self.pending: tuple[int, dict[str, jax.Array], Fed] | None = None
         self.shapes: set[tuple[int, ...]] = set()
         self.clock = self.began = time.perf_counter()
 
@@ -199,10 +200,9 @@ class _Run:
                 raise Interrupted
             self._events()
             asked = time.perf_counter()
-            batch = next(self.data.train)
-            placed = place_batch(batch, self.config.batch_size, self.mesh)
+            fed = self.data.train.next(self._standing())
             self.data_wait += time.perf_counter() - asked
-            self._update(placed)
+            self._update(fed)
             saved = self.config.checkpoint.every
             if any(map(self._due, (saved, self.config.eval_every, self.local.every))):
                 self._log()
@@ -212,9 +212,9 @@ class _Run:
                 self._save_local()
                 self.clock = time.perf_counter()
 
-    def _update(self, placed: Mapping[str, jax.Array]) -> None:
+    def _update(self, fed: Fed) -> None:
         """One step; the numbers of the one before are read now, so that the device never waits for the host."""
-        shape = placed["tokens"].shape
+        shape = fed.arrays["tokens"].shape
         known = shape in self.shapes
         if not known:
             self._log()
@@ -223,13 +223,13 @@ class _Run:
             f"compiling the step for {counted(shape[0], 'row')} of {counted(shape[1], 'token')}"
         )
         with contextlib.nullcontext() if known else self.progress.apart(saying):
-            self.state, numbers = self.train_step(self.state, self.frozen, placed, *self.held)
+            self.state, numbers = self.train_step(self.state, self.frozen, fed.arrays, *self.held)
         self.step += 1
         self.held = self.reference.moved(self.step, self.held, self.state.trainable)
         self._log()
         if not known:
             self.clock = time.perf_counter()
-        self.pending = (self.step, numbers, self.data.train.tokens(self.step - 1))
+        self.pending = (self.step, numbers, fed)
 
     def _due(self, every: int) -> bool:
         return self.step == self.steps or (every > 0 and self.step % every == 0)
@@ -253,10 +253,10 @@ class _Run:
             return
         self.checkpoints.wait()
         self.local.wait()
-        (step, numbers, tokens), self.pending = self.pending, None
+        (step, numbers, fed), self.pending = self.pending, None
         read = {name: float(value) for name, value in fetch(numbers).items()}
         now = time.perf_counter()
-        line = numbers_of(read, tokens, now - self.clock)
+        line = numbers_of(read, fed.tokens(), now - self.clock)
         self.clock = now
         if step % self.config.log_every == 0 or step == self.steps:
             self.metrics.write("train", step, line)
@@ -264,11 +264,11 @@ class _Run:
         self.last |= {f"train_{name}": value for name, value in line.items()}
         self.progress.update(step, line)
         if read["bad"]:
-            self._bad(step, int(read["bad"]), line)
+            self._bad(step, int(read["bad"]), line, fed)
 
-    def _bad(self, step: int, bad: int, line: Mapping[str, float]) -> None:
+    def _bad(self, step: int, bad: int, line: Mapping[str, float], fed: Fed) -> None:
         """Tells of a step that was skipped; after `max_bad_steps` in a row the run is over."""
-        text = skipped(step, line, self.data.train.origins(step - 1))
+        text = skipped(step, line, fed.origins())
         if bad >= self.config.optimizer.max_bad_steps:
             self.checkpoints.wait()
             last = self.checkpoints.latest
@@ -291,8 +291,8 @@ class _Run:
         with self.progress.apart(f"evaluating at step {self.step}"):
             trees = (self.state.trainable, self.frozen)
             results = {
-                name: held_out(self.eval_sums, *trees, self._held_out(batches), *self.held)
-                for name, batches in self.data.held_out.items()
+                name: held_out(self.eval_sums, *trees, self._held_out(feed), *self.held)
+                for name, feed in self.data.held_out.items()
             }
             rows = answers(self.config, self.model, self._params(), self.data)
             self.samples.write(self.step, rows)
@@ -310,11 +310,14 @@ class _Run:
                 f"stopping after step {self.step}"
             )
 
-    def _held_out(self, batches: Batches) -> Iterator[Any]:
-        for index in range(len(batches)):
+    def _held_out(self, feed: Feed) -> Iterator[Any]:
+        for fed in feed.once(self._standing()):
             self.stop.check()
-            yield place_batch(batches[index], self.config.eval_batch_size, self.mesh)
+            yield fed.arrays
         self.stop.check()
+
+    def _standing(self) -> Standing:
+        return Standing(self.state, self.frozen, self.held)
 
     def _params(self) -> PyTree:
         return combine(self.state.trainable, self.frozen)

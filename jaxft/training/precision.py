@@ -12,7 +12,7 @@ from jaxft.configuration.keys import assign, conform
 from jaxft.configuration.rules import AUTO
 from jaxft.methods import Method
 from jaxft.runs.folder import config_in
-from jaxft.training.prepare import method_of
+from jaxft.training.setup import method_of
 
 KEYS = ("dtype", "param_dtype")
 AMPERE = 8.0  # the first compute capability of NVIDIA's GPUs that multiplies bfloat16 fast

@@ -21,10 +21,9 @@ from jaxft.data.preferences import Comparison, Comparisons
 from jaxft.errors import UserError
 from jaxft.formats.manifest import BASE
 from jaxft.formats.manifest import fingerprint as base_fingerprint
-from jaxft.objectives import completion_log_probabilities
+from jaxft.objectives import objective_of
 from jaxft.runs.folder import open_folder, written
 from jaxft.runtime import processes, storage
-from jaxft.training.preference_data import preference_batches
 from jaxft.training.reference import Reference
 from jaxft.training.sharding import host_rows, place_batch
 from jaxft.training.step import nothing_more
@@ -61,13 +60,12 @@ class Precomputed:
             UserError: the file is of other data or of another reference.
         """
         path = self.folder / f"{name}.npz"
-        batches = preference_batches(
+        batches = objective_of(self.config).examples.batches(
+            self.config,
             examples,
-            packing=self.config.data.packing,
             max_length=max_length,
             batch_size=self.config.eval_batch_size,
             shuffle=False,
-            seed=0,
             pad_id=pad_id,
             epochs=1,
             host_rows=host_rows(self.config.eval_batch_size, self.mesh),
@@ -100,10 +98,12 @@ class Precomputed:
     def _pass(self, batches: Any) -> Any:
         """Yields (index of the examples, their log-probabilities (n, 2)) batch by batch."""
         held, beside, shape = self.reference.held, self.reference.beside, self.reference.config
+        ask = objective_of(self.config).reference
+        assert ask is not None
 
         def run(frozen: PyTree, batch: Any, *held: PyTree) -> tuple[jax.Array, jax.Array]:
             (params,) = beside(frozen, *held)
-            pair = completion_log_probabilities(shape, params, batch)
+            pair = ask(shape, params, batch)
             return jax.numpy.stack(pair, axis=-1), batch["index"]
 
         # On every device, so that each host has all of them.
@@ -166,7 +166,7 @@ def computed_beforehand(
 
 def beforehand(config: ConfigDict) -> bool:
     """Whether the reference's log-probabilities are computed before training."""
-    return config.objective.name != "sft" and bool(config.objective.precompute)
+    return objective_of(config).reference is not None and bool(config.objective.precompute)
 
 
 def without(reference: Reference, line: str = "") -> Reference:

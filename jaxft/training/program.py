@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 
 from jaxft.methods import Method
 from jaxft.models import Config
-from jaxft.objectives import preparation_of
+from jaxft.objectives import objective_of
 from jaxft.training.optimizer import make_optimizer, schedule
-from jaxft.training.prepare import loss_of
 from jaxft.training.reference import Reference
 from jaxft.training.step import Loss, State, initial_state, make_eval_sums, make_train_step
 from jaxft.tree import PyTree
@@ -54,16 +53,24 @@ def make_program(
         reference: of a preference loss.
         steps: the run's updates.
     """
+    row, beside = objective_of(config), reference.beside
     optimizer = make_optimizer(config.optimizer, method, trainable, steps)
-    loss, beside = loss_of(config, model, reference.config), reference.beside
+    loss = loss_of(config, model, reference.config)
     step = make_train_step(
         loss,
         optimizer,
         schedule(config.optimizer, steps),
         seed=config.seed,
         parts=config.grad_accum,
-        prepare=preparation_of(config.objective),
+        prepare=row.prepare(config.objective),
         beside=beside,
     )
     initial = functools.partial(initial_state, optimizer=optimizer)
     return Program(initial, step, make_eval_sums(loss, beside), loss)
+
+
+def loss_of(config: ConfigDict, model: Config, reference: Config) -> Loss:
+    """The objective on this model: (params, batch, *reference's tree) -> (sum, what is counted beside it)."""
+    row = objective_of(config)
+    loss = functools.partial(row.loss(config.objective), model)
+    return loss if row.reference is None else functools.partial(loss, reference_config=reference)

@@ -1,4 +1,4 @@
-"""The reference of a preference loss: made of what stands in memory already, or held beside it.
+"""The reference of an objective: made of what stands in memory already, or held beside it.
 
     fresh adapter            the same parameters with the adapter left out; nothing is held
     config.adapter           the frozen base under a copy of the adapter that training began from
@@ -26,7 +26,7 @@ from jaxft.formats import load
 from jaxft.formats.config_file import model_config
 from jaxft.models import Config
 from jaxft.models.transformer import initial_params
-from jaxft.objectives import LOSSES
+from jaxft.objectives import objective_of
 from jaxft.training.sharding import laid_out, leaf_sharding, shardings
 from jaxft.training.step import Beside, nothing_more
 from jaxft.tree import PyTree, combine, count, filled
@@ -64,13 +64,6 @@ class Reference:
         return (self.move(held[0], trainable),)
 
 
-def needs_reference(objective: ConfigDict) -> bool:
-    """Whether the loss has a reference at all."""
-    if objective.name == "sft" or LOSSES[objective.name].free:
-        return False
-    return objective.reference != "none"
-
-
 def make_reference(config: ConfigDict, model: Config, trainable: PyTree, mesh: Mesh) -> Reference:
     """The reference as training begins.
 
@@ -81,10 +74,9 @@ def make_reference(config: ConfigDict, model: Config, trainable: PyTree, mesh: M
         mesh: where a copy is laid out, as what it copies.
     """
     objective = config.objective
-    if objective.name == "sft":
-        return Reference(nothing_more, (), model)
-    if not needs_reference(objective):
-        return Reference(nothing_more, (), model, f"{objective.name}: no reference")
+    if objective_of(config).reference is None or objective.reference == "none":
+        line = f"{objective.name}: no reference" if "reference" in objective else ""
+        return Reference(nothing_more, (), model, line)
     if objective.reference != "start":
         made = _of_folder(config, model, mesh, abstract=_abstract(trainable))
     elif config.adapter or objective.reference_every or objective.reference_offload:

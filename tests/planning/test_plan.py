@@ -25,7 +25,7 @@ from jaxft.planning.abstract import abstract_base, abstract_params
 from jaxft.planning.plan import _compiled, tpu_temporaries
 from jaxft.planning.topology import CHIPS, Devices, local_devices, tpu_devices
 from jaxft.training.loop import train
-from jaxft.training.prepare import prepare_model
+from jaxft.training.setup import prepare_model
 from jaxft.training.sharding import make_mesh
 
 needs_compiler = pytest.mark.skipif(

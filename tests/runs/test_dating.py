@@ -14,11 +14,11 @@ from jaxft import train
 from jaxft.configuration import from_json, load_config
 from jaxft.data import encode_chat
 from jaxft.errors import UserError
+from jaxft.objectives.preview import preview
+from jaxft.objectives.reading import tokenizer_of
 from jaxft.runs import dating
 from jaxft.runs.dating import dated
 from jaxft.runs.folder import open_folder
-from jaxft.training.prepare import tokenizer_of
-from jaxft.training.preview import preview
 
 DATED = "{{ strftime_now('%d %b %Y') }}: {% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 PREFERENCES = str(Path(__file__).parents[2] / "configs" / "dpo.py")

@@ -23,7 +23,8 @@ from jaxft.models.transformer import initial_params
 from jaxft.planning.hlo import ENDS, UNDER_WAY
 from jaxft.quantizing import quantize_params
 from jaxft.training.optimizer import make_optimizer, schedule
-from jaxft.training.prepare import loss_of, method_of
+from jaxft.training.program import loss_of
+from jaxft.training.setup import method_of
 from jaxft.training.sharding import batch_sharding, leaf_sharding, shardings
 from jaxft.training.step import initial_state, make_train_step
 from jaxft.weights.placement import divided_as

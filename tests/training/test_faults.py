@@ -271,7 +271,7 @@ def rare(configure: Callable[..., Any]) -> tuple[int, list[int]]:
     config = configure(dtype="float32", param_dtype="float32")
     mesh = loop.make_mesh(config.mesh)
     model, _, _ = loop.prepare_model(config, mesh)
-    train_data = loop.prepare_data(config, model.config, mesh).train
+    train_data = loop.prepare_data(config, model.config, mesh).train.batches
     held = [set(np.unique(train_data[index]["tokens"])) for index in range(6)]
     for token in sorted(set.union(*held)):
         steps = [index + 1 for index in range(6) if token in held[index]]

@@ -11,11 +11,10 @@ import pytest
 
 from jaxft.configuration import load_config
 from jaxft.formats.config_file import model_config
+from jaxft.objectives.preview import preview
 from jaxft.runtime import processes
-from jaxft.training.findings import warning_lines
+from jaxft.training.feed import prepare_data, warning_lines
 from jaxft.training.loop import train
-from jaxft.training.prepare import prepare_data
-from jaxft.training.preview import preview
 from jaxft.training.sharding import make_mesh
 
 from .conftest import GOLDEN, RECIPE
@@ -88,8 +87,8 @@ def test_one_process_looks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The others neither say nor compute them."""
     config = configured("sft", tmp_path)
     data = prepare_data(config, model_config(GOLDEN / "model"), make_mesh(config.mesh))
-    monkeypatch.setattr("jaxft.training.findings.first", lambda: False)
-    monkeypatch.setattr("jaxft.training.findings.findings", None)
+    monkeypatch.setattr("jaxft.training.feed.first", lambda: False)
+    monkeypatch.setattr("jaxft.objectives.texts.findings", None)
     assert processes.first()
     assert warning_lines(config, data, 1000) == []
 

@@ -15,11 +15,12 @@ import jaxft
 from jaxft.adaptation import partition
 from jaxft.models import Config, Transformer
 from jaxft.models.transformer import initial_params
+from jaxft.training.feed import prepare_data
 from jaxft.training.precision import with_dtypes
-from jaxft.training.prepare import prepare_data, prepare_model
 from jaxft.training.program import make_program
 from jaxft.training.reference import make_reference
-from jaxft.training.sharding import make_mesh, place_batch, shardings
+from jaxft.training.setup import prepare_model
+from jaxft.training.sharding import make_mesh, shardings
 
 from .conftest import GOLDEN
 
@@ -75,7 +76,7 @@ def curve(configure: Any, folder: Path, method: str, mesh: str = "one") -> list[
     config, placed = with_dtypes(config, jax.devices()[0]), make_mesh(config.mesh)
     with jax.set_mesh(placed):
         decoder, params, method_row = prepare_model(config, placed)
-        batches = prepare_data(config, decoder.config, placed).train
+        feed = prepare_data(config, decoder.config, placed).train
         trainable, frozen = partition(params, method_row)
         reference = make_reference(config, decoder.config, trainable, placed)
         program = make_program(config, decoder.config, method_row, trainable, reference, STEPS)
@@ -83,7 +84,7 @@ def curve(configure: Any, folder: Path, method: str, mesh: str = "one") -> list[
         step = jax.jit(program.step, out_shardings=(shardings(state, placed), None))
         losses = []
         for _ in range(STEPS):
-            batch = place_batch(next(batches), config.batch_size, placed)
+            batch = feed.next(None).arrays
             state, numbers = step(state, frozen, batch, *reference.held)
             losses.append(float(numbers["loss"]))
     return losses

@@ -16,8 +16,8 @@ import pytest
 from jaxft.configuration import load_config
 from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
-from jaxft.training.prepare import prepare_data
-from jaxft.training.preview import main, preview
+from jaxft.objectives.preview import main, preview
+from jaxft.training.feed import prepare_data
 from jaxft.training.sharding import make_mesh
 
 from .conftest import GOLDEN, RECIPE

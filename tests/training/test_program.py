@@ -28,8 +28,8 @@ def taken(config: Any, folder: Path, patched: pytest.MonkeyPatch) -> Any:
     """The arguments of a run's first step: state, frozen, batch, *held; and its model's shape."""
     caught: list[Any] = []
 
-    def stop(run: Any, batch: Any) -> None:
-        caught.append(((run.state, run.frozen, batch, *run.held), run.model.config))
+    def stop(run: Any, fed: Any) -> None:
+        caught.append(((run.state, run.frozen, fed.arrays, *run.held), run.model.config))
         raise Cut
 
     patched.setattr(loop._Run, "_update", stop)

@@ -9,36 +9,22 @@ from collections.abc import Iterable, Sequence
 from ml_collections import ConfigDict
 
 from jaxft.assets import model_folder
-from jaxft.data import Rows, Tokenizer, pack
-from jaxft.data.preference_report import (
-    marked_pair,
-    side_lines,
-    sides,
-    summary_of,
-)
-from jaxft.data.preferences import Comparison, Comparisons
+from jaxft.data import Tokenizer, pack
+from jaxft.data.questions import spread
 from jaxft.data.report import Part, tokens_by_source
-from jaxft.data.show import (
-    BRACKETS,
-    COLOURS,
-    check_plot,
-    histogram_lines,
-    marked,
-    plot_lengths,
-)
+from jaxft.data.show import BRACKETS, COLOURS, check_plot, plot_lengths
 from jaxft.errors import counted
 from jaxft.formats.config_file import model_config
-from jaxft.training.findings import warnings_of
-from jaxft.training.prepare import (
-    batches_of,
+from jaxft.objectives.kind import Kind, warnings_of
+from jaxft.objectives.objective import objective_of
+from jaxft.objectives.reading import (
+    TRAINING,
     date_lines,
     epoch_of,
     max_length_of,
     mix_lines,
     parts_of,
-    places_of,
     source_lines,
-    spread,
     tokenizer_of,
     updates_of,
 )
@@ -78,18 +64,18 @@ def preview(
         check_plot(plot)
     model = model_config(model_folder(config.model))
     max_length, tokenizer = max_length_of(config, model), tokenizer_of(config)
-    places = places_of(config, max_length)
+    kind = objective_of(config).examples
+    places = kind.places(max_length)
     parts = parts_of(config, tokenizer=tokenizer, max_length=max_length)
     lines = list[str]()
     for part in parts:
         lines += [f"{part.name}: {part.summary}", *_filling(config, part, max_length, tokenizer)]
-        if isinstance(part.rows, Rows):
-            lines += [f"  {line}" for line in source_lines(part.rows)]
-        lines += ["", *_sources(part), "", *_lengths(part, places), ""]
+        lines += [f"  {line}" for line in source_lines(part.rows)]
+        lines += ["", *_sources(part), "", *kind.lengths(part, places), ""]
     lines += date_lines(tokenizer)
-    warnings = warnings_of(config, parts, tokenizer, model.vocabulary)
+    warnings = warnings_of(config, kind, parts, tokenizer, model.vocabulary)
     lines += ["warnings:", *(f"  - {line}" for line in warnings or ["none"]), ""]
-    lines += _shown(parts[0], tokenizer, shown, colour)
+    lines += _shown(kind, parts[0], tokenizer, shown, colour)
     if plot:
         lengths = [(part.name, part.examples.row_lengths) for part in parts]
         lines.append(str(plot_lengths(plot, lengths, places)))
@@ -100,12 +86,12 @@ def _filling(
     config: ConfigDict, part: Part, max_length: int, tokenizer: Tokenizer
 ) -> Iterable[str]:
     """How the examples fill the rows, and how many updates that makes."""
-    training, packing = part.name == "training data", config.data.packing
-    examples = part.examples
-    if training and isinstance(part.rows, Rows):
+    training, packing = part.name == TRAINING, config.data.packing
+    kind, examples = objective_of(config).examples, part.examples
+    if training:
         examples = epoch_of(config, part.rows, examples, part.summary)
         yield from (f"  {line}" for line in mix_lines(config, part.rows, part.summary))
-    batches = batches_of(
+    batches = kind.batches(
         config,
         examples,
         batch_size=config.batch_size,
@@ -113,7 +99,7 @@ def _filling(
         shuffle=False,
         pad_id=tokenizer.pad_id,
     )
-    places = places_of(config, max_length)
+    places = kind.places(max_length)
     if packing:
         yield (
             f"  packed: {counted(len(examples), 'example')} in {counted(batches.rows, 'row')} of {places}, "
@@ -143,26 +129,11 @@ def _sources(part: Part) -> list[str]:
     ]
 
 
-def _lengths(part: Part, places: int) -> list[str]:
-    """How long the rows are, and of pairs the prompts and completions."""
-    if isinstance(part.examples, Comparisons):
-        said = "  tokens of a pair, its prompt once, as it trains:"
-        return [*side_lines(part), said, *histogram_lines(part.examples.lengths, places)]
-    said = "  lengths, in tokens of a row before it is cut:"
-    return [said, *histogram_lines(part.examples.row_lengths, places)]
-
-
-def _shown(part: Part, tokenizer: Tokenizer, shown: int, colour: bool) -> Sequence[str]:
+def _shown(kind: Kind, part: Part, tokenizer: Tokenizer, shown: int, colour: bool) -> Sequence[str]:
     marks = COLOURS if colour else BRACKETS
     lines = [f"examples, trained tokens {'in colour' if colour else 'in [[ ]]'}:"] if shown else []
     for example in spread(part.examples, shown):
-        trained = int(example.trained.sum())
-        if isinstance(example, Comparison):
-            judged = summary_of(part).judged
-            trained = len(sides(example)[1]) if judged else trained
-            text = marked_pair(example, tokenizer, marks, judged=judged)
-        else:
-            text = [f"    {line}" for line in marked(example, tokenizer, marks).split("\n")]
+        trained, text = kind.shown(part, example, tokenizer, marks)
         counts = f"{counted(len(example.tokens), 'token')}, {trained} trained"
         lines += [f"{example.origin}: {counts}", *text, ""]
     return lines

@@ -1,0 +1,160 @@
+"""The objectives: what a run makes of its data, and what it minimises; one row apiece.
+
+    objective        a row of examples is    its loss                        a frozen reference
+    sft              a text                  cross entropy of its tokens     none
+    dpo, ipo, ...    a pair of completions   a loss of `preference.py`       asked, but by simpo, cpo and orpo
+    kto              a judged completion     `preference.kto`                asked
+
+Nobody else compares an objective's name: what differs between objectives stands in the row. To add one see
+CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxft.data.feed import Feed, Fixed
+from jaxft.objectives.comparisons import JUDGED, PAIRS
+from jaxft.objectives.kind import Kind
+from jaxft.objectives.pairs import (
+    LOSSES,
+    completion_log_probabilities,
+    preference_loss,
+    settings_of,
+    with_likelihood_scale,
+)
+from jaxft.objectives.rules import check_preferences
+from jaxft.objectives.sft import sft
+from jaxft.objectives.texts import TEXTS
+
+Settings = Mapping[str, Any]
+Batch = Mapping[str, Any]
+Loss = Callable[..., tuple[Any, Any]]
+
+
+class Metric(NamedTuple):
+    """A number that a run reports.
+
+    Attributes:
+        name: as in metrics.jsonl.
+        per: what its sum is divided by: "token", "pair", ...
+        better: which way it gets better; "" for neither.
+    """
+
+    name: str
+    per: str
+    better: Literal["lower", "higher", ""] = ""
+
+
+TOKENS_LOSS = Metric("loss", "token", "lower")
+
+
+def by_keys(loss: Loss) -> Callable[[Settings], Loss]:
+    """What makes a loss of settings: its keyword-only arguments are the keys of `config.objective` of their names."""
+    parameters = inspect.signature(loss).parameters.values()
+    keys = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    return lambda settings: functools.partial(loss, **{key: settings[key] for key in keys})
+
+
+def nothing_noted(settings: Settings) -> Callable[[Batch], Batch]:
+    """For objectives that note nothing in a batch before it is taken in parts."""
+    del settings
+    return dict
+
+
+def nothing_refused(flat: Mapping[str, Any], changed: Collection[str]) -> None:
+    """For objectives whose settings all go together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A row of the table.
+
+    Attributes:
+        name: `config.objective.name`.
+        recipe: the file whose `get_config(method)` holds the keys and their defaults.
+        loss: settings of `config.objective` -> the pure loss (decoder's config, params, batch, *reference) -> (sum,
+            what is counted beside it: a `Counted`, or the number of tokens alone). Of an objective with a reference it
+            also takes `reference_config`, the shape of the reference's tree.
+        metrics: what the loss reports, and how. The first is the loss itself.
+        best: the one of them by which, on held-out data, the best checkpoint is chosen.
+        examples: what rows of data become, how they stand in a batch, and what a batch is before data are read.
+        prepare: settings -> (batch -> batch): what is noted in the whole batch before it is taken in parts.
+        reference: (decoder's config, params, batch) -> what the loss asks a frozen policy; None where it asks none.
+            Its recipe then has the keys reference, reference_every, reference_mix, reference_offload and precompute.
+        feed: (batches, given) -> what gives the loop its batches: of data that stay as they are, `Fixed`.
+        check: (each key's value by its full name, the keys that are not at their default) -> None; raises
+            UserError for settings that do not go together.
+    """
+
+    name: str
+    recipe: str
+    loss: Callable[[Settings], Loss]
+    metrics: tuple[Metric, ...] = (TOKENS_LOSS,)
+    best: Metric = TOKENS_LOSS
+    examples: Kind = TEXTS
+    prepare: Callable[[Settings], Callable[[Batch], Batch]] = nothing_noted
+    reference: Callable[..., Any] | None = None
+    feed: Callable[..., Feed] = Fixed
+    check: Callable[[Mapping[str, Any], Collection[str]], None] = nothing_refused
+
+
+def preference(name: str) -> Objective:
+    """The row of a loss of `jaxft.objectives.pairs.LOSSES`."""
+    loss = LOSSES[name]
+    metrics = _metrics("judged completion" if loss.judged else "pair", judged=loss.judged)
+    return Objective(
+        name=name,
+        recipe="configs/dpo.py",
+        loss=lambda settings: functools.partial(preference_loss, settings=settings_of(settings)),
+        metrics=metrics,
+        best=metrics[0],
+        examples=JUDGED if loss.judged else PAIRS,
+        prepare=lambda settings: functools.partial(
+            with_likelihood_scale, settings=settings_of(settings)
+        ),
+        reference=None if loss.free else completion_log_probabilities,
+        check=check_preferences,
+    )
+
+
+def _metrics(per: str, *, judged: bool) -> tuple[Metric, ...]:
+    """What losses of preferences report, named as in TRL."""
+    own = (
+        ()
+        if judged
+        else (Metric("rewards/accuracies", per, "higher"), Metric("nll", "token", "lower"))
+    )
+    chosen, rejected = ("desirable", "undesirable") if judged else (per, per)
+    return (
+        Metric("loss", per, "lower"),
+        *own,
+        Metric("rewards/margins", per, "higher"),
+        Metric("rewards/chosen", chosen, "higher"),
+        Metric("rewards/rejected", rejected, "lower"),
+        Metric("logps/chosen", chosen),
+        Metric("logps/rejected", rejected),
+        Metric("lengths/chosen", chosen),
+        Metric("lengths/rejected", rejected),
+        Metric("kl", per if judged else "token"),
+    )
+
+
+OBJECTIVES: dict[str, Objective] = {
+    row.name: row
+    for row in (
+        Objective("sft", "configs/sft.py", by_keys(sft)),
+        *map(preference, LOSSES),
+    )
+}
+
+
+def objective_of(config: ConfigDict) -> Objective:
+    """The row that `config.objective` names."""
+    return OBJECTIVES[config.objective.name]

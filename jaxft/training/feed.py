@@ -1,0 +1,151 @@
+"""A run's data as feeds: read as the configuration and the objective say, batched, and laid out on the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxft.data import Batches, Examples, Row, Tokenizer
+from jaxft.data.feed import Feed, Given
+from jaxft.data.packing import length_buckets
+from jaxft.data.questions import are_chats, can_be_asked, rows_at, spread
+from jaxft.data.report import Part
+from jaxft.errors import counted
+from jaxft.models import Config
+from jaxft.objectives.kind import warnings_of
+from jaxft.objectives.objective import objective_of
+from jaxft.objectives.reading import (
+    date_lines,
+    epoch_of,
+    max_length_of,
+    mix_lines,
+    named_sets,
+    parts_of,
+    source_lines,
+    tokenizer_of,
+)
+from jaxft.runtime.processes import first
+from jaxft.training.sharding import host_rows, lengths_on, place_batch, require_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run reads.
+
+    Attributes:
+        tokenizer: the model's, or the one that `config.tokenizer` names.
+        train: gives training batches without end.
+        held_out: gives one pass over each held-out set, by name; "" where `config.data.eval` is one file.
+        prompts: rows of the first held-out set that are answered at each evaluation.
+        lines: what became of the rows, to be said.
+        parts: the training data and the held-out sets as they were read.
+        chats: whether what is trained is asked by messages, and not by texts.
+    """
+
+    tokenizer: Tokenizer
+    train: Feed
+    held_out: dict[str, Feed]
+    prompts: list[Row]
+    lines: list[str]
+    parts: list[Part]
+    chats: bool = False
+
+
+def prepare_data(
+    config: ConfigDict, model: Config, mesh: Mesh, complete: Callable[..., Any] | None = None
+) -> Data:
+    """Reads, tokenizes and batches the training and held-out rows.
+
+    Args:
+        config: of the run.
+        model: the decoder's shape.
+        mesh: where batches are laid out.
+        complete: ("train" or "eval...", examples, max_length, pad_id) -> the examples with what is to be computed
+            for them beforehand.
+
+    Raises:
+        UserError: data that cannot be read, or lengths and rows that the mesh does not divide.
+    """
+    row, max_length = objective_of(config), max_length_of(config, model)
+    for key in ("batch_size", "eval_batch_size"):
+        require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
+    buckets = lengths_on(length_buckets(row.examples.places(max_length)), mesh)
+    tokenizer = tokenizer_of(config)
+    training, *others = parts_of(
+        config,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        vocabulary_size=model.vocabulary,
+        strict=True,
+    )
+
+    def batches(name: str, examples: Examples, size: int, **options: Any) -> Batches:
+        if complete is not None:
+            examples = complete(name, examples, max_length=max_length, pad_id=tokenizer.pad_id)
+        return row.examples.batches(
+            config,
+            examples,
+            batch_size=size,
+            max_length=max_length,
+            pad_id=tokenizer.pad_id,
+            buckets=buckets,
+            host_rows=host_rows(size, mesh),
+            **options,
+        )
+
+    def feed(batches: Batches, size: int) -> Feed:
+        return row.feed(batches, Given(functools.partial(place_batch, rows=size, mesh=mesh)))
+
+    epoch = epoch_of(config, training.rows, training.examples, training.summary)
+    train = batches("train", epoch, config.batch_size, shuffle=config.data.shuffle)
+    lines = [f"{training.name}: {training.summary}; {_rows_line(train, config.data.packing)}"]
+    lines += source_lines(training.rows) + mix_lines(config, training.rows, training.summary)
+    lines += date_lines(tokenizer)
+    held_out: dict[str, Feed] = {}
+    size = config.eval_batch_size
+    for name, part in zip(named_sets(config.data.eval), others, strict=True):
+        split = f"eval_{name}" if name else "eval"
+        made = batches(split, part.examples, size, shuffle=False, epochs=1)
+        held_out[name] = feed(made, size)
+        lines += [f"{part.name}: {part.summary}", *source_lines(part.rows)]
+    room = model.max_length - config.samples.max_new_tokens
+    prompts, more = _prompts(others, config.samples.count, tokenizer, room)
+    chats = are_chats(training.rows)
+    parts = [training, *others]
+    return Data(
+        tokenizer, feed(train, config.batch_size), held_out, prompts, lines + more, parts, chats
+    )
+
+
+def _prompts(
+    held_out: list[Part], count: int, tokenizer: Tokenizer, room: int
+) -> tuple[list[Row], list[str]]:
+    """Rows of the first held-out set to be answered, and a line about those that cannot be asked."""
+    chosen: list[Row] = []
+    for part in held_out:
+        chosen = chosen or rows_at(part.rows, spread(range(part.summary.rows), count))
+    usable = [row for row in chosen if can_be_asked(row, tokenizer, room)]
+    if len(usable) == len(chosen):
+        return usable, []
+    lost = counted(len(chosen) - len(usable), "sample prompt")
+    said = "cannot be used: nothing is asked, or no room is left for an answer"
+    return usable, [f"for samples {lost} {said}"]
+
+
+def warning_lines(config: ConfigDict, data: Data, vocabulary: int) -> list[str]:
+    """What the owner of the data should know, for a run's log, of the process that writes it."""
+    if not first():
+        return []
+    kind = objective_of(config).examples
+    found = warnings_of(config, kind, data.parts, data.tokenizer, vocabulary)
+    return [f"warning: {line}" for line in found]
+
+
+def _rows_line(batches: Batches, packing: bool) -> str:
+    rows = f"{counted(batches.rows, 'packed row')}, {100 * batches.fill:.1f} % filled; "
+    return f"{rows * packing}{counted(batches.steps_per_epoch, 'update')} an epoch"

@@ -1,0 +1,86 @@
+"""The model of a run: read, adapted by its method, laid out on the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxft.adaptation import adapt, adopt
+from jaxft.assets import model_folder
+from jaxft.errors import UserError
+from jaxft.formats import check_exportable, load, load_adapted, load_adapter, saved_leaves
+from jaxft.formats.config_file import model_config
+from jaxft.formats.manifest import tell_another_base
+from jaxft.methods import Method, row_of
+from jaxft.models import Config, Transformer, module_names
+from jaxft.runtime.storage import fetched
+from jaxft.training.sharding import leaf_sharding, require_divisible, shardings
+from jaxft.tree import PyTree
+
+
+def method_of(config: ConfigDict) -> Method:
+    """The row of the table that `config.method` names, with its settings."""
+    settings = {key: value for key, value in config.method.items() if key != "name"}
+    method = row_of(config.method.name)(**settings)
+    if config.adapter and method.init != "default":
+        raise UserError(
+            f"config.adapter goes on from {config.adapter}: config.method.init {method.init} begins anew; take one"
+        )
+    return method
+
+
+def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, Method]:
+    """The model, its adapted tree on the mesh, and the method.
+
+    The tree is adapted anew, or by the folder `config.adapter`, whose whole modules then train too.
+    """
+    method = method_of(config)
+    if method.weight is None and config.base.quantize != "none":
+        raise UserError(
+            f"config.base.quantize {config.base.quantize}: method {method.name} trains the base, and codes cannot be "
+            "trained: take an adapter (configs/sft.py:qlora), or config.base.quantize=none"
+        )
+    require_divisible(model_config(model_folder(config.model)), mesh)
+    options: dict[str, Any] = {
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+        "shardings": lambda path, shape: leaf_sharding(mesh, path, shape),
+        "quantize": config.base.quantize,
+        "group_size": config.base.group_size,
+        "double_quant": config.base.double_quant,
+    }
+    folder = model_folder(config.model)
+    if config.adapter:
+        model, params = load(folder, **options)
+        method = trained_by(config, params, method)
+        params = adapted(config, model.config, params, method)
+    else:
+        model, params = load_adapted(folder, method, jax.random.key(config.seed), **options)
+    check_exportable(params, method)
+    model = Transformer(dataclasses.replace(model.config, remat=config.remat))
+    return model, jax.device_put(params, shardings(params, mesh)), method
+
+
+def trained_by(config: ConfigDict, params: PyTree, method: Method) -> Method:
+    """The method, under which what the folder `config.adapter` saved whole trains too."""
+    if not config.adapter:
+        return method
+    tell_another_base(fetched(config.adapter), model_folder(config.model))
+    saved = saved_leaves(params, config.adapter)
+    return dataclasses.replace(method, train_also=(*method.train_also, *saved))
+
+
+def adapted(
+    config: ConfigDict, model: Config, params: PyTree, method: Method, **starts: Any
+) -> PyTree:
+    """The tree adapted anew, or by the folder `config.adapter`. Works on abstract trees, under `jax.eval_shape`.
+
+    `starts` are of `adapt`.
+    """
+    if config.adapter:
+        return adopt(load_adapter(params, config.adapter), method, config.adapter)
+    return adapt(params, method, jax.random.key(config.seed), names=module_names(model), **starts)
