@@ -13,17 +13,19 @@ import jax.numpy as jnp
 from jaxft.errors import UserError, nearest, shown
 from jaxft.methods import METHODS, Method
 from jaxft.tree import (
+    LAYERS,
     Patterns,
     PyTree,
     first_match,
     flatten_with_paths,
+    in_layers,
+    layer_starts,
     map_with_paths,
     matches,
     require_matches,
 )
 from jaxft.tree import partition as partition_tree
 from jaxft.weights import (
-    SHARED,
     LoRA,
     LowRankStart,
     Saved,
@@ -34,6 +36,7 @@ from jaxft.weights import (
     is_weight,
     key_of,
     merged_one,
+    of_the_model,
     quantized_in,
     remember,
     replace,
@@ -55,7 +58,7 @@ def adapt(
     key: jax.Array,
     *,
     names: Mapping[str, str] | None = None,
-    stacked: Sequence[str] = ("layers", "layers_*"),
+    stacked: Sequence[str] = LAYERS,
     contracted: Patterns = (),
     starts: Starts | None = None,
 ) -> PyTree:
@@ -227,7 +230,7 @@ def merge(params: PyTree) -> PyTree:
         params,
         is_leaf=is_weight,
     )
-    return {name: child for name, child in merged.items() if name not in SHARED}
+    return of_the_model(merged)
 
 
 def base_tree(params: PyTree) -> PyTree:
@@ -239,8 +242,7 @@ def base_tree(params: PyTree) -> PyTree:
     def one(leaf: Any) -> Any:
         return leaf.base if is_adapter(leaf) else leaf
 
-    tree = jax.tree.map(one, params, is_leaf=is_weight)
-    return {name: child for name, child in tree.items() if name not in SHARED}
+    return of_the_model(jax.tree.map(one, params, is_leaf=is_weight))
 
 
 def moved_base(params: PyTree) -> bool:
@@ -291,12 +293,16 @@ def sites_of(
         if path.split("/")[-1] in KERNELS and len(leaf.shape) >= 2
     }
     sites = []
+    starts = layer_starts(params, is_weight)
+    stacks = {path: leaf for path, leaf in kernels.items() if in_layers(path, stacked)}
+    _require_layers(method, stacks, starts)
     modules_of = {}
     for path in targeted(method.targets, list(kernels), "method.targets"):
         leaf = kernels[path]
-        in_stack = len(leaf.shape) > 2 and any(matches(p, path.split("/")[0]) for p in stacked)
-        modules_of[path] = _modules(path, leaf, names, in_stack)
-        ranks, scales = _ranks_and_scales(method, modules_of[path], in_stack)
+        in_stack = len(leaf.shape) > 2 and in_layers(path, stacked)
+        first = starts.get(path.split("/")[0], 0)
+        modules_of[path] = _modules(path, leaf, names, in_stack, first)
+        ranks, scales = _ranks_and_scales(method, modules_of[path], first if in_stack else None)
         if any(ranks):
             sites.append(
                 Site(
@@ -331,13 +337,16 @@ def targeted(targets: Sequence[str], paths: Sequence[str], where: str) -> list[s
     return chosen or [path for path in paths if path.split("/")[-1] == "kernel"]
 
 
-def _modules(path: str, leaf: Any, names: Mapping[str, str], in_stack: bool) -> list[str]:
+def _modules(
+    path: str, leaf: Any, names: Mapping[str, str], in_stack: bool, first: int
+) -> list[str]:
     """The module's name in each layer: the family's, or by default the path with dots."""
     parents = path.split("/")[:-1]
     template = names.get(
         path, ".".join([*parents[:1], *(["{layer}"] if in_stack else []), *parents[1:]])
     )
-    return [template.format(layer=layer) for layer in range(leaf.shape[0] if in_stack else 1)]
+    count = leaf.shape[0] if in_stack else 1
+    return [template.format(layer=layer) for layer in range(first, first + count)]
 
 
 def _fits(pattern: str, module: str) -> bool:
@@ -357,20 +366,32 @@ def _require_fits(patterns: Mapping[str, Any], modules: Sequence[str], where: st
             )
 
 
-def _ranks_and_scales(
-    method: Method, modules: Sequence[str], in_stack: bool
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Each layer's rank and factor s; both 0 in a layer that is left out."""
-    chosen = method.layers_to_transform
-    if in_stack and (beyond := [layer for layer in chosen if not 0 <= layer < len(modules)]):
+def _require_layers(method: Method, stacks: Mapping[str, Any], starts: Mapping[str, int]) -> None:
+    """UserError where `layers_to_transform` names a layer that none of these stacked kernels has."""
+    ends = [
+        starts.get(path.split("/")[0], 0) + leaf.shape[0]
+        for path, leaf in stacks.items()
+        if len(leaf.shape) > 2
+    ]
+    beyond = [
+        layer for layer in method.layers_to_transform if not 0 <= layer < max(ends, default=0)
+    ]
+    if ends and beyond:
         raise UserError(
-            f"method.layers_to_transform: no layer {beyond[0]}; the model has 0 to {len(modules) - 1}"
+            f"method.layers_to_transform: no layer {beyond[0]}; the model has 0 to {max(ends) - 1}"
         )
+
+
+def _ranks_and_scales(
+    method: Method, modules: Sequence[str], first: int | None
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Each layer's rank and factor s; both 0 in a layer that is left out. `first` is None of a kernel in no layer."""
+    chosen = method.layers_to_transform
     ranks, scales = [], []
-    for layer, module in enumerate(modules):
+    for layer, module in enumerate(modules, first or 0):
         rank = next((r for p, r in method.rank_pattern.items() if _fits(p, module)), method.rank)
         alpha = next((x for p, x in method.alpha_pattern.items() if _fits(p, module)), method.alpha)
-        if chosen and not (in_stack and layer in chosen):
+        if chosen and (first is None or layer not in chosen):
             rank = 0
         ranks.append(rank)
         scales.append(alpha / (rank**0.5 if method.rank_stabilized else rank) if rank else 0.0)

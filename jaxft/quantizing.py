@@ -12,7 +12,7 @@ import numpy as np
 from jaxft.adaptation import KERNELS, targeted
 from jaxft.defaults import DOUBLE_QUANT, GROUP_SIZE
 from jaxft.errors import UserError
-from jaxft.tree import PyTree, flatten_with_paths, map_with_paths, matches
+from jaxft.tree import LAYERS, PyTree, flatten_with_paths, in_layers, map_with_paths
 from jaxft.weights import is_weight, quantize, quantized_in, replace
 
 
@@ -24,7 +24,7 @@ def quantize_params(
     double_quant: bool = DOUBLE_QUANT,
     symmetric: bool = True,
     targets: Sequence[str] = (),
-    stacked: Sequence[str] = ("layers", "layers_*"),
+    stacked: Sequence[str] = LAYERS,
 ) -> PyTree:
     """Quantizes the kernels of a tree, one after the other; what an adapter adds is put over it afterwards.
 
@@ -54,7 +54,7 @@ def quantize_params(
             raise UserError(
                 f"quantize_params: {path} is a {kind} weight already; quantize the dense tree"
             )
-        in_stack = any(matches(pattern, path.split("/")[0]) for pattern in stacked)
+        in_stack = in_layers(path, stacked)
         if leaf.ndim != 2 and not (in_stack and leaf.ndim == 3):
             raise UserError(
                 f"quantize_params: {path} {leaf.shape} is no kernel (in, out), nor a stack of them"

@@ -18,6 +18,7 @@ import jax
 from jaxft.errors import UserError, nearest
 
 PyTree = Any
+LAYERS = ("layers", "layers_*")  # the segments of a decoder: patterns of top-level names
 Patterns = Sequence[tuple[str, Any]]
 
 
@@ -77,6 +78,32 @@ def matches(pattern: str, path: str) -> bool:
         all(map(fnmatch.fnmatchcase, found[start : start + len(wanted)], wanted))
         for start in range(len(found) - len(wanted) + 1)
     )
+
+
+def in_layers(path: str, stacked: Sequence[str] = LAYERS) -> bool:
+    """Whether a path leads into a segment of a decoder, whose leaves have a leading axis of layers.
+
+    >>> [in_layers(path) for path in ("layers/mlp/a", "layers_1/mlp/a", "head/kernel")]
+    [True, True, False]
+    """
+    return any(fnmatch.fnmatchcase(path.split("/")[0], pattern) for pattern in stacked)
+
+
+def layer_starts(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, int]:
+    """{segment: the number of its first layer in the model}: segments follow one another by their number.
+
+    >>> import numpy as np
+    >>> layer_starts({"layers_1": np.ones((2, 4)), "layers_0": np.ones((3, 4)), "head": np.ones(4)})
+    {'layers_0': 0, 'layers_1': 3}
+    """
+    counts: dict[str, int] = {}
+    for path, leaf in flatten_with_paths(tree, is_leaf):
+        if in_layers(path) and len(leaf.shape):
+            counts.setdefault(path.split("/")[0], leaf.shape[0])
+    starts, start = {}, 0
+    for name in sorted(counts, key=lambda name: int(name.partition("_")[2] or 0)):
+        starts[name], start = start, start + counts[name]
+    return starts
 
 
 def first_match(patterns: Patterns, path: str, default: Any = None) -> Any:

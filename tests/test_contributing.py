@@ -1,7 +1,8 @@
-"""CONTRIBUTING.md's "How to add a method" is executed as it stands."""
+"""CONTRIBUTING.md's "How to add a method" and "How to add a family" are executed as they stand."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 import types
@@ -11,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import jaxft
 from jaxft import methods
 from jaxft.errors import UserError
-from jaxft.models import Config, Transformer
+from jaxft.models import FAMILIES, Config, Transformer
 from jaxft.models.transformer import initial_params
 from jaxft.tree import flatten_with_paths
 
@@ -32,6 +34,7 @@ CONFIG = Config(
     max_length=16,
     query_scale=0.5,
 )
+ADAPTER = "adapter_model.safetensors"
 MODEL, PARAMS = Transformer(CONFIG), initial_params(CONFIG, jax.random.key(0))
 TOKENS = jax.random.randint(jax.random.key(1), (2, 6), 0, 16)
 
@@ -98,6 +101,50 @@ def test_the_configuration_and_the_errors_know_the_new_row(ia3):
     assert "rank" not in methods.defaults("ia3")
     with pytest.raises(UserError, match="method ia3 takes no rank: a vector has no rank"):
         ia3(rank=4)
+
+
+@pytest.fixture
+def wider(monkeypatch):
+    """The configuration of the family `wider`, from the page's file."""
+    section = PAGE.split("## How to add a family")[1].split("\n## ")[0]
+    (source,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    module = types.ModuleType("jaxft.models.families.wider")
+    exec(compile(source, "wider.py", "exec"), module.__dict__)
+    monkeypatch.setitem(FAMILIES, "wider", module.FAMILY)
+    parts = ((2, ()), (1, (("intermediate", 20),)))
+    return dataclasses.replace(CONFIG, family="wider", layers=3, parts=parts)
+
+
+def test_the_family_added_by_the_page_is_written_and_read_back_bit_for_bit(wider, tmp_path):
+    params = initial_params(wider, jax.random.key(0))
+    jaxft.save(Transformer(wider), params, tmp_path / "model")
+    model, again = jaxft.load(tmp_path / "model")
+    assert model.config == wider
+    before, after = flatten_with_paths(params), dict(flatten_with_paths(again))
+    assert {path for path, _ in before} == after.keys()
+    for path, leaf in before:
+        np.testing.assert_array_equal(leaf, after[path])
+    names = load_file(tmp_path / "model" / "model.safetensors")
+    assert names["model.layers.2.mlp.up_proj.weight"].shape == (20, 8)
+    assert names["model.layers.1.mlp.up_proj.weight"].shape == (12, 8)
+
+
+def test_its_layers_keep_their_numbers_in_an_adapter(wider, tmp_path):
+    params = initial_params(wider, jax.random.key(0))
+    method = methods.lora(rank=2, targets=("up_proj",), layers_to_transform=(1, 2))
+    adapted = jaxft.adapt(params, method, jax.random.key(1))
+    assert adapted["layers_0"]["mlp"]["up_proj"]["kernel"].ranks == (0, 2)
+    trainable, frozen = jaxft.partition(adapted, method)
+    adapted = jaxft.combine(jax.tree.map(lambda leaf: leaf + 0.1, trainable), frozen)
+    jaxft.save_adapter(adapted, tmp_path / "adapter", method=method)
+    modules = {name.split(".lora")[0] for name in load_file(tmp_path / "adapter" / ADAPTER)}
+    assert modules == {f"base_model.model.model.layers.{layer}.mlp.up_proj" for layer in (1, 2)}
+    tokens = TOKENS[:, :3]
+    expected = Transformer(wider).apply({"params": adapted}, tokens)
+    again = jaxft.load_adapter(params, tmp_path / "adapter")
+    found = Transformer(wider).apply({"params": again}, tokens)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(found, Transformer(wider).apply({"params": params}, tokens), atol=1e-5)
 
 
 def test_the_page_names_only_what_is_there():

@@ -15,9 +15,9 @@ from jaxft.errors import UserError, named, nearest, shown
 from jaxft.formats.adapter_config import FILE as ADAPTER
 from jaxft.formats.prequantized import check_quantization
 from jaxft.formats.safetensors import weights_file
-from jaxft.models.config import Config
+from jaxft.models.config import Config, Rotary
 from jaxft.models.families import FAMILIES, family_of
-from jaxft.models.layers import rope_frequencies
+from jaxft.models.frequencies import long_frequencies, rope_frequencies
 from jaxft.runtime.untrusted import exists, file_of, read_json
 
 # The largest values that are taken for a model's: far above any that there is.
@@ -38,9 +38,9 @@ NUMBERS = {
     "attention_softcap": (1e-6, 1e9),
     "logit_softcap": (1e-6, 1e9),
     "embedding_scale": (1e-6, 1e6),
+    "residual_scale": (1e-6, 1e6),
+    "logit_scale": (1e-9, 1e6),
 }
-GEMMA2_WINDOW = 4096  # of transformers where config.json has none
-ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 # How the names of settings end that are numbers.
 NUMERIC = (
@@ -163,111 +163,65 @@ def _check_rotary(config: Config, where: str) -> None:
     """The rotary frequencies can be computed, and are numbers."""
     if config.positions != "rotary":
         return
-    if config.head_dim % 2:
-        raise UserError(f"{where}: head_dim {config.head_dim} is odd, and rotary features pair")
-    scaling = dict(config.rope_scaling)
-    wrong = [key for key, value in scaling.items() if not isinstance(value, str | int | float)]
+    size = config.rotary_dim or config.head_dim
+    if size % 2 or size > config.head_dim:
+        partly = f"{size} of " if config.rotary_dim else ""
+        raise UserError(
+            f"{where}: head_dim {partly}{config.head_dim} is odd, and rotary features pair"
+            if size % 2
+            else f"{where}: {size} rotary features are more than a head's {config.head_dim}"
+        )
+    if config.rotaries and len(config.rotaries) != config.layers:
+        raise UserError(f"{where}: {config.layers} layers need as many kinds of rotary")
+    own = [one for one in dict.fromkeys(config.rotaries) if one]
+    for rotary in own or [Rotary(config.rope_theta, config.rope_scaling)]:
+        _check_angles(rotary, size, config.max_length, where)
+
+
+def _check_angles(rotary: Rotary, size: int, max_length: int, where: str) -> None:
+    """UserError where these settings give no angles."""
+    low, high = NUMBERS["rope_theta"]
+    if type(rotary.theta) not in (int, float) or not low <= rotary.theta <= high:
+        raise UserError(f"{where}: {shown(rotary.theta)} is no number for rope_theta")
+    scaling = dict(rotary.scaling)
+    wrong = [key for key, value in scaling.items() if not _is_setting(value)]
     plain = scaling | dict.fromkeys(wrong, 1.0)
     try:
         with np.errstate(all="ignore"):  # an unknown kind is told before what it holds
-            frequencies, factor = rope_frequencies(
-                config.head_dim, config.rope_theta, plain, config.max_length
-            )
+            frequencies, factor = rope_frequencies(size, rotary.theta, plain, max_length)
+            long = long_frequencies(size, rotary.theta, plain)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     for key in wrong:
         takes = f"{named(key)} takes a number or a text, not {shown(scaling[key])}"
         raise UserError(f"{where}: rope_scaling: {takes}")
-    if not (np.isfinite(frequencies).all() and math.isfinite(factor)):
+    found = frequencies if long is None else np.concatenate([frequencies, long[1]])
+    if not (np.isfinite(found).all() and math.isfinite(factor)):
         raise UserError(f"{where}: the rope settings give frequencies that are no numbers")
+
+
+def _is_setting(value: Any) -> bool:
+    """A number, a text, or numbers, one for each pair of features."""
+    if isinstance(value, tuple):
+        return all(type(one) in (int, float) for one in value)
+    return isinstance(value, str | int | float)
 
 
 def config_json(config: Config, dtype: str = "float32") -> dict[str, Any]:
     """The config.json that transformers reads as this shape."""
-    common = {
-        "architectures": [FAMILIES[config.family].architecture],
+    family = FAMILIES[config.family]
+    return {
+        "architectures": [family.architecture],
         "model_type": config.family,
         "vocab_size": config.vocabulary,
         "tie_word_embeddings": config.tied,
         "bos_token_id": None,  # the tokenizer's, which a shape does not know
         "eos_token_id": None,
         "dtype": dtype,
-    }
-    return common | (_gpt2(config) if config.family == "gpt2" else _llama_like(config))
-
-
-def _gpt2(config: Config) -> dict[str, Any]:
-    return {
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
-        "layer_norm_epsilon": config.norm_epsilon,
-        "n_embd": config.hidden,
-        "n_head": config.heads,
-        "n_inner": config.intermediate,
-        "n_layer": config.layers,
-        "n_positions": config.max_length,
-        "scale_attn_weights": config.query_scale != 1.0,
+        **family.write(config),
     }
 
 
-def _llama_like(config: Config) -> dict[str, Any]:
-    shape = {
-        "head_dim": config.head_dim,
-        "hidden_size": config.hidden,
-        "intermediate_size": config.intermediate,
-        "max_position_embeddings": config.max_length,
-        "num_attention_heads": config.heads,
-        "num_hidden_layers": config.layers,
-        "num_key_value_heads": config.key_heads,
-        "rms_norm_eps": config.norm_epsilon,
-    } | _rope(config)
-    own: Mapping[str, Any] = {"llama": _llama, "qwen2": _qwen2, "gemma2": _gemma2}
-    return shape | own[config.family](config)
-
-
-def _rope(config: Config) -> dict[str, Any]:
-    if not config.rope_scaling:
-        return {"rope_theta": config.rope_theta, "rope_scaling": None}
-    names = {"type": "rope_type"}  # as older files spell it
-    scaling = {names.get(key, key): value for key, value in config.rope_scaling}
-    return {"rope_parameters": scaling | {"rope_theta": config.rope_theta}}
-
-
-def _llama(config: Config) -> dict[str, Any]:
-    return {
-        "hidden_act": ACTIVATIONS[config.activation],
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-    }
-
-
-def _kinds(config: Config) -> list[str]:
-    windows = config.windows or (0,) * config.layers
-    return ["sliding_attention" if window else "full_attention" for window in windows]
-
-
-def _qwen2(config: Config) -> dict[str, Any]:
-    return {
-        "hidden_act": ACTIVATIONS[config.activation],
-        "layer_types": _kinds(config),
-        "sliding_window": max(config.windows) if config.windows else None,
-        "use_sliding_window": bool(config.windows),
-    }
-
-
-def _gemma2(config: Config) -> dict[str, Any]:
-    return {
-        "hidden_activation": ACTIVATIONS[config.activation],
-        "attention_bias": config.attention_bias,
-        "attn_logit_softcapping": config.attention_softcap,
-        "final_logit_softcapping": config.logit_softcap,
-        "layer_types": _kinds(config),
-        "query_pre_attn_scalar": round(config.query_scale**-2),
-        "sliding_window": max(config.windows) if config.windows else GEMMA2_WINDOW,
-    }
-
-
-def windows_needed(raw: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """What a config.json lacks for transformers, whose gemma2 needs a window where no layer has one too."""
-    if config.family != "gemma2" or raw.get("sliding_window", GEMMA2_WINDOW):
-        return {}
-    return {"sliding_window": GEMMA2_WINDOW, "layer_types": _kinds(config)}
+def needed_by_transformers(raw: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """What transformers asks for of the family that this config.json lacks."""
+    return FAMILIES[config.family].needed(raw, config)

@@ -35,6 +35,7 @@ from jaxft.formats.streamed import (
 )
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, Tensor, tensors_of
+from jaxft.models.segments import start_of
 from jaxft.models.transformer import Transformer, initial_params, tied_head
 from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights import Weight, is_weight
@@ -120,7 +121,8 @@ def load(
             )
             leaf = stacked_on_devices(leaf_path, len(plan[leaf_path]), layers, shardings)
         else:
-            leaf = _leaf(leaf_path, plan[leaf_path], tensor.transposed, kind, shardings)
+            whole = _shapes_of(config)[leaf_path]
+            leaf = _leaf(leaf_path, whole, plan[leaf_path], tensor.transposed, kind, shardings)
         _put(params, leaf_path, leaf)
     if config.tied:
         _put(params, "head/kernel", tied_head(config, chosen))
@@ -176,17 +178,22 @@ def _put(tree: dict[str, Any], path: str, leaf: Any) -> None:
 
 def names_of(tensor: Tensor, config: Config, path: str) -> list[str]:
     """The names on disk of a leaf: one for each layer, where it is stacked."""
-    stacked = path.startswith("layers/")
-    return [tensor.name.format(layer=layer) for layer in range(config.layers if stacked else 1)]
+    return tensor.names(start_of(config, path), _shapes_of(config)[path])
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
+    """{path: shape}."""
+    abstract = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
+    leaves = flatten_with_paths(abstract, is_leaf=is_weight)
+    return {path: tuple(leaf.shape) for path, leaf in leaves}
 
 
 def sizes_of(config: Config) -> dict[str, tuple[int, ...]]:
-    """{path: shape of one layer}."""
-    abstract = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
-    return {
-        path: tuple(leaf.shape[1:] if path.startswith("layers/") else leaf.shape)
-        for path, leaf in flatten_with_paths(abstract, is_leaf=is_weight)
-    }
+    """{path: shape of one tensor on disk, as it lies in the tree}: without the axes of layers and experts."""
+    shapes, tensors = _shapes_of(config), tensors_of(config)
+    lead = {path: tensor.stacked + tensor.each_expert for path, tensor in tensors.items()}
+    return {path: shape[lead.get(path, 0) :] for path, shape in shapes.items()}
 
 
 def _plan(
@@ -251,25 +258,29 @@ def _untie_if_different(config: Config, stored: Mapping[str, Stored], folder: Pa
 
 
 def _leaf(
-    path: str, tensors: list[Stored], transposed: bool, dtype: Any, shardings: Shardings | None
+    path: str,
+    shape: tuple[int, ...],
+    tensors: list[Stored],
+    transposed: bool,
+    dtype: Any,
+    shardings: Shardings | None,
 ) -> jax.Array:
     """One leaf on its devices, each of whose shards is filled straight from the file."""
     rows = tensors[0].shape[::-1] if transposed else tensors[0].shape
-    shape = (len(tensors), *rows) if path.startswith("layers/") else tuple(rows)
+    stack = shape[: len(shape) - len(rows)]  # the axes of layers and experts
+    numbers = np.arange(len(tensors)).reshape(stack)
 
     def shard(index: tuple[slice, ...] | None) -> np.ndarray:
         given = index or ()
         index = (*given, *[slice(None)] * (len(shape) - len(given)))
-        layers, inner = (
-            (index[0], index[1:]) if path.startswith("layers/") else (slice(None), index)
-        )
-        chosen = tensors[layers]
+        inner = index[len(stack) :]
+        chosen = numbers[index[: len(stack)]]
         sizes = [len(range(*part.indices(size))) for part, size in zip(inner, rows, strict=True)]
-        filled = aligned((len(chosen), *sizes), dtype)
-        for place, tensor in zip(filled, chosen, strict=True):
-            source = tensor.read()
+        filled = aligned((chosen.size, *sizes), dtype)
+        for place, number in zip(filled, chosen.flat, strict=True):
+            source = tensors[number].read()
             copy_blocks((source.T if transposed else source)[inner], place)
-        return filled if path.startswith("layers/") else filled[0]
+        return filled.reshape(*chosen.shape, *sizes)
 
     sharding = shardings(path, shape) if shardings else None
     if sharding is None:

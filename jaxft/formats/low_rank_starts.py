@@ -20,7 +20,7 @@ from jaxft.formats.streamed import round_kernel
 from jaxft.methods import Method
 from jaxft.models import Transformer, module_names
 from jaxft.models.transformer import initial_params
-from jaxft.tree import PyTree
+from jaxft.tree import LAYERS, PyTree
 from jaxft.weights import Site, Weight, alternate, require_rank, stacked_start
 
 Rounding = Callable[[np.ndarray], Weight]
@@ -55,7 +55,7 @@ def load_adapted(
     config = model_config(path)
     names = module_names(config)
     abstract = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
-    sites = {site.path: site for site in sites_of(abstract, method, key, names, ("layers",), ())}
+    sites = {site.path: site for site in sites_of(abstract, method, key, names, LAYERS, ())}
     found: dict[str, dict[int, Any]] = {}
     settings = {name: options[name] for name in ("group_size", "double_quant") if name in options}
     rounding: Rounding = functools.partial(round_kernel, scheme=quantize, **settings)
@@ -97,7 +97,7 @@ def shapes_of_starts(params: PyTree, method: Method, names: Mapping[str, str]) -
     if method.init == "default":
         return {}
     starts = {}
-    for site in sites_of(params, method, jax.random.key(0), names, ("layers",), ()):
+    for site in sites_of(params, method, jax.random.key(0), names, LAYERS, ()):
         if site.quantized or method.init == "pissa":
             require_rank(site, method.init)
             if site.quantized and _moves(method):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jaxft.models.config import Config
-from jaxft.models.families import FAMILIES, Tensor
-from jaxft.tree import PyTree, flatten_with_paths
-from jaxft.weights import SHARED, is_weight
+from jaxft.models.families import FAMILIES, Tensor, tensors_of
+from jaxft.tree import PyTree, flatten_with_paths, in_layers, layer_starts
+from jaxft.weights import SHARED, is_weight, remember, saved_in
 
 HEAD = "head/kernel"
 EMBEDDING = "embed/embedding"
@@ -32,11 +34,20 @@ def names_in(params: PyTree, names: Mapping[str, str] | None = None) -> dict[str
             for path in paths
             if path in names
         }
-    for family in FAMILIES:
-        table = _whole_table(family)
+    known = saved_in(params).family
+    for family in (known,) if known else FAMILIES:
+        table = tensors_of(_like(family, params, paths))
         if set(paths) <= table.keys():
             return {path: table[path] for path in table if path in paths}
     return {path: Tensor(f"{_dotted(path)}.{_leaf_name(path)}", True) for path in paths}
+
+
+def with_family(params: PyTree, config: Config) -> PyTree:
+    """The tree, which remembers its family where its leaves are those of another with other names, too."""
+    own = tensors_of(config)
+    if all(own.get(path, tensor) == tensor for path, tensor in names_in(params).items()):
+        return params
+    return remember(params, dataclasses.replace(saved_in(params), family=config.family))
 
 
 def conv1d(table: Mapping[str, Tensor]) -> bool:
@@ -48,36 +59,57 @@ def conv1d(table: Mapping[str, Tensor]) -> bool:
 
 
 def modules_in(table: Mapping[str, Tensor], params: PyTree) -> dict[str, tuple[str, int | None]]:
-    """{module: (path of the kernel, embedding or scale in it, layer or None)}, layer by layer."""
-    leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
+    """{module: (path of the kernel, embedding or scale in it, place in the stack or None)}, layer by layer."""
     found: dict[str, tuple[str, int | None]] = {}
-    for path, tensor in table.items():
-        if path.endswith("/bias"):
-            continue
-        stacked = "{layer}" in tensor.module
-        for layer in range(leaves[path].shape[0] if stacked else 1):
-            found[tensor.module.format(layer=layer)] = (path, layer if stacked else None)
+    slices = slices_in(table, params)
+    for path in table:
+        if not path.endswith("/bias"):
+            found |= {module: (path, place) for module, place in slices(path)}
     return found
 
 
-def _whole_table(family: str) -> dict[str, Tensor]:
-    """Every tensor that the family can have."""
-    config = Config(
-        family,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        attention_bias=True,
-        output_bias=True,
-        mlp_bias=True,
-        tied=False,
+def slices_in(
+    table: Mapping[str, Tensor], params: PyTree
+) -> Callable[[str], list[tuple[str, int | None]]]:
+    """A function from a leaf's path to (module, place in the stack or None) of each of its layers.
+
+    What experts have each for themselves is no module that an adapter can mean: there is nothing of it.
+    """
+    leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
+    starts = layer_starts(params, is_weight)
+
+    def slices(path: str) -> list[tuple[str, int | None]]:
+        tensor = table[path]
+        if tensor.each_expert:
+            return []
+        if not tensor.stacked:
+            return [(tensor.module, None)]
+        start = starts.get(path.split("/")[0], 0)
+        places = range(leaves[path].shape[0])
+        return [(tensor.module.format(layer=start + place), place) for place in places]
+
+    return slices
+
+
+def _like(family: str, params: PyTree, paths: Sequence[str]) -> Config:
+    """A configuration of the family with the leaves that the tree has; its sizes mean nothing."""
+    ends = {path.split("/", 1)[1] if in_layers(path) else path for path in paths}
+    scale = next(
+        (leaf for path, leaf in flatten_with_paths(params) if "q_norm/scale" in path), None
     )
-    return FAMILIES[family].tensors(config)
+    layers = [name for name in params if in_layers(name)]
+    variants: dict[str, Any] = {
+        "attention_bias": bool(ends & {"attention/q_proj/bias", "attention/qkv_proj/bias"}),
+        "output_bias": "attention/o_proj/bias" in ends,
+        "mlp_bias": "mlp/down_proj/bias" in ends,
+        "fused_qkv": "attention/qkv_proj/kernel" in ends,
+        "fused_gate_up": "mlp/gate_up_proj/kernel" in ends,
+        "gated": bool(ends & {"mlp/gate_proj/kernel", "mlp/gate_up_proj/kernel"}),
+        "norm": "layer" if "final_norm/bias" in ends else "rms",
+        "query_key_norm": "" if scale is None else "heads" if len(scale.shape) > 2 else "head",
+        "parts": tuple((1, ()) for _ in layers) if "layers" not in params else (),
+    }
+    return Config(family, 0, 0, 0, len(layers), 0, 0, 0, 0, **variants)
 
 
 def _leaf_name(path: str) -> str:
@@ -86,4 +118,4 @@ def _leaf_name(path: str) -> str:
 
 def _dotted(path: str) -> str:
     first, *rest = path.split("/")[:-1]
-    return ".".join([first, *(["{layer}"] if first == "layers" else []), *rest])
+    return ".".join([first, *(["{layer}"] if in_layers(path) else []), *rest])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.formats.naming import EMBEDDING, HEAD
+from jaxft.formats.naming import EMBEDDING, HEAD, slices_in
 from jaxft.formats.peft_tensors import adapter_weights
 from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
@@ -59,6 +59,9 @@ def extras_in(
     saved = saved_in(params)
     chosen = {path: layers for path, layers in saved.whole if path in table}
     chosen |= {path: () for path in _chosen(params, patterns) if path in table}
+    for path in chosen:
+        if table[path].each_expert:
+            raise UserError(f"train_also: {path}: PEFT's format has no place for it: leave it out")
     covered = [path for path in chosen if is_adapter(leaves[path])]  # an adapter came over it
     kernels = {path for path in chosen if not path.endswith("/bias")} - {*covered}
     modules = {module for module, _, _ in _slices(kernels, chosen, table, leaves)}
@@ -96,12 +99,13 @@ def _slices(
     table: Mapping[str, Tensor],
     leaves: Mapping[str, Any],
 ) -> Slices:
-    """(module, path, layer or None) of each layer of these leaves, or of those layers that are named."""
+    """(module, path, place in the stack or None) of each layer of these leaves, or of those places that are named."""
+    slices = slices_in(table, leaves)
     for path in paths:
-        stacked = "{layer}" in table[path].module
-        all_of = range(leaves[path].shape[0]) if stacked else (None,)
-        for layer in layers.get(path, ()) or all_of:
-            yield table[path].module.format(layer=layer), path, layer
+        named = layers.get(path, ())
+        for module, place in slices(path):
+            if not named or place in named:
+                yield module, path, place
 
 
 def _whole(
@@ -114,9 +118,8 @@ def _whole(
     tensors: dict[str, Lazy] = {}
     for module, path, layer in _slices(table, {}, table, leaves):
         if module in modules and not is_weight(leaves[path]):
-            tensors[table[path].name.format(layer=layer)] = _slice(
-                leaves[path], layer, table[path].transposed
-            )
+            name = f"{module}.{_ending(table[path])}"
+            tensors[name] = _slice(leaves[path], layer, table[path].transposed)
     head = leaves.get(HEAD)
     if EMBEDDING in kernels and is_tied_head(bare(head)):
         if not is_tied_head(head):
@@ -140,8 +143,14 @@ def _own(
     leaf, transposed = bare(leaves[path]), tensor.transposed
     if is_tied_head(leaf):
         leaf, transposed = bare(leaves[EMBEDDING]), False
-    name = f"{module}.base_layer.weight" if module in adapted else tensor.name.format(layer=layer)
+    inner = "base_layer.weight" if module in adapted else _ending(tensor)
+    name = f"{module}.{inner}"
     return {name: _slice(leaf, layer, transposed)}
+
+
+def _ending(tensor: Tensor) -> str:
+    """What stands behind the module in a tensor's name."""
+    return tensor.name.rsplit(".", 1)[1]
 
 
 def _biases(

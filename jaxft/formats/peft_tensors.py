@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.formats.naming import EMBEDDING, HEAD
+from jaxft.formats.naming import EMBEDDING, HEAD, slices_in
 from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
 from jaxft.runtime.processes import to_host
@@ -53,6 +53,7 @@ def adapters_in(params: PyTree, table: Mapping[str, Tensor]) -> tuple[str, dict[
     """
     adapted: dict[str, Adapted] = {}
     kinds: dict[str, str] = {}
+    slices = slices_in(table, params)
     for path, weight in adapter_weights(params):
         stored = weight.to_peft(embedding=path.endswith("/embedding"))
         if stored is None:
@@ -62,9 +63,10 @@ def adapters_in(params: PyTree, table: Mapping[str, Tensor]) -> tuple[str, dict[
                 f"{path}: `names` gives no module name for it, which PEFT's format needs"
             )
         kinds[stored.kind] = f"{type(weight).__name__} ({path})"
-        for layer, one in stored.layers.items():
-            parts = {name: _lazy(part) for name, part in one.parts.items()}
-            adapted[table[path].module.format(layer=layer)] = Adapted(one.rank, one.scale, parts)
+        for place, (module, _) in enumerate(slices(path)):
+            if one := stored.layers.get(place):
+                parts = {name: _lazy(part) for name, part in one.parts.items()}
+                adapted[module] = Adapted(one.rank, one.scale, parts)
         if path == EMBEDDING and getattr(weight, "tie_adapters", False):
             adapted |= _tied_adapter(path, stored, params)
     if not kinds:

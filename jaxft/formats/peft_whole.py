@@ -6,6 +6,7 @@ head it stores the base's own weight, which it copies over the base's when it re
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +16,13 @@ import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.formats.adapter_config import is_saved
-from jaxft.formats.naming import EMBEDDING, HEAD
+from jaxft.formats.naming import EMBEDDING, HEAD, slices_in
 from jaxft.formats.peft_contents import Contents, Place, is_tied
 from jaxft.formats.safetensors import Stored, finite
 from jaxft.models.families import Tensor
 from jaxft.runtime.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
-from jaxft.weights import Saved, bind, is_weight, materialize, places, remember
+from jaxft.weights import Saved, bind, is_weight, materialize, places, remember, saved_in
 
 ROUNDING = 2.0**-7  # of bfloat16, the coarsest that files have
 BLOCK = 4096  # rows that are compared at once
@@ -67,13 +68,16 @@ def _record(
     leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
     sizes = {path: leaf.shape[0] for path, leaf in leaves.items()}
     dense = list(dense_in(contents, params))
+    slices = slices_in(table, params)
     whole = [
         (path, layer)
         for path, layer in dense
-        if not path.endswith("/bias") or is_saved(options, table[path].module.format(layer=layer))
+        if not path.endswith("/bias")
+        or is_saved(options, next(module for module, place in slices(path) if place == layer))
     ]
     bias = options["bias"] if options["bias"] in ("none", "all") else "only"
-    return Saved(
+    return dataclasses.replace(
+        saved_in(params),
         whole=places(whole, sizes),
         beside=places(contents.carried, sizes),
         bias=bias,

@@ -32,7 +32,8 @@ from jaxft.formats.safetensors import Lazy, write_file, write_json
 from jaxft.methods import Method
 from jaxft.quantizing import quantization_of
 from jaxft.runtime.storage import is_remote, local
-from jaxft.tree import PyTree
+from jaxft.tree import PyTree, layer_starts
+from jaxft.weights import is_weight
 
 PREFIX = "base_model.model."
 QUANTIZED_KEY = "jaxft_base_quantization"
@@ -177,7 +178,7 @@ def _export(
         "layers_to_transform": None,
         "modules_to_save": _endings(saved, modules) or None,
     }
-    options |= _target_options(options, adapted, modules)
+    options |= _target_options(options, adapted, modules, layer_starts(params, is_weight))
     dropout = max(getattr(weight, "dropout", 0.0) for _, weight in adapter_weights(params))
     if kind == "vera":
         options |= {
@@ -199,10 +200,16 @@ def _export(
 
 
 def _target_options(
-    options: Mapping[str, Any], adapted: Mapping[str, Any], modules: Mapping[str, Any]
+    options: Mapping[str, Any],
+    adapted: Mapping[str, Any],
+    modules: Mapping[str, Any],
+    starts: Mapping[str, int],
 ) -> dict[str, Any]:
     """The shortest targets and `layers_to_transform` that mean the adapted modules alone."""
-    layers = sorted({modules[name][1] for name in adapted if modules[name][1] is not None})
+    places = [modules[name] for name in adapted]
+    layers = sorted(
+        {starts.get(path.split("/")[0], 0) + at for path, at in places if at is not None}
+    )
     common = {
         "exclude_modules": None,
         "layers_pattern": None,

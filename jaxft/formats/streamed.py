@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.tree import map_with_paths
+from jaxft.tree import in_layers, map_with_paths
 from jaxft.weights import Weight, materialize, quantize
 from jaxft.weights.placement import divided_as
 
@@ -42,7 +42,7 @@ def stacked_on_devices(
     Raises:
         UserError: the layers are quantized in different ways.
     """
-    stacked = path.startswith("layers/")
+    stacked = in_layers(path)
     if shardings is not None:
         layers = (_packed(layer, path, count if stacked else None, shardings) for layer in layers)
     first = next(layers)

@@ -21,8 +21,8 @@ from jaxft.formats.bitsandbytes import (
     written,
 )
 from jaxft.formats.companions import lay_beside
-from jaxft.formats.config_file import config_json, read_config, windows_needed
-from jaxft.formats.huggingface import HEAD, names_of, spelling
+from jaxft.formats.config_file import config_json, needed_by_transformers, read_config
+from jaxft.formats.huggingface import HEAD, names_of, sizes_of, spelling
 from jaxft.formats.manifest import write_manifest
 from jaxft.formats.prequantized import Settings, stored_by_bitsandbytes
 from jaxft.formats.safetensors import (
@@ -39,7 +39,7 @@ from jaxft.models.config import Config
 from jaxft.models.families import tensors_of
 from jaxft.models.transformer import Transformer
 from jaxft.runtime.processes import to_host
-from jaxft.tree import PyTree, flatten_with_paths
+from jaxft.tree import PyTree, flatten_with_paths, in_layers
 from jaxft.weights import (
     Weight,
     is_encoded,
@@ -119,7 +119,7 @@ def write_model(
         skipped = skip_list(*_modules(config, tensors, spelling(config, source or tensors)), before)
         raw["quantization_config"] = config_of(quantized[0], stored_dtype, skipped, before)
     dtype_key = "torch_dtype" if "torch_dtype" in raw else "dtype"
-    raw |= windows_needed(raw, config)
+    raw |= needed_by_transformers(raw, config)
     write_json(
         target / "config.json", raw | {dtype_key: stored_dtype, "tie_word_embeddings": config.tied}
     )
@@ -155,17 +155,16 @@ def _to_write(
             raise UserError(f"save: the tree has no {path}{nearest(path, leaves)}")
         leaf = leaves[path]
         wanted = np.dtype(jnp.dtype(dtype or leaf.dtype))
-        for layer, name in enumerate(names_of(tensor, config, path)):
-            stacked = path.startswith("layers/")
+        shape = sizes_of(config)[path]
+        lead = tuple(leaf.shape[: len(leaf.shape) - len(shape)])
+        for index, name in zip(np.ndindex(lead), names_of(tensor, config, path), strict=True):
             if is_encoded(leaf) and not dense:
-                one = jax.tree.map(lambda part, layer=layer: part[layer], leaf) if stacked else leaf
-                tensors |= written(spelled(name), one)
+                tensors |= written(spelled(name), _at(leaf, index))
                 continue
             if name in kept:
                 tensors |= written(spelled(name), kept[name])
                 continue
-            shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
-            make = _maker(leaf, layer if stacked else None, tensor.transposed, params, wanted)
+            make = _maker(leaf, index, tensor.transposed, params, wanted)
             on_disk = shape[::-1] if tensor.transposed else shape
             tensors[spelled(name)] = Lazy(on_disk, wanted, make)
     if config.tied and HEAD in source:
@@ -186,7 +185,7 @@ def _still_quantized(
     found: dict[str, Weight] = {}
     for path, tensor in tensors_of(config).items():
         leaf = leaves.get(path)
-        if leaf is None or is_weight(leaf) or not path.startswith("layers/"):
+        if leaf is None or is_weight(leaf) or not in_layers(path):
             continue
         names = names_of(tensor, config, path)
         there = [bool(parts_of(source, spelled(name))) for name in names]
@@ -216,12 +215,16 @@ def _modules(
     return ([*dense, "lm_head"] if config.tied else dense), quantized
 
 
+def _at(leaf: Any, index: tuple[int, ...]) -> Any:
+    """The array or weight at an index of the axes of layers and experts; the leaf itself where it has none."""
+    return jax.tree.map(lambda part: part[index], leaf) if index else leaf
+
+
 def _maker(
-    leaf: Any, layer: int | None, transposed: bool, params: PyTree, dtype: np.dtype
+    leaf: Any, index: tuple[int, ...], transposed: bool, params: PyTree, dtype: np.dtype
 ) -> Callable[[], np.ndarray]:
     def make() -> np.ndarray:
-        one = leaf if layer is None else jax.tree.map(lambda part: part[layer], leaf)
-        dense = merged_one(one, params)
+        dense = merged_one(_at(leaf, index), params)
         array = to_host(dense).astype(dtype, copy=False)
         return array.T if transposed else array
 

@@ -72,5 +72,6 @@ def _settings(
         items.setdefault(PARTIAL, raw[PARTIAL])
     if kind == "yarn" and "factor" in raw[place]:  # null: the ratio of the two lengths
         items.setdefault("factor", max_length / items.get(ORIGINAL, max_length))
+    items = {key: tuple(x) if isinstance(x, list) else x for key, x in items.items()}
     scaling = tuple(sorted((items | {"rope_type": kind}).items()))
     return {"rope_theta": float(theta), "rope_scaling": scaling}

@@ -37,7 +37,7 @@ from jaxft.weights.low_rank_starts import (
 from jaxft.weights.quantized.encode import quantize
 from jaxft.weights.quantized.permuted import Permuted
 from jaxft.weights.quantized.weight import SCHEMES, Flattened, Quantized, quantized_in
-from jaxft.weights.saved import SHARED, Saved, places, remember, saved_in
+from jaxft.weights.saved import SHARED, Saved, of_the_model, places, remember, saved_in
 from jaxft.weights.site import Site, key_of
 from jaxft.weights.tied import Tied, Transposed, is_tied_head
 from jaxft.weights.vera import VeRA, projections
@@ -79,6 +79,7 @@ __all__ = [
     "map_weights",
     "materialize",
     "merged_one",
+    "of_the_model",
     "places",
     "precondition_by_a",
     "projections",

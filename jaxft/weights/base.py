@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxft.kernels.grouped import grouped_product
 from jaxft.kernels.joined import joined_products
 from jaxft.kernels.remat import keep
 from jaxft.kernels.tensor_parallel import column_parallel_input
@@ -261,16 +262,23 @@ def _dense_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ _matrix(kernel, x.shape[-1]).astype(x.dtype)
 
 
-def contract(x: Float[Array, "... in"], weight: Any) -> Float[Array, "... out"]:
-    """`x @ W'`: the product of an input with any weight.
+def contract(
+    x: Float[Array, "... in"], weight: Any, groups: Int[Array, "..."] | None = None
+) -> Float[Array, "... out"]:
+    """`x @ W'`: the product of an input with any weight, or of each row with one of several.
 
     Args:
         x: (..., in).
-        weight: an array (in, out), or a `Weight` that stands for one.
+        weight: an array (in, out), or a `Weight` that stands for one; with `groups` a stack of them, each array of it
+            with the groups as its leading axis.
+        groups: (...): which of the stack each row of x is multiplied by: the expert or the adapter it belongs to. A row
+            of a group that the stack does not have gives 0.
 
     Returns:
         (..., out) in x's dtype.
     """
+    if groups is not None:
+        return grouped_product(x, weight, groups, contract)
     if isinstance(weight, Weight):
         return weight.contract(x)
     if weight.dtype == x.dtype:

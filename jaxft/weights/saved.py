@@ -27,11 +27,13 @@ class Saved:
         whole: (path, layers) of leaves saved whole, as PEFT's `modules_to_save`; () means all layers.
         beside: (path, layers) of the base's own leaves that stand in the folder too, as PEFT keeps embeddings.
         bias: which biases are saved: none, all, or only those of adapted modules.
+        family: of the model, where the leaves alone do not tell their names on disk.
     """
 
     whole: Places = ()
     beside: Places = ()
     bias: str = "none"
+    family: str = ""
 
 
 def saved_in(params: Mapping[str, Any]) -> Saved:
@@ -42,6 +44,12 @@ def saved_in(params: Mapping[str, Any]) -> Saved:
 def remember(params: Mapping[str, Any], saved: Saved) -> dict[str, Any]:
     """The tree with the record, and as it is where there is nothing to remember."""
     return dict(params) if saved == Saved() else {**params, SAVED: saved}
+
+
+def of_the_model(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree without what belongs to adapters alone; of the record its family stays."""
+    tree = {name: child for name, child in params.items() if name not in SHARED}
+    return remember(tree, Saved(family=saved_in(params).family))
 
 
 def places(found: Iterable[tuple[str, int | None]], sizes: Mapping[str, int]) -> Places:

@@ -79,7 +79,7 @@ def test_gemma2_alternates_windows_in_the_old_style_and_the_new():
     new = read(GEMMA2 | {"sliding_window": 6, "layer_types": kinds})
     assert old.windows == new.windows == (6, 0, 6, 0)
     assert (old.attention_softcap, old.logit_softcap) == (50.0, 30.0)
-    assert (old.norm_offset, old.post_norms, old.tied) == (1.0, True, True)
+    assert (old.norm_offset, old.norm_place, old.tied) == (1.0, "both", True)
     assert (old.embedding_scale, old.query_scale) == (32**0.5, 256**-0.5)
     assert old.activation == "gelu_tanh"
     assert read(GEMMA2 | {"attn_logit_softcapping": None}).attention_softcap is None
@@ -142,8 +142,8 @@ def test_every_golden_config_reads():
             {"model_type": "lama"},
             r"unknown architecture 'lama' \(nearest: 'llama'\); jaxft knows llama, qwen2",
         ),
-        ({"model_type": None}, "unknown architecture None; jaxft knows llama, qwen2, gemma2, gpt2"),
-        (LLAMA | {"hidden_act": "relu6"}, "unknown activation 'relu6'; jaxft knows silu"),
+        ({"model_type": None}, "unknown architecture None; jaxft knows llama, qwen2, qwen3"),
+        (LLAMA | {"hidden_act": "relu6"}, "unknown activation 'relu6'; jaxft knows swish, silu"),
         (
             GPT2 | {"add_cross_attention": True},
             "add_cross_attention = true is not known to jaxft's gpt2",

@@ -37,7 +37,7 @@ CONFIGS = {
     "gemma2": Config(
         family="gemma2",
         norm_offset=1.0,
-        post_norms=True,
+        norm_place="both",
         activation="gelu_tanh",
         attention_softcap=5.0,
         logit_softcap=4.0,

@@ -42,7 +42,7 @@ GEMMA = dataclasses.replace(
     attention_softcap=2.0,
     logit_softcap=3.0,
     norm_offset=1.0,
-    post_norms=True,
+    norm_place="both",
 )
 GPT2 = dataclasses.replace(
     LLAMA,

@@ -51,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base whose every dimension eight devices divide, its layers seeing far and near in turn."""
     config = Config(
         family="gemma2", vocabulary=384, hidden=32, intermediate=48, layers=2, heads=8, key_heads=8,
-        head_dim=8, max_length=256, post_norms=True, norm_offset=1.0, activation="gelu_tanh",
+        head_dim=8, max_length=256, norm_place="both", norm_offset=1.0, activation="gelu_tanh",
         query_scale=0.3, attention_softcap=20.0, logit_softcap=20.0, windows=(40, 0), tied=True,
         embedding_scale=32**0.5,
     )  # fmt: skip

@@ -1,0 +1,60 @@
+"""The families, one file each: how config.json reads as a `Config` and is written from one, and the tensors' names.
+
+To add one, write its file and its entry in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from jaxft.errors import UserError, nearest, shown
+from jaxft.models.config import Config
+from jaxft.models.families import gemma2, gpt2, llama, mistral, qwen2, qwen3
+from jaxft.models.families.family import Family, Tensor
+from jaxft.models.segments import segments_of
+from jaxft.tree import in_layers
+
+__all__ = ["FAMILIES", "Family", "Tensor", "family_of", "module_names", "tensors_of"]
+
+# config.json's model_type -> the family.
+FAMILIES = {
+    "llama": llama.FAMILY,
+    "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
+    "mistral": mistral.FAMILY,
+    "gemma2": gemma2.FAMILY,
+    "gpt2": gpt2.FAMILY,
+}
+
+
+def family_of(model_type: Any, where: str) -> Family:
+    """The family of a config.json's `model_type`. Raises UserError that lists the known ones."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        hint = nearest(str(model_type), FAMILIES)
+        raise UserError(
+            f"{where}: unknown architecture {shown(model_type)}{hint}; jaxft knows {known}"
+        )
+    return FAMILIES[model_type]
+
+
+def tensors_of(config: Config) -> dict[str, Tensor]:
+    """{path in the tree: Tensor} of a decoder's family, its biases and head as the config says."""
+    return dict(_tensors_of(config))
+
+
+@functools.lru_cache(maxsize=64)
+def _tensors_of(config: Config) -> dict[str, Tensor]:
+    tensors = FAMILIES[config.family].tensors
+    found = {path: tensor for path, tensor in tensors(config).items() if not in_layers(path)}
+    for segment in segments_of(config):
+        own = {path: tensor for path, tensor in tensors(segment.config).items() if in_layers(path)}
+        found |= {f"{segment.name}/{path.split('/', 1)[1]}": one for path, one in own.items()}
+    return found
+
+
+def module_names(config: Config) -> dict[str, str]:
+    """{path of a kernel: its module's name with {layer}}: the names that PEFT knows modules by."""
+    names = {path: tensor.module for path, tensor in tensors_of(config).items()}
+    return names | {"head/kernel": "lm_head"}

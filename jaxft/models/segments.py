@@ -1,0 +1,58 @@
+"""Segments: consecutive layers of one structure, which the decoder scans over in one program.
+
+What differs from layer to layer in data alone (window, rotary) is scanned beside them. A decoder whose layers are all
+alike has one segment, `layers` in the tree; one whose layers differ in structure has `layers_0`, `layers_1`, ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from jaxft.models.config import Config
+
+
+class Segment(NamedTuple):
+    """Consecutive layers of one structure.
+
+    Attributes:
+        name: of the segment in the tree.
+        start: the number of its first layer in the model.
+        config: that of a decoder with these layers alone.
+    """
+
+    name: str
+    start: int
+    config: Config
+
+
+def segments_of(config: Config) -> tuple[Segment, ...]:
+    """The segments of a decoder, in the order of their layers.
+
+    Raises ValueError where the parts of the configuration are not its layers.
+    """
+    if not config.parts:
+        return (Segment("layers", 0, config),)
+    counts = [count for count, _ in config.parts]
+    if sum(counts) != config.layers or min(counts) < 1:
+        raise ValueError(f"parts of {counts} layers are no {config.layers} layers")
+    found = []
+    for number, (count, changes) in enumerate(config.parts):
+        start = sum(counts[:number])
+        here = slice(start, start + count)
+        own = dataclasses.replace(
+            config,
+            layers=count,
+            windows=config.windows[here],
+            rotaries=config.rotaries[here],
+            parts=(),
+            **dict(changes),
+        )
+        found.append(Segment(f"layers_{number}", start, own))
+    return tuple(found)
+
+
+def start_of(config: Config, path: str) -> int:
+    """The number of the first layer of the segment in which a path stands; 0 outside of the layers."""
+    starts = {segment.name: segment.start for segment in segments_of(config)}
+    return starts.get(path.split("/")[0], 0)
