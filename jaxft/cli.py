@@ -15,7 +15,8 @@ from jaxft.errors import Stalled, UserError, nearest
 from jaxft.runtime.platforms import without_absent_tpus
 
 VERBS = (
-    "train", "data", "generate", "chat", "merge", "plan", "quantize", "import", "quickstart",
+    "train", "data", "generate", "chat", "merge", "plan", "quantize", "import", "index",
+    "quickstart",
 )  # fmt: skip
 CONFIGURED = ("train", "data", "plan")  # take --config.KEY=VALUE
 

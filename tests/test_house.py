@@ -23,6 +23,7 @@ ORDER = (
     ("models",),
     ("configuration", "formats", "data", "objectives"),
     ("inference",),
+    ("retrieval",),
     ("runs",),
     ("training",),
     ("planning",),

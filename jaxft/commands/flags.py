@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
-from jaxft.defaults import MAX_NEW_TOKENS
+from jaxft.defaults import MAX_NEW_TOKENS, PASSAGES
+from jaxft.errors import UserError
 
 
 def whole(low: int) -> Callable[[str], int]:
@@ -79,3 +81,71 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float32", metavar="D", help="float32 (default), bfloat16 or float16"
     )
+
+
+def add_retrieval(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that put passages of an index before questions."""
+    parser.add_argument(
+        "--retrieve", default="", metavar="INDEX", help="put passages of this index before prompts"
+    )
+    parser.add_argument(
+        "--passages",
+        type=whole(1),
+        default=PASSAGES,
+        metavar="N",
+        help=f"of --retrieve; default: {PASSAGES}",
+    )
+    parser.add_argument(
+        "--budget",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="tokens of passages and question; default: 1024, or what the model reads",
+    )
+    parser.add_argument(
+        "--passage-template",
+        default="",
+        metavar="T",
+        help="a file, or a text with {passages} and {question}",
+    )
+    parser.add_argument(
+        "--search",
+        default="auto",
+        choices=("auto", "lexical", "dense", "hybrid"),
+        help="auto: hybrid where the index embeds",
+    )
+    parser.add_argument(
+        "--refuse",
+        action="store_true",
+        help="questions that no passage answers, by the index's threshold",
+    )
+
+
+def retrieval_of(flags: dict[str, Any]) -> Callable[[Any], Any] | None:
+    """Takes the flags of `add_retrieval` away; gives tokenizer -> what puts passages before prompts, None for none.
+
+    Raises:
+        UserError: flags that go with --retrieve, without it.
+    """
+    index = flags.pop("retrieve")
+    options = {
+        "passages": flags.pop("passages"),
+        "budget": flags.pop("budget"),
+        "template": flags.pop("passage_template"),
+        "how": flags.pop("search"),
+        "refuse": flags.pop("refuse"),
+    }
+    if not index:
+        unset = {"passages": PASSAGES, "budget": 0, "template": "", "how": "auto", "refuse": False}
+        if options != unset:
+            raise UserError(
+                "--passages, --budget, --passage-template, --search and --refuse go with --retrieve INDEX"
+            )
+        return None
+
+    def before(tokenizer: Any) -> Any:
+        from jaxft.retrieval import open_retriever
+
+        return open_retriever(index, tokenizer, **options).ask
+
+    return before

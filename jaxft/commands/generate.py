@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jaxft.commands.flags import add_asked, add_sampling, whole
+from jaxft.commands.flags import add_asked, add_retrieval, add_sampling, retrieval_of, whole
 
 HELP = "continue prompts, or answer them"
 
@@ -25,6 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_asked(parser)
     add_sampling(parser)
+    add_retrieval(parser)
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="default: 8")
     parser.add_argument(
         "--json",
@@ -39,4 +40,7 @@ def run(**flags: Any) -> None:
     """Runs the verb."""
     from jaxft.inference.generate import main
 
+    before = retrieval_of(flags)
+    if before is not None:
+        flags["before"] = before
     main(**flags)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import tokenizers
 
 from jaxft.assets import chat_templates, model_folder
+from jaxft.data.literal import OPEN, encode_marked, pattern_of
 from jaxft.data.rebuilt import REBUILT, class_of, is_byte_level, tell_where_ids_differ
 from jaxft.data.special_tokens import special_tokens
 from jaxft.errors import UserError, nearest, shown
@@ -78,12 +81,25 @@ class Tokenizer:
         """What `eos_id` is written as."""
         return None if self.eos_id is None else str(self.backend.id_to_token(self.eos_id))
 
+    @functools.cached_property
+    def added_tokens(self) -> re.Pattern[str] | None:
+        """Finds what a text must not hold where it is data: special tokens, and others added to the vocabulary."""
+        return pattern_of(self.backend)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`; a BOS that the text already begins with is not added again."""
         return self.encode_all([text], add_special_tokens)[0]
 
     def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """`encode` of many texts, in parallel."""
+        """`encode` of many texts, in parallel. What `literal` marks in them is text, and no special token."""
+        if any(OPEN in text for text in texts):
+            with refusing_panics(self.name):
+                return [
+                    encode_marked(self.backend, text, add_special_tokens, self.added_tokens)
+                    if OPEN in text
+                    else self.encode(text, add_special_tokens)
+                    for text in texts
+                ]
         with refusing_panics(self.name):
             encodings = self.backend.encode_batch_fast(
                 list(texts), add_special_tokens=add_special_tokens

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jaxft.data.chat import Tools
 from jaxft.data.records import json_type
@@ -15,6 +15,25 @@ from jaxft.inference.opening import conversation
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Messages
+
+
+class Asked(NamedTuple):
+    """What is asked in the place of a prompt, where something is put before it.
+
+    Attributes:
+        prompt: what the model reads.
+        answer: what is answered without asking it; None where it is asked.
+        row: answer -> what the row of the answer tells besides.
+    """
+
+    prompt: Prompt
+    answer: str | None
+    row: Callable[[str], dict[str, Any]]
+
+
+# (prompts by what an error calls each, tokens that the model reads of one at most) -> what is asked in their place
+Before = Callable[[Mapping[str, Prompt], int], list[Asked]]
+
 # What answers a prompt, which `generate` is to find by itself.
 ANSWERS = ("completion", "chosen", "rejected", "answer", "response", "output")
 

@@ -6,7 +6,7 @@ import collections
 import json
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.data.unwritten import Unwritten
 from jaxft.defaults import MAX_NEW_TOKENS
 from jaxft.errors import UserError, counted
-from jaxft.inference.asked import Prompt, read_prompts
+from jaxft.inference.asked import Asked, Before, Prompt, read_prompts
 from jaxft.inference.decoding import generate_tokens
 from jaxft.inference.opening import as_chat, conversation, open_model, open_words, tell_how
 from jaxft.models import Config, Transformer
@@ -276,6 +276,7 @@ def main(
     date: str = "",
     as_json: bool = False,
     dtype: str = "float32",
+    before: Callable[[Tokenizer], Before] | None = None,
     **settings: Any,
 ) -> None:
     """`jaxft generate`: prints what a model folder, alone or with a PEFT adapter, says to prompts.
@@ -297,6 +298,7 @@ def main(
         date: what the template takes for the present moment, as `config.data.date`; "": that moment.
         as_json: JSON lines on a terminal too.
         dtype: of the weights, the adapter and the computation: float32, bfloat16 or float16.
+        before: for the model's tokenizer, what puts something before the prompts; their rows tell what.
         settings: the other arguments of `generate`.
 
     Raises:
@@ -309,26 +311,66 @@ def main(
     texts = any(isinstance(prompt, str) for prompt in given)
     if (system or texts) and as_chat(words, chat, system):
         given = [conversation(prompt, system) for prompt in given]
+    put_before = before(words.tokenizer) if before is not None else None
     network, params = open_model(model, adapter, dtype)
     if texts and chat is None and not system:
         tell_how(words)
+    each = [Asked(prompt, None, lambda _: {}) for prompt in given]
+    if put_before is not None:
+        room = network.config.max_length - settings.get("max_new_tokens", MAX_NEW_TOKENS)
+        room -= _frame(words.tokenizer, given)
+        each = put_before(dict(zip(asked, given, strict=True)), room)
+    settings |= {"tokenizer": words.tokenizer, "progress": True}
+    said = _answers(network, params, each, list(asked), tools, settings)
+    plain = not as_json and sys.stdout.isatty()
+    for prompt, one, answer in zip(asked.values(), each, said, strict=True):
+        row = {"prompt": prompt, "completion": answer, **one.row(answer)}
+        print(_shown(prompt, answer, row) if plain else json.dumps(row, ensure_ascii=False))
+
+
+def _answers(
+    network: Transformer,
+    params: Mapping[str, Any],
+    each: Sequence[Asked],
+    origins: Sequence[str],
+    tools: Sequence[Tools],
+    settings: Mapping[str, Any],
+) -> list[str]:
+    """What is said to each, of the model or without it; says how many were refused."""
+    open_ones = [place for place, one in enumerate(each) if one.answer is None]
     said = generate(
         network,
         params,
-        given,
-        tokenizer=words.tokenizer,
-        progress=True,
-        origins=list(asked),
-        tools=tools,
+        [each[place].prompt for place in open_ones],
+        origins=[origins[place] for place in open_ones],
+        tools=[tools[place] for place in open_ones] if tools else (),
         **settings,
     )
-    plain = not as_json and sys.stdout.isatty()
-    for prompt, answer in zip(asked.values(), said, strict=True):
-        row = {"prompt": prompt, "completion": answer}
-        print(_shown(prompt, answer) if plain else json.dumps(row, ensure_ascii=False))
+    if len(open_ones) < len(each):
+        refused = len(each) - len(open_ones)
+        print(f"jaxft: {refused:,} of {counted(len(each), 'question')} refused", file=sys.stderr)
+    model_says = dict(zip(open_ones, said, strict=True))
+    return [one.answer or model_says[place] for place, one in enumerate(each)]
 
 
-def _shown(prompt: Prompt, answer: str) -> str:
+def _frame(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> int:
+    """Tokens that stand around the last message of the prompts, at most: their other messages and the template's."""
+    most = 2  # BOS, and one to spare where texts meet
+    for prompt in prompts:
+        if not isinstance(prompt, str) and prompt:
+            last = prompt[-1].get("content")
+            own = len(tokenizer.encode(last, False)) if isinstance(last, str) else 0
+            messages = [read_message("prompt", dict(message)) for message in prompt]
+            whole, _ = encode_chat_and_text(tokenizer, messages, add_generation_prompt=True)
+            most = max(most, len(whole) - own + 2)
+    return most
+
+
+def _shown(prompt: Prompt, answer: str, row: Mapping[str, Any]) -> str:
     turns = [] if isinstance(prompt, str) else prompt
     said = [f"{m['role']}: {m.get('content', '')}" for m in turns] or [str(prompt)]
-    return "\n".join([*(f"> {text}" for text in said), answer, ""])
+    cited = [
+        f"[{one['passage']}] {one['source']}, bytes {one['start']:,} to {one['end']:,}"
+        for one in row.get("passages", ())
+    ]
+    return "\n".join([*(f"> {text}" for text in said), answer, *cited, ""])
