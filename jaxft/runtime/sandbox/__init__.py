@@ -13,21 +13,28 @@ The child is started when it is first needed (50 ms), shared by all threads, and
 conversation in one exchange (some 0.1 ms); one that was ended is replaced at the next request. Many
 conversations go in portions of bounded length, and the beginnings of one, of which its turns are
 found, do not leave the child (`turns`), or are not even rendered (`streaming`).
+
+Code of a grader is somebody's whole Python: it is run by another child, which forks a process for every answer that
+is judged (`running`), where the kernel forbids besides what a grader has no need of (`kernel`).
 """
 
 from jaxft.runtime.sandbox.client import (
     TooMuch,
     assistant_turns,
+    call_function,
     first_matches,
     render_conversations,
+    verdicts,
 )
 from jaxft.runtime.sandbox.moment import check_moment, today
 
 __all__ = [
     "TooMuch",
     "assistant_turns",
+    "call_function",
     "check_moment",
     "first_matches",
     "render_conversations",
     "today",
+    "verdicts",
 ]

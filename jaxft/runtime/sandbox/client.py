@@ -21,6 +21,10 @@ PATIENCE = 120.0  # seconds until a child that gets no processor time is given u
 TOGETHER = 64  # texts of a request, for which the limits of time and memory hold together
 TOGETHER_BYTES = 1_000_000  # of them, but for one that has more alone
 KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME")  # no keys, no tokens
+ONE_THREAD = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}  # each takes memory of the child's
 
 Rendered = tuple[str, list[tuple[int, int]]]
 
@@ -101,10 +105,72 @@ def first_matches(
     return _child.ask("match", request, texts, together=len(texts))
 
 
+def verdicts(
+    action: str,
+    request: Mapping[str, Any],
+    each: Sequence[Mapping[str, Any]],
+    *,
+    seconds: float = 2.0,
+    waiting: float = 10.0,
+    megabytes: int = 512,
+) -> list[tuple[float | None, str]]:
+    """Judges answers by code of a grader's, each in a process of its own that is made for it.
+
+    Args:
+        action: a name of `jaxft.runtime.sandbox.judging.ACTIONS`.
+        request: its arguments that all answers have in common.
+        each: those of each answer.
+        seconds: of processor time, for each.
+        waiting: seconds after which one is given up in any case.
+        megabytes: of memory beyond the interpreter's, for each.
+
+    Returns:
+        For each (number, "") or (None, why it cannot be judged, in one line).
+
+    >>> verdicts("regex", {"pattern": "(a+)+$"}, [{"text": "aaa"}, {"text": "a" * 40 + "!"}], seconds=0.2)
+    [(1.0, ''), (None, 'it takes more than 0.2 s of processor time: does it loop for ever?')]
+    """
+    together = os.cpu_count() or 1
+    patience = PATIENCE + waiting * -(-min(len(each), TOGETHER) // together)
+    limits = {"limits": [seconds, waiting, megabytes], "together": together}
+    try:
+        found = _judge.ask(action, {**request, **limits}, each, patience=patience) if each else []
+    except TooMuch as error:
+        found = [(None, str(error))] * len(each)
+    return [(value, reason) for value, reason in found]
+
+
+def call_function(
+    function: str, each: Sequence[Mapping[str, Any]], patience: float = PATIENCE
+) -> list[tuple[float | None, str]]:
+    """`jaxft.runtime.sandbox.functions.call`: a function of the user's own, in a process beside, as free as this one.
+
+    Args:
+        function: `module:function`, as found from the working folder too.
+        each: `sample` and `item` of each answer.
+        patience: seconds for them all; then none of them is judged, and the process is ended.
+
+    Returns:
+        For each (number, "") or (None, why it cannot be judged, in one line).
+
+    Raises:
+        UserError: there is no such function.
+    """
+    try:
+        found = _own.ask("call", {"function": function}, each, max(len(each), 1), patience)
+    except TooMuch as error:
+        return [(None, f"{function}: {error}")] * len(each)
+    except UserError as error:
+        raise UserError(f"function {function!r}: {error}") from None
+    return [(value, reason) for value, reason in found]
+
+
 class _Child:
     """The child process: one request at a time, from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str, trusted: bool = False) -> None:
+        self._trusted = trusted
+        self._module = f"jaxft.runtime.sandbox.{module}"
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -114,30 +180,35 @@ class _Child:
         request: Mapping[str, Any],
         each: Sequence[Any],
         together: int = TOGETHER,
+        patience: float = PATIENCE,
         **columns: Sequence[Any],
     ) -> list[Any]:
-        """What the action makes of each part, some parts at a time; `columns` have further values of each part."""
+        """What the action makes of each part, some parts at a time; `columns` have further values of each part.
+
+        Raises:
+            UserError: it fails; a `TooMuch`: the child was ended by a limit, or `patience` seconds are over.
+        """
         head = _json(request)[:-1]
         results = list[Any]()
         for start, parts in _portions([_json(part) for part in each], together):
             also = {name: values[start : start + len(parts)] for name, values in columns.items()}
             text = f'{head}, "each": [{", ".join(parts)}], {_json(also | {"action": action})[1:]}'
-            results += self._asked(text.encode("utf-8", "surrogatepass"))
+            results += self._asked(text.encode("utf-8", "surrogatepass"), patience)
         return results
 
-    def _asked(self, data: bytes) -> list[Any]:
+    def _asked(self, data: bytes, patience: float) -> list[Any]:
         with self._lock:
-            reply = self._exchange(len(data).to_bytes(8, "little") + data)
+            reply = self._exchange(len(data).to_bytes(8, "little") + data, patience)
         answer = json.loads(reply.decode("utf-8", "surrogatepass"))
         if "error" in answer:
             raise (TooMuch if answer["limited"] else UserError)(answer["error"])
         results: list[Any] = answer["results"]
         return results
 
-    def _exchange(self, data: bytes) -> bytes:
+    def _exchange(self, data: bytes, patience: float) -> bytes:
         if self._process is None or self._process.poll() is not None:
             self.stop()
-            self._process = _start()
+            self._process = _start(self._module, self._trusted)
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -147,8 +218,8 @@ class _Child:
             process.stdin.flush()
             poll = select.poll()
             poll.register(process.stdout, select.POLLIN | select.POLLHUP)
-            if not poll.poll(1000 * PATIENCE):
-                raise UserError(f"no answer within {PATIENCE:g} s")
+            if not poll.poll(1000 * patience):
+                raise TooMuch(f"no answer within {patience:g} s")
             length = int.from_bytes(process.stdout.read(8), "little")
             reply = process.stdout.read(length) if length else b""
             whole = 0 < length == len(reply)
@@ -211,27 +282,37 @@ def _reason(status: int) -> str:
     return "it takes too much memory or processor time"
 
 
-def _start() -> subprocess.Popen[bytes]:
-    """A child that finds the same packages, and no credentials in its environment."""
+def _start(module: str, trusted: bool) -> subprocess.Popen[bytes]:
+    """A child that finds the same packages, and, unless it is trusted, no credentials in its environment."""
     folders = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+    environment = {name: os.environ[name] for name in KEPT if name in os.environ} | ONE_THREAD
+    environment = dict(os.environ) if trusted else environment
     return subprocess.Popen(
-        [sys.executable, "-P", "-B", "-m", "jaxft.runtime.sandbox.worker"],
+        [sys.executable, "-P", "-B", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=None if trusted else subprocess.DEVNULL,
         env=environment | {"PYTHONPATH": folders},
     )
 
 
-_child = _Child()
+def _children() -> tuple[_Child, _Child, _Child]:
+    return _Child("worker"), _Child("running"), _Child("functions", trusted=True)
+
+
+_child, _judge, _own = _children()
 
 
 def _after_fork() -> None:
     # The pipes are the parent's, and the lock may be held by a thread that is not here.
-    global _child
-    _child = _Child()
+    global _child, _judge, _own
+    _child, _judge, _own = _children()
+
+
+def _stop() -> None:
+    for child in (_child, _judge, _own):
+        child.stop()
 
 
 os.register_at_fork(after_in_child=_after_fork)
-atexit.register(lambda: _child.stop())
+atexit.register(_stop)

@@ -214,7 +214,7 @@ def _length(beginning: Beginning) -> int:
     return beginning[0] + len(beginning[1])
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
     line = getattr(error, "lineno", None)
     reason = (f"line {line}: " if line else "") + " ".join(str(error)[:2000].split())[:300]

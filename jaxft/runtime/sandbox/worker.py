@@ -24,14 +24,25 @@ SECONDS_EACH = 0.01
 SECONDS_MEGABYTE = 0.5
 MOST_SECONDS = 30.0
 MEGABYTES = 128  # beyond what the interpreter has when it has started
-REFUSED = ("os.", "socket.", "subprocess.", "ctypes.", "shutil.", "pty.", "webbrowser.", "urllib.")
+REFUSED = (
+    "os.",
+    "socket.",
+    "subprocess.",
+    "ctypes.",
+    "shutil.",
+    "pty.",
+    "webbrowser.",
+    "urllib.",
+    "resource.",
+)
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 MAX_REPLY = 32_000_000  # bytes
 ACTIONS: dict[str, Callable[..., list[Any]]] = {"render": render, "turns": turns, "match": match}
 
 
 def limit() -> None:
     """No more memory than `MEGABYTES`, no file written, no core dump, nothing of what `refuse` names."""
-    space = _address_space() + MEGABYTES * 1_000_000
+    space = address_space() + MEGABYTES * 1_000_000
     for name, value in {"RLIMIT_AS": space, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0}.items():
         with suppress(AttributeError, ValueError, OSError):  # not every system has each of them
             resource.setrlimit(getattr(resource, name), (value, value))
@@ -48,9 +59,11 @@ def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise PermissionError(f"{event} is not allowed here")
     if event == "open" and not str(arguments[0]).endswith((".py", ".pyc", ".so")):
         raise PermissionError(f"no file is opened here: {str(arguments[0])[:80]!r}")
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
+        raise PermissionError(f"no file is written here: {str(arguments[0])[:80]!r}")
 
 
-def _address_space() -> int:
+def address_space() -> int:
     """Bytes of this process's address space; a usual size where the system does not say."""
     try:
         with open("/proc/self/statm", "rb") as file:

@@ -1,0 +1,148 @@
+"""A model that judges: what it is asked, how a server is asked, and what number its answer holds."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import json
+import math
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxft.errors import UserError, shown
+from jaxft.objectives.graders.templates import filled, parts_of
+
+KEY = "JAXFT_JUDGE_KEY"  # the environment's variable with a server's key: a file of graders must not choose it
+TOGETHER = 8  # requests at a time
+TRIES = 3
+WAITING = 120.0  # seconds for an answer
+MOST_BYTES = 4_000_000
+AGAIN = (408, 409, 429, 500, 502, 503, 504)
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+NAMED = re.compile(rf'"(?:result|score)"\s*:\s*"?{NUMBER}')
+ALONE = re.compile(rf"^\W*(?:(?:final |the )*(?:score|result|grade|rating)(?: is)?\W*)?{NUMBER}\W*$", re.I)  # fmt: skip
+
+Messages = list[dict[str, str]]
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raises UserError for messages, a range, or a url that is none."""
+    for place, message in enumerate(settings["input"]):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise UserError(f"input[{place}] is no message: role and content are expected")
+        parts_of(_content(message, place))
+    if not settings["input"]:
+        raise UserError("input has no message")
+    low, high = _bounds(settings["range"])
+    if low >= high:
+        raise UserError(f"range [{low:g}, {high:g}] holds no numbers")
+    if settings["url"] and not re.match(r"https?://[^/]", settings["url"]):
+        raise UserError(f"url {shown(settings['url'])} does not begin with http:// or https://")
+
+
+def _bounds(given: Sequence[Any]) -> tuple[float, float]:
+    if len(given) != 2 or not all(type(bound) in (int, float) for bound in given):
+        raise UserError(f"range {shown(list(given))}: two numbers are expected")
+    return float(given[0]), float(given[1])
+
+
+def _content(message: Mapping[str, Any], place: int) -> str:
+    """A message's text, which may stand alone, or as OpenAI's input_text."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"input[{place}]: content must be a text")
+    return "".join(map(str, texts))
+
+
+def conversation(
+    settings: Mapping[str, Any], item: Mapping[str, Any], sample: Mapping[str, Any]
+) -> Messages:
+    """The messages for an item and an answer, with a sentence behind the last that asks for a number in JSON."""
+    messages = [
+        {"role": message["role"], "content": filled(_content(message, place), item, sample)}
+        for place, message in enumerate(settings["input"])
+    ]
+    low, high = _bounds(settings["range"])
+    messages[-1]["content"] += (
+        f'\n\nAnswer with JSON: {{"result": NUMBER}}, a number from {low:g} to {high:g}.'
+    )
+    return messages
+
+
+def score(answer: str | Exception, bounds: Sequence[float]) -> tuple[float | None, str]:
+    r"""The number of an answer: its last "result", or what its last line is.
+
+    >>> score('It is good. {"result": 0.5}', (0, 1)), score("Good.\nScore: 1", (0, 1)), score("7 of 10", (0, 10))[0]
+    ((0.5, ''), (1.0, ''), None)
+    """
+    if isinstance(answer, Exception):
+        return None, f"the model does not answer: {' '.join(str(answer).split())[:200]}"
+    named = NAMED.findall(answer)
+    lines = [line for line in answer.splitlines() if line.strip()]
+    alone = ALONE.match(lines[-1][:200]) if lines else None
+    if not named and not alone:
+        return None, f"the model's answer holds no result: {shown(answer[-80:])}"
+    value = float(named[-1] if named else alone[1])  # type: ignore[index]
+    low, high = _bounds(bounds)
+    if not (math.isfinite(value) and low <= value <= high):
+        return None, f"the model's result {value:g} lies outside of {low:g} to {high:g}"
+    return value, ""
+
+
+def ask_url(
+    url: str, model: str, conversations: Sequence[Messages], sampling: Mapping[str, Any]
+) -> list[str | Exception]:
+    """What an OpenAI-compatible server answers to each conversation, some at a time; the error where it does not."""
+    if not conversations:
+        return []
+    with concurrent.futures.ThreadPoolExecutor(TOGETHER) as pool:
+        return list(pool.map(lambda talk: _asked(url, model, talk, sampling), conversations))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A server that sends elsewhere does not get the key sent there."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+def _asked(
+    url: str, model: str, messages: Messages, sampling: Mapping[str, Any]
+) -> str | Exception:
+    named = dict(sampling)
+    for name in ("max_completions_tokens", "max_completion_tokens"):
+        if name in named:
+            named["max_tokens"] = named.pop(name)
+    body = json.dumps({"model": model, "messages": messages, **named}).encode()
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(KEY):
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(
+        url.rstrip("/") + "/chat/completions", data=body, headers=headers
+    )
+    opener = urllib.request.build_opener(_NoRedirect)
+    error: Exception = ValueError("it was not asked")
+    for again in range(TRIES):
+        try:
+            with opener.open(request, timeout=WAITING) as reply:
+                answer = json.loads(reply.read(MOST_BYTES))
+            return str(answer["choices"][0]["message"]["content"] or "")
+        except urllib.error.HTTPError as failed:
+            error = failed
+            failed.close()
+            if failed.code not in AGAIN:
+                break
+        except (OSError, http.client.HTTPException) as failed:
+            error = failed
+        except (ValueError, LookupError, TypeError):
+            return ValueError("its reply is no chat completion")
+        if again + 1 < TRIES:
+            time.sleep(2.0**again)
+    return error
