@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxft.adaptation import partition as partition
     from jaxft.configuration import load_config as load_config
     from jaxft.errors import UserError as UserError
+    from jaxft.evaluation import evaluate as evaluate
     from jaxft.flax_modules import adapted as adapted
     from jaxft.formats import load as load
     from jaxft.formats import load_adapted as load_adapted
@@ -41,6 +42,7 @@ _HOMES = {
     "jaxft.adaptation": ("adapt", "base_tree", "bind_dropout", "merge", "partition"),
     "jaxft.configuration": ("load_config",),
     "jaxft.errors": ("UserError",),
+    "jaxft.evaluation": ("evaluate",),
     "jaxft.flax_modules": ("adapted",),
     "jaxft.formats": ("load", "load_adapted", "load_adapter", "save", "save_adapter"),
     "jaxft.inference": ("generate",),

@@ -24,6 +24,7 @@ ORDER = (
     ("configuration", "formats", "data", "objectives"),
     ("inference",),
     ("retrieval",),
+    ("evaluation",),
     ("runs",),
     ("training",),
     ("planning",),

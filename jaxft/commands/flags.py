@@ -41,6 +41,11 @@ def add_asked(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which model is asked, and how."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
     parser.add_argument("--adapter", default="", metavar="DIR", help="a PEFT folder")
+    add_words(parser)
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say by which tokenizer and template a model is asked."""
     parser.add_argument("--system", default="", metavar="TEXT", help="a chat's system message")
     parser.add_argument(
         "--chat-template",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from jaxft.objectives.cross_entropy import cross_entropy, token_log_probabilities
+from jaxft.objectives.cross_entropy import (
+    cross_entropy,
+    target_scores,
+    token_log_probabilities,
+)
 from jaxft.objectives.objective import OBJECTIVES, Metric, Objective, objective_of
 from jaxft.objectives.pairs import (
     LOSSES,
@@ -27,5 +31,6 @@ __all__ = [
     "preference_loss",
     "settings_of",
     "sft",
+    "target_scores",
     "token_log_probabilities",
 ]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.mesh import sizes_in_force
 from jaxft.weights import contract
@@ -117,6 +117,36 @@ def collision_log_probabilities(
 
     _, pieces = jax.lax.scan(step, None, _cut(hidden, setting.chunk, setting.parts))
     return _join(pieces, hidden.shape[1], setting.parts)
+
+
+def target_scores(
+    hidden: Float[Array, "batch length hidden"],
+    head: Any,
+    targets: Int[Array, "batch length"],
+    *,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> tuple[Float[Array, "batch length"], Bool[Array, "batch length"]]:
+    """The log p(target) of every place in float32, and whether the target is the likeliest token there.
+
+    In chunks and without a gradient; arguments are `cross_entropy`'s.
+    """
+    hidden, head = jax.lax.stop_gradient((hidden, head))
+    leaves, setting = _prepare(hidden, head, softcap, 0.0, chunk)
+    whole = jax.tree.unflatten(setting.structure, leaves)
+
+    def step(carry: None, piece: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        states, wanted = piece
+        logits = contract(states, whole).astype(jnp.float32)
+        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+        target = jnp.take_along_axis(logits, wanted[:, :, None], axis=-1, mode="clip")[:, :, 0]
+        hit = jnp.argmax(logits, axis=-1).astype(wanted.dtype) == wanted
+        return carry, (target - jax.nn.logsumexp(logits, axis=-1), hit)
+
+    cut = functools.partial(_cut, chunk=setting.chunk, parts=setting.parts)
+    _, pieces = jax.lax.scan(step, None, (cut(hidden), cut(targets)))
+    log_p, hits = (_join(piece, hidden.shape[1], setting.parts) for piece in pieces)
+    return log_p, hits
 
 
 def chunk_length(

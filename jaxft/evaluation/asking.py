@@ -1,0 +1,194 @@
+"""What a model says to questions, and what it gives to the answers that stand in the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from jaxft.data.chat import encode_chat
+from jaxft.data.sources import Row
+from jaxft.data.tokenizer import Tokenizer
+from jaxft.errors import counted
+from jaxft.evaluation.items import Item, Likelihood
+from jaxft.evaluation.likelihood import likelihoods
+from jaxft.evaluation.metrics import ANSWER, LIKELIHOOD, PAIR
+from jaxft.inference.generate import answers
+from jaxft.inference.opening import conversation
+from jaxft.models import Transformer
+from jaxft.runtime.sandbox import TooMuch
+
+
+def score(
+    model: Transformer,
+    params: Mapping[str, Any],
+    items: Sequence[Item],
+    tokenizer: Tokenizer,
+    needs: Collection[str],
+    *,
+    max_new_tokens: int,
+    batching: Mapping[str, Any],
+    progress: bool = False,
+) -> list[Item]:
+    """The items with what the metrics need of a model: answers, and likelihoods of what stands in the data.
+
+    Args:
+        model: the decoder.
+        params: its tree.
+        items: the questions.
+        tokenizer: the model's.
+        needs: of the metrics.
+        max_new_tokens: the most tokens of an answer.
+        batching: as of `token_scores`.
+        progress: show a bar.
+    """
+    found = list(items)
+    config = model.config
+    if LIKELIHOOD in needs:
+        rows = [_single(row, "chosen") for item in found for row in item.rows]
+        known, reasons = likelihoods(config, params, rows, tokenizer, **batching)
+        found = [_with_likelihood(item, known, reasons) for item in found]
+    if PAIR in needs:
+        found = _with_pairs(model, params, found, tokenizer, batching)
+    if ANSWER in needs:
+        found = _with_answers(
+            model, params, found, tokenizer, max_new_tokens, batching["batch_size"], progress
+        )
+    return found
+
+
+def as_chats(items: Sequence[Item], chat: bool, system: str) -> list[Item]:
+    """The items as a model is asked them: texts as a user's messages, and the system's message first.
+
+    Args:
+        items: as they stand in the data.
+        chat: whether a prompt that is a text is a user's message.
+        system: of the conversations that have none; "" for none.
+    """
+    found = []
+    for item in items:
+        rows = tuple(_as_chat(row, chat, system) for row in item.rows)
+        asks = rows[0].format != "text" and (chat or not isinstance(item.prompt, str))
+        prompt = conversation(item.prompt, system) if asks else item.prompt
+        found.append(dataclasses.replace(item, rows=rows, prompt=prompt))
+    return found
+
+
+def _as_chat(row: Row, chat: bool, system: str) -> Row:
+    """The row with its texts as messages, and with the system's before them."""
+    values = dict(row.values)
+    if row.format == "messages":
+        values["messages"] = conversation(values["messages"], system)
+    elif "prompt" in values and (chat or not isinstance(values["prompt"], str)):
+        values["prompt"] = conversation(values["prompt"], system)
+        for key in ("completion", "chosen", "rejected"):
+            if isinstance(values.get(key), str):
+                values[key] = [{"role": "assistant", "content": values[key]}]
+    return dataclasses.replace(row, values=values)
+
+
+def _single(row: Row, key: str) -> Row:
+    """Of a pair, its prompt with one completion, as a row to train on; other rows as they are."""
+    if row.format != "pair":
+        return row
+    values = {"prompt": row.values["prompt"], "completion": row.values[key]}
+    if row.values.get("tools"):
+        values["tools"] = row.values["tools"]
+    return dataclasses.replace(row, format="prompt_completion", values=values)
+
+
+def _with_likelihood(
+    item: Item, known: Mapping[str, Likelihood], reasons: Mapping[str, str]
+) -> Item:
+    lost = [reasons[row.origin] for row in item.rows if row.origin in reasons]
+    if lost:
+        return dataclasses.replace(item, unscored={**item.unscored, LIKELIHOOD: lost[0]})
+    each = [known[row.origin] for row in item.rows]
+    total = Likelihood(
+        sum(one.loss for one in each),
+        sum(one.tokens for one in each),
+        sum(one.hits for one in each),
+    )
+    tokens = {**item.tokens, "scored": total.tokens}
+    return dataclasses.replace(item, likelihood=total, tokens=tokens)
+
+
+def _with_pairs(
+    model: Transformer,
+    params: Mapping[str, Any],
+    items: Sequence[Item],
+    tokenizer: Tokenizer,
+    batching: Mapping[str, Any],
+) -> list[Item]:
+    sides = []
+    for key in ("chosen", "rejected"):
+        rows = [_single(item.rows[0], key) for item in items]
+        sides.append(likelihoods(model.config, params, rows, tokenizer, **batching))
+    (chosen, lost), (rejected, lost_too) = sides
+    reasons = {**lost_too, **lost}
+    found = []
+    for item in items:
+        if item.origin in reasons:
+            unscored = {**item.unscored, PAIR: reasons[item.origin]}
+            found.append(dataclasses.replace(item, unscored=unscored))
+        else:
+            pair = chosen[item.origin], rejected[item.origin]
+            found.append(dataclasses.replace(item, pair=pair))
+    return found
+
+
+def _with_answers(
+    model: Transformer,
+    params: Mapping[str, Any],
+    items: Sequence[Item],
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool,
+) -> list[Item]:
+    room = model.config.max_length - max_new_tokens
+    reasons = {item.origin: _not_asked(item, tokenizer, room) for item in items}
+    asked = [item for item in items if not reasons[item.origin]]
+    said = answers(
+        model,
+        params,
+        [item.prompt for item in asked],
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        origins=[item.origin for item in asked],
+        tools=[item.tools for item in asked],
+        progress=progress,
+    )
+    by_origin = {item.origin: answer for item, answer in zip(asked, said, strict=True)}
+    found = []
+    for item in items:
+        if item.origin in by_origin:
+            answer = by_origin[item.origin]
+            tokens = {**item.tokens, "prompt": answer.prompt_tokens, "answer": answer.tokens}
+            tokens["ended"] = int(answer.ended)
+            found.append(dataclasses.replace(item, answer=answer.text, tokens=tokens))
+        else:
+            unscored = {**item.unscored, ANSWER: reasons[item.origin]}
+            found.append(dataclasses.replace(item, unscored=unscored))
+    return found
+
+
+def _not_asked(item: Item, tokenizer: Tokenizer, room: int) -> str:
+    """Why the model cannot be asked this; "" where it can."""
+    if not item.prompt:
+        return "nothing is asked"
+    if not item.references:
+        return "the row has no reference"
+    try:
+        if isinstance(item.prompt, str):
+            length = len(tokenizer.encode(item.prompt))
+        else:
+            length = len(
+                encode_chat(tokenizer, item.prompt, add_generation_prompt=True, tools=item.tools)
+            )
+    except TooMuch as error:
+        return str(error)
+    if length > room:
+        return f"its prompt has {counted(length, 'token')}, and there is room for {max(room, 0)}"
+    return "" if length else "its prompt has no tokens"

@@ -1,0 +1,174 @@
+"""A model's figures on rows: what is scored, what is not, and that nothing else has a say in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxft
+from jaxft.data import load_tokenizer
+from jaxft.errors import UserError
+from jaxft.evaluation.likelihood import likelihoods
+from jaxft.evaluation.reading import read_items
+from jaxft.inference.generate import generate
+from jaxft.training.sharding import make_mesh, shardings
+
+FOLDER = Path(__file__).parents[1] / "golden" / "trl" / "model"
+ROWS = [
+    {"prompt": "name: Greta | trade: beekeeper =", "completion": " Greta is a beekeeper."},
+    {"prompt": "name: Elif | place: the market =", "completion": " Elif works at the market."},
+    {"prompt": "Where?", "completion": " Here, at the harbour, with all of the others."},
+    {"prompt": "name: Omar =", "completion": " Omar."},
+    {"prompt": "Where?", "completion": " There."},
+]
+model, params = jaxft.load(FOLDER)
+tokenizer = load_tokenizer(FOLDER)
+apply = jax.jit(model.apply)
+
+
+def evaluate(rows=ROWS, metrics=("loss", "token_accuracy"), **changes):
+    given = {"tokenizer": tokenizer, "max_new_tokens": 6, "batch_size": 2}
+    return jaxft.evaluate(model, params, rows, metrics, **given | changes)
+
+
+def values(result):
+    return {name: found.value for name, found in result.metrics.items()}
+
+
+def by_definition(row):
+    """(sum of -log p, tokens, hits) of a row's completion, from the logits of the row alone."""
+    prompt = tokenizer.encode(row["prompt"])
+    whole = tokenizer.encode(row["prompt"] + row["completion"] + tokenizer.eos_text)
+    padded = np.pad(np.asarray([whole]), ((0, 0), (0, 64 - len(whole))))  # what follows is not seen
+    logits = np.asarray(apply({"params": params}, padded)[0])
+    log_p = jax.nn.log_softmax(logits)
+    start = len(prompt)
+    found = [float(log_p[place - 1, whole[place]]) for place in range(start, len(whole))]
+    hits = [int(logits[place - 1].argmax()) == whole[place] for place in range(start, len(whole))]
+    return -sum(found), len(found), sum(hits)
+
+
+def test_loss_and_token_accuracy_are_those_of_the_logits():
+    each = np.asarray([by_definition(row) for row in ROWS])
+    total = each.sum(axis=0)
+    found = evaluate()
+    assert values(found) == pytest.approx(
+        {"loss": total[0] / total[1], "token_accuracy": total[2] / total[1]}, rel=1e-5
+    )
+    assert [record["tokens"]["scored"] for record in found.records] == [
+        each[0, 1], each[1, 1], each[2, 1] + each[4, 1], each[3, 1],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 5}, {"packing": True}])
+def test_batches_and_packing_have_no_say(changes):
+    plain, other = evaluate(), evaluate(**changes)
+    for one, two in zip(plain.records, other.records, strict=True):
+        assert one["scores"] == pytest.approx(two["scores"], rel=1e-5)
+
+
+def test_the_mesh_has_no_say():
+    metrics = ("loss", "exact")
+    plain = evaluate(metrics=metrics)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "context": 1, "tensor": 1})
+    laid = jax.device_put(params, shardings(params, mesh))
+    with jax.set_mesh(mesh):
+        spread = jaxft.evaluate(
+            model, laid, ROWS, metrics, tokenizer=tokenizer, max_new_tokens=6, batch_size=4
+        )
+    assert values(spread) == pytest.approx(values(plain), rel=1e-5)
+    for one, two in zip(plain.records, spread.records, strict=True):
+        assert one["answer"] == two["answer"]
+
+
+def test_answers_are_generates_and_stand_in_the_records():
+    found = evaluate(metrics=("exact", "f1"))
+    prompts = list(dict.fromkeys(row["prompt"] for row in ROWS))
+    said = generate(model, params, prompts, tokenizer=tokenizer, max_new_tokens=6)
+    assert [record["answer"] for record in found.records] == said
+    first = found.records[0]
+    assert (first["origin"], first["prompt"]) == ("row 1", ROWS[0]["prompt"])
+    assert first["tokens"]["prompt"] == len(tokenizer.encode(ROWS[0]["prompt"]))
+    assert first["tokens"]["answer"] <= 6
+    assert set(first["scores"]) == {"exact", "f1"}
+    json.dumps(found.records)
+
+
+def test_rows_that_ask_the_same_are_one_item_with_several_references():
+    found = evaluate(metrics=("exact",)).records
+    assert found[2]["references"] == [ROWS[2]["completion"], ROWS[4]["completion"]]
+    assert len(found) == 4
+
+
+def test_a_model_that_says_the_reference_is_exact():
+    said = generate(model, params, ["Where?"], tokenizer=tokenizer, max_new_tokens=6)[0]
+    rows = [{"prompt": "Where?", "completion": said}, {"prompt": "Who?", "completion": "Nobody"}]
+    assert values(evaluate(rows, ("exact",))) == {"exact": 0.5}
+
+
+def test_what_cannot_be_scored_is_named_with_its_reason():
+    long = "word " * 300
+    rows = [*ROWS[:2], {"prompt": long, "completion": " x"}, {"prompt": "", "completion": " y"}]
+    found = evaluate(rows, ("loss", "exact"))
+    assert found.metrics["exact"].n == 2
+    assert found.metrics["loss"].n == 3  # after an empty prompt the first token's followers count
+    assert set(found.unscored) == {"row 3", "row 4"}
+    assert "and the model reads 256" in found.unscored["row 3"]
+    assert "there is room for" in found.records[2]["unscored"]["answer"]
+    assert found.records[3]["unscored"] == {"answer": "nothing is asked"}
+
+
+def test_preferences_are_scored_by_both_completions():
+    rows = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": " No."} for row in ROWS
+    ]
+    found = evaluate(rows, ("preference_accuracy", "preference_margin", "loss"))
+    margins = []
+    for row in rows:
+        chosen, rejected = (
+            by_definition({"prompt": row["prompt"], "completion": row[key]})[0]
+            for key in ("chosen", "rejected")
+        )
+        margins.append(rejected - chosen)
+    assert found.metrics["preference_margin"].value == pytest.approx(np.mean(margins), rel=1e-4)
+    assert found.metrics["preference_accuracy"].value == np.mean(np.asarray(margins) > 0)
+    assert len(found.records) == len(rows)
+
+
+def test_a_figure_without_what_it_needs_is_refused():
+    texts = [{"text": "Clara works at the harbour."}]
+    assert values(evaluate(texts, ("loss",)))["loss"] > 0
+    with pytest.raises(UserError, match="row 1: exact compares answers with references"):
+        evaluate(texts, ("loss", "exact"))
+    with pytest.raises(UserError, match="preference_accuracy needs rows of prompt, chosen"):
+        evaluate(ROWS, ("preference_accuracy",))
+    with pytest.raises(UserError, match="there are no rows"):
+        evaluate([])
+
+
+def test_a_cluster_is_a_key_of_the_rows():
+    rows = [{**row, "page": number // 2} for number, row in enumerate(ROWS[:4])]
+    found = evaluate(rows, ("loss",), cluster="page").metrics["loss"]
+    assert (found.n, found.clusters) == (4, 2)
+    with pytest.raises(UserError, match=r"row 1: the row has no key 'pag'.*nearest: 'page'"):
+        read_items(rows, cluster="pag")
+
+
+def test_a_text_is_asked_as_a_message_of_a_chat_model_and_recorded_as_it_stands():
+    found = evaluate(ROWS[:1], ("loss", "exact"), chat=True, system="Be brief.")
+    asked = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": ROWS[0]["prompt"]},
+    ]
+    said = generate(model, params, [asked], tokenizer=tokenizer, max_new_tokens=6)
+    assert found.records[0]["answer"] == said[0]
+    assert found.records[0]["prompt"] == ROWS[0]["prompt"]
+    assert found.metrics["loss"].value != values(evaluate(ROWS[:1], ("loss",)))["loss"]
+
+
+def test_no_rows_have_no_likelihoods():
+    assert likelihoods(model.config, params, [], tokenizer) == ({}, {})
