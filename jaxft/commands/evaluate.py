@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from jaxft.commands.flags import add_words, whole
+from jaxft.defaults import MAX_NEW_TOKENS
 
 HELP = "score a model on held-out rows, or compare several"
 EPILOG = """\
@@ -44,7 +45,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_words(parser)
     parser.add_argument(
-        "--max-new-tokens", type=whole(1), default=128, metavar="N", help="default: 128"
+        "--max-new-tokens",
+        type=whole(1),
+        default=MAX_NEW_TOKENS,
+        metavar="N",
+        help=f"default: {MAX_NEW_TOKENS}",
     )
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="default: 8")
     parser.add_argument(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxft.defaults import MAX_NEW_TOKENS
 from jaxft.errors import UserError, counted, worded
 from jaxft.evaluation.comparing import compare, figures_in, read_results
 from jaxft.evaluation.confidence import resamples_of
@@ -62,7 +63,7 @@ def main(
     tokenizer: str = "",
     chat_template: str = "",
     date: str = "",
-    max_new_tokens: int = 128,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 8,
     dtype: str = "float32",
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
+from jaxft.defaults import MAX_NEW_TOKENS
 from jaxft.errors import UserError
 from jaxft.evaluation.asking import as_chats, score
 from jaxft.evaluation.confidence import Figure, figure
@@ -46,7 +47,7 @@ def evaluate(
     chat: bool = False,
     system: str = "",
     fields: Mapping[str, str] | None = None,
-    max_new_tokens: int = 128,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 8,
     packing: bool = False,
     progress: bool = False,
