@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.errors import UserError, shown
+from jaxft.models.config import Rotary
 
 PLACES = ("rope_parameters", "rope_scaling")  # of transformers 5, and of those before
 ORIGINAL = "original_max_position_embeddings"
@@ -75,3 +76,40 @@ def _settings(
     items = {key: tuple(x) if isinstance(x, list) else x for key, x in items.items()}
     scaling = tuple(sorted((items | {"rope_type": kind}).items()))
     return {"rope_theta": float(theta), "rope_scaling": scaling}
+
+
+def rope_by_kind(
+    raw: Mapping[str, Any],
+    kinds: Sequence[str],
+    thetas: Mapping[str, float],
+    stretched: str,
+    max_length: int,
+) -> dict[str, Any]:
+    """The rotary fields of a `Config` whose kinds of layers turn differently (gemma3, olmo3).
+
+    Args:
+        raw: config.json: `rope_parameters` has settings for each kind of layer; in older files `rope_scaling` at the
+            top level is meant for one kind alone.
+        kinds: of each layer.
+        thetas: {kind: its base, where `rope_parameters` has none}.
+        stretched: the kind that `rope_scaling` means.
+        max_length: the model's.
+    """
+    own = raw.get("rope_parameters") or {}
+    rotaries = {}
+    for kind, theta in thetas.items():
+        items = dict(own.get(kind) or {})
+        if kind == stretched:
+            items |= raw.get("rope_scaling") or {}
+        plain = {"model_type": raw.get("model_type"), PLACES[0]: {"rope_type": "default", **items}}
+        found = rope_settings(plain, theta, max_length)
+        rotaries[kind] = Rotary(found["rope_theta"], found["rope_scaling"])
+    return rotary_fields([rotaries[kind] for kind in kinds])
+
+
+def rotary_fields(rotaries: Sequence[Rotary | None]) -> dict[str, Any]:
+    """The fields of a `Config` for these layers: one rotary for all, where they are alike."""
+    first = rotaries[0]
+    if first is not None and all(one == first for one in rotaries):
+        return {"rope_theta": first.theta, "rope_scaling": first.scaling}
+    return {"rotaries": tuple(rotaries)}

@@ -10,7 +10,21 @@ from typing import Any
 
 from jaxft.errors import UserError, nearest, shown
 from jaxft.models.config import Config
-from jaxft.models.families import gemma2, gpt2, llama, mistral, qwen2, qwen3
+from jaxft.models.families import (
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    granite,
+    llama,
+    ministral3,
+    mistral,
+    olmo2,
+    olmo3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from jaxft.models.families.family import Family, Tensor
 from jaxft.models.segments import segments_of
 from jaxft.tree import in_layers
@@ -23,7 +37,14 @@ FAMILIES = {
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
     "mistral": mistral.FAMILY,
+    "ministral3": ministral3.FAMILY,
+    "gemma": gemma.FAMILY,
     "gemma2": gemma2.FAMILY,
+    "gemma3_text": gemma3.FAMILY,
+    "smollm3": smollm3.FAMILY,
+    "olmo2": olmo2.FAMILY,
+    "olmo3": olmo3.FAMILY,
+    "granite": granite.FAMILY,
     "gpt2": gpt2.FAMILY,
 }
 

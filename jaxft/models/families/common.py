@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.errors import UserError, shown
-from jaxft.models.config import Config
+from jaxft.models.config import Config, Rotary
 from jaxft.models.families.family import Tensor
 
 # As config.json spells them; of several spellings the last is written.
@@ -39,6 +39,14 @@ def activation_of(name: Any) -> str:
             f"config.json: unknown activation {shown(name)}; jaxft knows {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
+
+
+def causal(raw: Mapping[str, Any]) -> None:
+    """UserError where tokens see those behind them: such models embed texts, and write none."""
+    if raw.get("use_bidirectional_attention"):
+        raise UserError(
+            "config.json: use_bidirectional_attention: tokens see what follows them, and jaxft trains decoders"
+        )
 
 
 def read_shape(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +94,17 @@ def spelled(theta: float, scaling: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     items = {names.get(key, key): value for key, value in scaling} or {"rope_type": "default"}
     lists = {key: list(x) if isinstance(x, tuple) else x for key, x in items.items()}
     return lists | {"rope_theta": theta}
+
+
+def rotaries_of(config: Config) -> tuple[Rotary | None, ...]:
+    """Each layer's rotary."""
+    return config.rotaries or (Rotary(config.rope_theta, config.rope_scaling),) * config.layers
+
+
+def write_rope_by_kind(config: Config) -> dict[str, Any]:
+    """The rotary settings of a config whose kinds of layers, by their windows, turn differently."""
+    found = dict(zip(kinds_of(config), rotaries_of(config), strict=True))
+    return {"rope_parameters": {kind: spelled(*one) for kind, one in found.items() if one}}
 
 
 def windows_of(kinds: Sequence[Any], window: int | None) -> tuple[int, ...]:
