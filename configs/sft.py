@@ -106,6 +106,10 @@ def data() -> ConfigDict:
         # the day on which the run starts, which RUN/config.json then holds
         loss_on="completion",  # completion (of messages: the assistant's turns) | all
         on_unwritten="warn",  # what the chat template leaves out of messages: warn (count it) | error
+        retrieve="",  # an index: passages stand before each row's question, as `--retrieve` puts them; "": none
+        retrieve_passages=4,  # passages of a row, at most
+        retrieve_oracle=0.8,  # share of training rows that have the passage of their answer among them (RAFT's P)
+        retrieve_template="",  # a file, or a text with {passages} and {question}; "": jaxft's
     )
 
 

@@ -36,4 +36,8 @@ def run(config: str, overrides: list[str], **flags: Any) -> None:
     settings = load_config(config, overrides)
     from jaxft.objectives.preview import main
 
+    if settings.data.retrieve:
+        from jaxft.retrieval.training_rows import retrieving
+
+        flags["reading"] = retrieving
     main(settings, **flags)

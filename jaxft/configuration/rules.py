@@ -40,6 +40,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: value >= 1,
         (
             "batch_size",
+            "data.retrieve_passages",
             "eval_batch_size",
             "grad_accum",
             "log_every",
@@ -95,7 +96,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "from 0 to 1",
         lambda value: 0 <= value <= 1,
-        ("optimizer.final_fraction", "objective.reference_mix"),
+        ("optimizer.final_fraction", "objective.reference_mix", "data.retrieve_oracle"),
     ),
     (
         "from 1, or -1 for a whole column,",

@@ -81,6 +81,7 @@ class Rows:
       as_messages: whether Alpaca becomes messages, and not one text.
       ignore: keys that are left out.
       strict: whether text that is not used is an error.
+      rewrite: what becomes of the rows, one for one: passages put before their questions, say; None: nothing.
     """
 
     sources: tuple[Source, ...]
@@ -89,9 +90,13 @@ class Rows:
     as_messages: bool
     ignore: tuple[str, ...] = ()
     strict: bool = False
+    rewrite: Callable[[Iterator[Row]], Iterator[Row]] | None = None
 
     def __iter__(self) -> Iterator[Row]:
         """Reads the sources; the rows of each are of one format."""
+        return self._read() if self.rewrite is None else self.rewrite(self._read())
+
+    def _read(self) -> Iterator[Row]:
         for index, source in enumerate(self.sources):
             first: Row | None = None
             fields: dict[str, str] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -29,20 +30,30 @@ from jaxft.objectives.reading import (
     updates_of,
 )
 
+Reading = Callable[[ConfigDict, Tokenizer, int], dict[str, Any]]
 
-def main(config: ConfigDict, plot: str, shown: int) -> None:
-    """Prints the preview, in colour on a terminal."""
+
+def main(config: ConfigDict, plot: str, shown: int, reading: Reading | None = None) -> None:
+    """Prints the preview, in colour on a terminal; arguments as of `preview`."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # the data may hold any letter
     try:
-        print("\n".join(preview(config, plot=plot, shown=shown, colour=colour)), flush=True)
+        print(
+            "\n".join(preview(config, plot=plot, shown=shown, colour=colour, reading=reading)),
+            flush=True,
+        )
     except BrokenPipeError:  # `jaxft data ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def preview(
-    config: ConfigDict, *, plot: str = "", shown: int = 3, colour: bool = False
+    config: ConfigDict,
+    *,
+    plot: str = "",
+    shown: int = 3,
+    colour: bool = False,
+    reading: Reading | None = None,
 ) -> list[str]:
     """What the model would see in a run with this configuration, without reading its weights.
 
@@ -51,6 +62,7 @@ def preview(
         plot: a new PNG for the histogram of lengths; "" for none.
         shown: examples that are decoded, spread over the training data.
         colour: marks trained tokens in colour, else with brackets.
+        reading: (config, tokenizer, max_length) -> further arguments of `jaxft.objectives.kind.Read`; None for none.
 
     Returns:
         Lines: for training and held-out data the counts, the tokens of each source, the lengths and how rows
@@ -66,7 +78,8 @@ def preview(
     max_length, tokenizer = max_length_of(config, model), tokenizer_of(config)
     kind = objective_of(config).examples
     places = kind.places(max_length)
-    parts = parts_of(config, tokenizer=tokenizer, max_length=max_length)
+    more = {} if reading is None else reading(config, tokenizer, max_length)
+    parts = parts_of(config, tokenizer=tokenizer, max_length=max_length, **more)
     lines = list[str]()
     for part in parts:
         lines += [f"{part.name}: {part.summary}", *_filling(config, part, max_length, tokenizer)]

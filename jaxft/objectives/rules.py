@@ -34,7 +34,7 @@ def check_preferences(flat: Mapping[str, Any], changed: Collection[str]) -> None
     if "f_divergence" in changed and not loss.of_difference:
         takers = ", ".join(other for other, row in LOSSES.items() if row.of_difference)
         raise UserError(f"config.objective.f_divergence: {name} takes none; it is for {takers}")
-    for key, only in (("format", "auto"), ("loss_on", "completion"), ("mix", ())):
+    for key, only in (("format", "auto"), ("loss_on", "completion"), ("mix", ()), ("retrieve", "")):
         if flat[f"data.{key}"] != only:
             raise UserError(f"config.data.{key}: preferences take {only!r} alone")
     _check_values(name, loss, flat)

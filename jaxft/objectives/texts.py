@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxft.data import Batches, Examples, Rows, Summary, Tokenizer, prepare_examples, read_rows
+from jaxft.data import Batches, Examples, Row, Rows, Summary, Tokenizer, prepare_examples, read_rows
 from jaxft.data.mixing import check_weights
 from jaxft.data.report import Part, findings
 from jaxft.data.show import histogram_lines, marked
 from jaxft.data.store import Example
 from jaxft.objectives.kind import Kind
+
+Rewrite = Callable[[bool], Callable[[Iterator[Row]], Iterator[Row]]]
 
 
 def rows(
@@ -45,11 +49,17 @@ def read(
     vocabulary_size: int | None = None,
     held_out: bool = False,
     strict: bool = False,
+    rewrite: Rewrite | None = None,
 ) -> tuple[Rows, Examples, Summary]:
-    """The rows of `paths`, the examples that they become, and their counts: see `jaxft.objectives.kind.Read`."""
+    """The rows of `paths`, the examples that they become, and their counts: see `jaxft.objectives.kind.Read`.
+
+    `rewrite`: whether the rows are held out -> (rows -> what becomes of them, one for one).
+    """
     settings = config.data
     as_messages = tokenizer.chat_template is not None
     found = rows(config, paths, held_out=held_out, as_messages=as_messages, strict=strict)
+    if rewrite is not None:
+        found = dataclasses.replace(found, rewrite=rewrite(held_out))
     if settings.mix and not held_out:
         check_weights(settings.mix, len(found.sources))
     examples, summary = prepare_examples(

@@ -29,6 +29,7 @@ from jaxft.objectives.reading import (
     source_lines,
     tokenizer_of,
 )
+from jaxft.retrieval.training_rows import retrieving
 from jaxft.runtime.processes import first
 from jaxft.training.sharding import host_rows, lengths_on, place_batch, require_rows
 
@@ -82,6 +83,7 @@ def prepare_data(
         max_length=max_length,
         vocabulary_size=model.vocabulary,
         strict=True,
+        **retrieving(config, tokenizer, max_length),
     )
 
     def batches(name: str, examples: Examples, size: int, **options: Any) -> Batches:
