@@ -103,17 +103,16 @@ def corrupt(places: int, draw: random.Random, folder: Path) -> dict[str, Any]:
 def write(folder: Path) -> tuple[dict[str, Path], Any]:
     """{kind: a folder of it}, and a tree like the checkpoint's."""
     kept: list[Any] = []
-    take = loop._Run._save
+    take = loop.Loop.save
 
     def saving(run: Any) -> None:
-        drawn, _ = checkpoint.split_base(run._params(), run.frozen)
-        kept[:] = [(run.state, drawn)]
+        kept[:] = [run.saved()]
         take(run)
 
-    loop._Run._save = saving
+    loop.Loop.save = saving
     loop.train(load_config("configs/sft.py:lora", SETTINGS), folder / "lora")
     like = kept[0]
-    loop._Run._save = take
+    loop.Loop.save = take
     loop.train(load_config("configs/sft.py:full", SETTINGS), folder / "full")
     return {
         "checkpoint": folder / "lora" / "checkpoints",

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.configuration import load_config
-from jaxft.runs import checkpoint, metrics
+from jaxft.runs import checkpoint, evaluation, metrics, saves
 from jaxft.training import loop
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "trl"
@@ -55,13 +55,13 @@ SETTINGS = {
 }
 # The phases: where a function is entered, and its name there.
 PHASES: dict[str, tuple[Any, str]] = {
-    "start": (loop._Run, "open"),
-    "step": (loop._Run, "_update"),
+    "start": (loop, "_begun"),
+    "step": (loop.Loop, "dispatch"),
     "save": (checkpoint.Checkpoints, "save"),
     "commit": (checkpoint.Checkpoints, "_commit"),
-    "evaluation": (loop, "held_out"),
-    "samples": (loop, "answers"),
-    "export": (loop._Run, "_export"),
+    "evaluation": (evaluation, "held_out"),
+    "samples": (loop, "samples"),
+    "export": (loop, "_exported"),
     "plot": (loop, "plot_run"),
 }
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
@@ -181,14 +181,14 @@ def in_child(workdir: Path, cache: str, told: mmap.mmap, aim: tuple[str, int, fl
     watch_files(str(workdir), said, aim)
     for phase, (owner, name) in PHASES.items():
         watch(phase, owner, name, said, aim)
-    taken_up = loop._Run._restore
+    taken_up = saves.Saves.newest
 
-    def restoring(run: Any) -> int:
-        step = taken_up(run)
-        tell(told, {"resumed": step})
-        return step
+    def restoring(*arguments: Any) -> Any:
+        found = taken_up(*arguments)
+        tell(told, {"resumed": found[0] if found else 0})
+        return found
 
-    loop._Run._restore = restoring
+    saves.Saves.newest = restoring
     loop.train(load_config("configs/sft.py:lora", SETTINGS), workdir)
     if aim is None:
         tell(told, said)

@@ -38,8 +38,8 @@ class Given:
 class Feed(Protocol):
     """The source of a run's batches.
 
-    `state` is what stands on the devices as the batch is asked for (`jaxft.training.step.Standing`): its `params` are
-    the policy. Fixed data ignore it.
+    `state` is what stands on the devices as the batch is asked for, a `jaxft.training.standing.Standing`: its `params`
+    are the policy. Fixed data ignore it.
     """
 
     @property

@@ -19,6 +19,7 @@ from jaxft.runs.reporters import Reporter
 from jaxft.runtime import storage
 from jaxft.runtime.processes import first
 
+OF_THE_STEP = ("loss", "learning_rate", "grad_norm", "tokens", "bad")  # whatever the objective
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
 
 
@@ -33,15 +34,21 @@ class Metrics:
         step: how many updates have been made.
         services: further reporters.
         sets: names of the held-out sets; "" where there is a single one, which needs no name.
+        best: the number by which the best evaluation is chosen.
 
     Attributes:
-        losses: {step: held-out loss} of the evaluations that are whole, on the first set.
+        values: {step: that number} of the evaluations that are whole, on the first set.
     """
 
     def __init__(
-        self, path: Path, step: int, services: list[Reporter], sets: Sequence[str] = ("",)
+        self,
+        path: Path,
+        step: int,
+        services: list[Reporter],
+        sets: Sequence[str] = ("",),
+        best: str = "loss",
     ) -> None:
-        self._path, self._services = path, services
+        self._path, self._services, self._best = path, services, best
         lines = [line for line in read_metrics(path) if line["step"] <= step]
         held_out = [line for line in lines if line["split"] == "eval"]
         counts = collections.Counter(line["step"] for line in held_out)
@@ -50,10 +57,10 @@ class Metrics:
         with written(path):
             storage.write_text(path, "".join(map(_json_line, kept)))
             self._file = path.open("a", encoding="utf-8")
-        self.losses: dict[int, float] = {}
+        self.values: dict[int, float] = {}
         for line in held_out:
             if line["step"] in whole:
-                self.losses.setdefault(line["step"], line["loss"])
+                self.values.setdefault(line["step"], line[best])
 
     def write(self, split: str, step: int, numbers: Mapping[str, float]) -> None:
         """Appends {"step", numbers ..., "split"}."""
@@ -69,7 +76,7 @@ class Metrics:
                 for name, numbers in results.items()
             ]
         )
-        self.losses[step] = next(iter(results.values()))["loss"]
+        self.values[step] = next(iter(results.values()))[self._best]
         for name, numbers in results.items():
             self._report(f"eval/{name}" if name else "eval", step, numbers)
 
@@ -183,5 +190,5 @@ def numbers_of(read: Mapping[str, float], tokens: int, seconds: float) -> dict[s
 
 def further(numbers: Mapping[str, float]) -> dict[str, float]:
     """The averages that an objective reports beside its loss; what was never counted (NaN) is left out."""
-    named = {name: value for name, value in numbers.items() if "/" in name or name in ("kl", "nll")}
+    named = {name: value for name, value in numbers.items() if name not in OF_THE_STEP}
     return {name: value for name, value in named.items() if not math.isnan(value)}

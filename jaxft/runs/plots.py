@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from jaxft.runs.folder import written
 from jaxft.runs.metrics import read_metrics
 
 
-def plot_run(workdir: Path) -> Path:
-    """Draws plots/loss.png (training and held-out loss, learning rate) from metrics.jsonl; returns its path."""
+def plot_run(workdir: Path, per: str = "token") -> Path:
+    """Draws plots/loss.png (training and held-out loss, learning rate) from metrics.jsonl; returns its path.
+
+    `per` is what the loss is divided by.
+    """
     lines = read_metrics(workdir / "metrics.jsonl")
     train = [line for line in lines if line["split"] == "train"]
     held_out = [line for line in lines if line["split"] == "eval"]
@@ -33,7 +37,7 @@ def plot_run(workdir: Path) -> Path:
         color = None if name else "tab:orange"
         label = f"held out: {name}" if name else "held out"
         _curve(upper, lines, "loss", color=color, marker="o", label=label)
-    upper.set_ylabel("loss (nats per token)")
+    upper.set_ylabel(f"loss (nats per {per})")
     upper.set_title(workdir.absolute().name)
     upper.grid(alpha=0.3)
     if train or held_out:
@@ -66,15 +70,18 @@ def _curve(axes: Any, lines: list[dict[str, Any]], key: str, **style: Any) -> No
     axes.plot([line["step"] for line in lines], [line[key] for line in lines], **style)
 
 
-def plot_averages(workdir: Path) -> Path | None:
+def plot_averages(workdir: Path, reported: Sequence[str]) -> Path | None:
     """Draws plots/metrics.png, a panel for each kind of average that the objective reports; None if it has none.
 
     Averages of one kind (`rewards/chosen`, `rewards/rejected`) share a panel: training in thin lines, held-out ones
     with dots.
+
+    Args:
+        workdir: with metrics.jsonl.
+        reported: names of the averages; those that no line has are left out.
     """
     lines = read_metrics(workdir / "metrics.jsonl")
-    names = list(dict.fromkeys(name for line in lines for name in line if "/" in name))
-    names += [name for name in ("kl", "nll") if any(name in line for line in lines)]
+    names = [name for name in reported if any(name in line for line in lines)]
     if not names:
         return None
     panels: dict[str, list[str]] = {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -17,38 +19,38 @@ from jaxft.configuration import validate
 from jaxft.data.feed import Fed, Feed
 from jaxft.errors import UserError, counted
 from jaxft.formats.manifest import Damaged
-from jaxft.inference.evaluate import held_out
 from jaxft.kernels.compiler_options import compiler_options
 from jaxft.methods import Method
 from jaxft.models import Transformer
+from jaxft.objectives.objective import objective_of
 from jaxft.objectives.reading import updates_of
-from jaxft.runs.checkpoint import Checkpoints, split_base
 from jaxft.runs.dating import dated
-from jaxft.runs.folder import Samples, check_folder, open_folder, tidy
-from jaxft.runs.host_checkpoint import Local, local_of, newest_of
-from jaxft.runs.identity import check_identity, identity
+from jaxft.runs.evaluation import Evaluation, samples
+from jaxft.runs.export import export
+from jaxft.runs.extension import Past, extend, past_of
+from jaxft.runs.folder import check_folder, open_folder, tidy
+from jaxft.runs.identity import identity
 from jaxft.runs.lock import Claim, Lock, lock_of
 from jaxft.runs.messages import device_line, next_commands, skipped, trained_line, updates_line
-from jaxft.runs.metrics import Metrics, Progress, numbers_of, say
+from jaxft.runs.metrics import say
 from jaxft.runs.plots import plot_averages, plot_run
 from jaxft.runs.publish import Logs, logs_of
-from jaxft.runs.reporters import reporters
+from jaxft.runs.record import Record
 from jaxft.runs.result import Result
+from jaxft.runs.saves import Saves
 from jaxft.runs.signals import Interrupted, Stop, stoppable
 from jaxft.runtime import processes, storage
 from jaxft.runtime.stalls import fetch
-from jaxft.training.evaluation import answers, best_step, is_exhausted
-from jaxft.training.export import export
-from jaxft.training.extension import Past, extend, past_of, patience_since
 from jaxft.training.feed import Data, prepare_data, warning_lines
+from jaxft.training.optimizer import schedule
 from jaxft.training.precision import with_runs_dtypes
 from jaxft.training.precompute import computed_beforehand
 from jaxft.training.program import make_program
 from jaxft.training.reference import Reference, make_reference
 from jaxft.training.setup import prepare_model
 from jaxft.training.sharding import make_mesh, shardings
-from jaxft.training.step import Standing, State
-from jaxft.tree import PyTree, combine, count, filled
+from jaxft.training.standing import Standing
+from jaxft.tree import PyTree, count
 from jaxft.weights import count_parameters
 
 
@@ -73,177 +75,143 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     with stoppable() as stop, lock:
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
-            model, params, method = prepare_model(config, mesh)
-            trees = partition(params, method)
-            reference = make_reference(config, model.config, trees[0], mesh)
-            complete, reference = computed_beforehand(config, workdir, mesh, reference, trees[1])
-            data = prepare_data(config, model.config, mesh, complete)
+            parts = _prepared(config, workdir, mesh)
             if (workdir / "config.json").exists():
                 lock.take()  # before its logs are read
             processes.wait("checked")
             with logs_of(workdir, lock.check) as logs:
-                run = _Run(
-                    config, workdir, logs, mesh, method, model, data, params, reference, stop
-                )
-                run.open(lock, past)
-                return run.run()
+                loop = _begun(config, workdir, parts, logs, lock, past, stop)
+                _say_start(config, parts, loop)
+                try:
+                    stop.deferred = True
+                    _trained(loop, stop)
+                    output, base = _exported(config, parts, loop, logs)
+                    plot = _plotted(config, logs)
+                    loop.saves.local.discard()
+                    stop.check()
+                finally:
+                    loop.record.close()
+                    loop.saves.close()
+                _say_end(config, parts, loop, output, base)
+                plot = workdir / plot.relative_to(logs.folder)
+                return Result(workdir, loop.step, loop.record.last, output, plot, loop.waited)
 
 
-class _Run:
-    """A run under way: the state on the devices and the files it writes."""
+class Parts(NamedTuple):
+    """What a run is made of, read and checked before anything is written.
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        workdir: Path,
-        logs: Logs,
-        mesh: Mesh,
-        method: Method,
-        model: Transformer,
-        data: Data,
-        params: PyTree,
-        reference: Reference,
-        stop: Stop,
-    ) -> None:
-        self.config, self.workdir, self.method = config, workdir, method
-        self.logs, self.publish = logs.folder, logs.publish
-        self.reference, self.held = reference, reference.held
-        self.mesh, self.model, self.data, self.stop = mesh, model, data, stop
-        self.steps = updates_of(config, data.train.steps_per_epoch)
-        trainable, self.frozen = partition(params, method)
-        program = make_program(config, model.config, method, trainable, reference, self.steps)
-        placed = shardings(jax.eval_shape(program.initial, trainable), mesh)
-        self.train_step = jax.jit(
-            program.step,
-            donate_argnums=0,
-            out_shardings=(placed, None),
-            compiler_options=compiler_options(mesh),
-        )
-        self.eval_sums = jax.jit(program.eval_sums)
-        self.state: State = jax.jit(program.initial, out_shardings=placed)(trainable)
-        self.identity = identity(config, mesh)
-        self.last: dict[str, float] = {}
-        self.data_wait = 0.0
-        self.pending: tuple[int, dict[str, jax.Array], Fed] | None = None
-        self.shapes: set[tuple[int, ...]] = set()
-        self.clock = self.began = time.perf_counter()
+    Attributes:
+        mesh: of the devices.
+        model: the module.
+        method: what adapts it.
+        trees: (trainable, frozen), on the devices.
+        reference: of the objective.
+        data: the feeds.
+    """
 
-    def open(self, lock: Lock | Claim, past: Past) -> None:
-        """Makes the folder, or takes up what stands there. Nothing has been written before."""
-        config, workdir = self.config, self.workdir
-        if processes.first():
-            open_folder(config, workdir)
-            lock.take()
-            check_folder(config, workdir)  # another process may have made it meanwhile
-            tidy(workdir)
-        processes.wait("opened")
-        self.checkpoints = Checkpoints(
-            workdir / "checkpoints",
-            keep=config.checkpoint.keep,
-            asynchronous=config.checkpoint.asynchronous,
-            may=lock.check,
-        )
-        self.local = local_of(config.checkpoint, workdir)
-        self.step = self._restore()
-        epoch = self.data.train.steps_per_epoch
-        changes = extend(config, past, workdir, self.step, epoch, say)
-        names = config.report_to if processes.first() else ()
-        services = reporters(names, self.logs, config.to_dict())
-        sets = tuple(self.data.held_out) or ("",)
-        self.metrics = Metrics(self.logs / "metrics.jsonl", self.step, services, sets)
-        self.since = patience_since(changes, self.metrics.losses, config.patience, say)
-        self.samples = Samples(self.logs / "samples.jsonl", self.metrics.losses)
-        self.progress = Progress(self.step, self.steps)
+    mesh: Mesh
+    model: Transformer
+    method: Method
+    trees: tuple[PyTree, PyTree]
+    reference: Reference
+    data: Data
 
-    def run(self) -> Result:
-        """All updates that are left, then the last checkpoint, the export and the plot."""
-        self._say_start()
-        try:
-            self.stop.deferred = True
-            self._train()
-            output = self._export()
-            plot = self.workdir / plot_run(self.logs).relative_to(self.logs)
-            plot_averages(self.logs)
-            self.local.discard()
-            self.stop.check()
-        finally:
-            self.progress.close()
-            self.metrics.close()
-            self.checkpoints.close()
-            self.local.close()
-        self._say_end(output)
-        return Result(self.workdir, self.step, self.last, output, plot, self.data_wait)
 
-    def _train(self) -> None:
-        """The loop; then, or where a signal asked to stop, a checkpoint."""
-        interrupted = None
-        try:
-            self._loop()
-        except Interrupted as error:
-            interrupted = error
-        self._log()
-        self._save()
-        self.checkpoints.wait()
-        processes.wait("saved")
-        if interrupted or self.stop.signal:
-            self.progress.say(
-                f"stopped after step {self.step}, whose checkpoint is written; "
-                "the same command goes on from there"
-            )
-            raise interrupted or Interrupted
+class Pending(NamedTuple):
+    """An update whose numbers are not read yet."""
 
-    def _loop(self) -> None:
-        self._evaluate_if_due()
-        while self.step < self.steps and not self._exhausted():
-            self.stop.check()
-            if processes.preempted(self.step):
-                raise Interrupted
-            self._events()
-            asked = time.perf_counter()
-            fed = self.data.train.next(self._standing())
-            self.data_wait += time.perf_counter() - asked
-            self._update(fed)
-            saved = self.config.checkpoint.every
-            if any(map(self._due, (saved, self.config.eval_every, self.local.every))):
-                self._log()
-                if self._due(saved):
-                    self._save()
-                self._evaluate_if_due()
-                self._save_local()
-                self.clock = time.perf_counter()
+    step: int
+    numbers: dict[str, jax.Array]
+    fed: Fed
 
-    def _update(self, fed: Fed) -> None:
-        """One step; the numbers of the one before are read now, so that the device never waits for the host."""
-        shape = fed.arrays["tokens"].shape
-        known = shape in self.shapes
-        if not known:
-            self._log()
-            self.shapes.add(shape)
-        saying = (
-            f"compiling the step for {counted(shape[0], 'row')} of {counted(shape[1], 'token')}"
-        )
-        with contextlib.nullcontext() if known else self.progress.apart(saying):
-            self.state, numbers = self.train_step(self.state, self.frozen, fed.arrays, *self.held)
-        self.step += 1
-        self.held = self.reference.moved(self.step, self.held, self.state.trainable)
-        self._log()
-        if not known:
-            self.clock = time.perf_counter()
-        self.pending = (self.step, numbers, fed)
 
-    def _due(self, every: int) -> bool:
+@dataclasses.dataclass
+class Loop:
+    """Updates: while the device works on one, the host reads the numbers of the one before.
+
+    Attributes:
+        standing: on the devices.
+        step, steps: updates dispatched, and of the whole run.
+        feed: gives batches.
+        update: jitted (state, frozen, batch, *held) -> (state, numbers).
+        evaluate: measures what stands on the devices.
+        reference, method: may change that between updates.
+        record, saves: what is told, and the states to go on from.
+        config: of the run, for its intervals.
+        check: raises where the run is to stop at a step.
+        pending: the last update, until its numbers are read.
+        shapes: of the batches for which the step is compiled.
+        waited: seconds that updates waited for their batches.
+        began: when, by the clock of `time.perf_counter`.
+    """
+
+    standing: Standing
+    step: int
+    steps: int
+    feed: Feed
+    update: Callable[..., Any]
+    evaluate: Evaluation
+    reference: Reference
+    method: Method
+    record: Record
+    saves: Saves
+    config: ConfigDict
+    check: Callable[[int], None]
+    pending: Pending | None = None
+    shapes: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
+    waited: float = 0.0
+    began: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def run(self) -> None:
+        """Makes the updates that are left, and what is due between them."""
+        self.evaluate_if_due()
+        while self.step < self.steps and not self.record.exhausted:
+            self.check(self.step)
+            self.standing = self.standing.transformed(self.method, self.step)
+            fed = self.next_batch()
+            numbers = self.dispatch(fed)
+            self.read()
+            self.pending = Pending(self.step, numbers, fed)
+            saving = self.config.checkpoint.every
+            if any(map(self.due, (saving, self.config.eval_every, self.saves.local.every))):
+                self.read()
+                if self.due(saving):
+                    self.save()
+                self.evaluate_if_due()
+                self.save_local()
+                self.record.go_on()
+
+    def due(self, every: int) -> bool:
+        """Whether what happens every so many updates, and at the end, happens now."""
         return self.step == self.steps or (every > 0 and self.step % every == 0)
 
-    def _events(self) -> None:
-        """The method's transforms of the tree that are to happen before this update."""
-        for step, transform in self.method.events:
-            if step == self.step:
-                params = transform(combine(self.state.trainable, self.frozen))
-                trainable, self.frozen = partition(params, self.method)
-                self.state = self.state._replace(trainable=trainable)
+    def next_batch(self) -> Fed:
+        """The feed's next batch; how long it takes is counted."""
+        asked = time.perf_counter()
+        fed = self.feed.next(self.standing)
+        self.waited += time.perf_counter() - asked
+        return fed
 
-    def _log(self) -> None:
-        """Writes the numbers of the last update, if that has not been done.
+    def dispatch(self, fed: Fed) -> dict[str, jax.Array]:
+        """Gives the device the next update; its numbers are there when it is done."""
+        (state, frozen, held), shape = self.standing, fed.arrays["tokens"].shape
+        known = shape in self.shapes
+        if not known:
+            self.read()
+            self.shapes.add(shape)
+        rows, length = counted(shape[0], "row"), counted(shape[1], "token")
+        saying = f"compiling the step for {rows} of {length}"
+        with contextlib.nullcontext() if known else self.record.apart(saying):
+            state, numbers = self.update(state, frozen, fed.arrays, *held)
+        self.step += 1
+        held = self.reference.moved(self.step, held, state.trainable)
+        self.standing = Standing(state, frozen, held)
+        if not known:
+            self.record.go_on()
+        return numbers
+
+    def read(self) -> None:
+        """Tells the numbers of the last update, if that has not been done.
 
         A checkpoint that was begun before that update is whole first: what a killed run has told is then
         never further than one interval from where the next start goes on. The device is two updates
@@ -251,153 +219,218 @@ class _Run:
         """
         if self.pending is None:
             return
-        self.checkpoints.wait()
-        self.local.wait()
+        self.saves.wait()
         (step, numbers, fed), self.pending = self.pending, None
         read = {name: float(value) for name, value in fetch(numbers).items()}
-        now = time.perf_counter()
-        line = numbers_of(read, fed.tokens(), now - self.clock)
-        self.clock = now
-        if step % self.config.log_every == 0 or step == self.steps:
-            self.metrics.write("train", step, line)
-            self.publish(at_once=False)
-        self.last |= {f"train_{name}": value for name, value in line.items()}
-        self.progress.update(step, line)
+        self.record.updated(step, read, fed)
         if read["bad"]:
-            self._bad(step, int(read["bad"]), line, fed)
+            text, bad = skipped(step, read, fed.origins()), int(read["bad"])
+            if bad >= self.config.optimizer.max_bad_steps:
+                times = f"{counted(bad, 'such step')} in a row"
+                raise UserError(f"{self.saves.workdir}: {text}; {times}: {self.saves.left()}")
+            self.record.say(text)
 
-    def _bad(self, step: int, bad: int, line: Mapping[str, float], fed: Fed) -> None:
-        """Tells of a step that was skipped; after `max_bad_steps` in a row the run is over."""
-        text = skipped(step, line, fed.origins())
-        if bad >= self.config.optimizer.max_bad_steps:
-            self.checkpoints.wait()
-            last = self.checkpoints.latest
-            stays = "no checkpoint was written yet" if last is None else f"checkpoint {last} stays"
-            raise UserError(
-                f"{self.workdir}: {text}; {counted(bad, 'such step')} in a row: {stays}"
-            )
-        self.progress.say(text)
-
-    def _exhausted(self) -> bool:
-        """Whether the held-out loss has not fallen for `config.patience` evaluations."""
-        return is_exhausted(self.metrics.losses, self.config.patience, self.since)
-
-    def _evaluate_if_due(self) -> None:
-        """The held-out losses and samples, unless they were taken at this step before."""
-        if not self.data.held_out or self.step in self.metrics.losses:
+    def evaluate_if_due(self) -> None:
+        """The held-out numbers and samples, unless they were taken at this step before."""
+        if not self.evaluate.sets or self.record.has_evaluated(self.step):
             return
-        if not (self.step == 0 or self._due(self.config.eval_every)):
+        if not (self.step == 0 or self.due(self.config.eval_every)):
             return
-        with self.progress.apart(f"evaluating at step {self.step}"):
-            trees = (self.state.trainable, self.frozen)
-            results = {
-                name: held_out(self.eval_sums, *trees, self._held_out(feed), *self.held)
-                for name, feed in self.data.held_out.items()
-            }
-            rows = answers(self.config, self.model, self._params(), self.data)
-            self.samples.write(self.step, rows)
-        self.metrics.write_evaluation(self.step, results)
-        for name, numbers in results.items():
-            prefix = f"eval_{name}_" if name else "eval_"
-            self.last |= {prefix + key: value for key, value in numbers.items()}
-            of = f" of {name}" if name else ""
-            self.progress.say(f"step {self.step}: held-out loss{of} {numbers['loss']:.4f}")
-        if self.config.checkpoint.best and self._best() == self.step:
-            self._save()
-        if self._exhausted():
-            self.progress.say(
-                f"the held-out loss has not fallen for {counted(self.config.patience, 'evaluation')}: "
-                f"stopping after step {self.step}"
-            )
+        with self.record.apart(f"evaluating at step {self.step}"):
+            measured = self.evaluate(self.standing)
+        self.record.evaluated(self.step, measured)
+        if self.record.best == self.step:
+            self.save()
+        if self.record.exhausted:
+            self.record.say_exhausted(self.step)
 
-    def _held_out(self, feed: Feed) -> Iterator[Any]:
-        for fed in feed.once(self._standing()):
-            self.stop.check()
-            yield fed.arrays
-        self.stop.check()
+    def saved(self) -> PyTree:
+        """What a checkpoint holds."""
+        return self.standing.saved(moves=self.reference.moves)
 
-    def _standing(self) -> Standing:
-        return Standing(self.state, self.frozen, self.held)
-
-    def _params(self) -> PyTree:
-        return combine(self.state.trainable, self.frozen)
-
-    def _best(self) -> int | None:
-        """The step whose checkpoint is kept as the best, or None."""
-        return best_step(self.metrics.losses) if self.config.checkpoint.best else None
-
-    def _save(self) -> None:
-        """A checkpoint of the state, the drawn frozen leaves, the data iterator and what the run stands on."""
-        self.publish()
-        best = self._best()
+    def save(self) -> None:
+        """Begins a checkpoint. What the run has told until then is there before it."""
+        self.record.publish()
+        best = self.record.best
         protect = () if best is None else (best,)
-        self.checkpoints.save(self.step, self._kept(), self._beside(), protect)
+        self.saves.save(self.step, self.saved(), self.feed.state(), protect)
 
-    def _save_local(self) -> None:
-        """The same on this host's disk, if it is due and RUN does not get it. What it has told is there before."""
-        if self._due(self.local.every) and self.checkpoints.current != self.step:
-            self.publish()
-            self.local.save(self.step, self._kept(), self._beside())
+    def save_local(self) -> None:
+        """The same on this host's disk, if it is due and RUN does not get it."""
+        if self.due(self.saves.local.every) and self.saves.checkpoints.current != self.step:
+            self.record.publish()
+            self.saves.save_local(self.step, self.saved(), self.feed.state())
 
-    def _kept(self) -> PyTree:
-        drawn, _ = split_base(self._params(), self.frozen)
-        return (self.state, drawn, *self.reference.kept(self.held))
 
-    def _beside(self) -> dict[str, Any]:
-        return {"iterator": self.data.train.state(), "run": self.identity}
+def _prepared(config: ConfigDict, workdir: Path, mesh: Mesh) -> Parts:
+    """Everything that a run reads. (The reference's log-probabilities, where they are asked for, are written.)"""
+    model, params, method = prepare_model(config, mesh)
+    trees = partition(params, method)
+    reference = make_reference(config, model.config, trees[0], mesh)
+    complete, reference = computed_beforehand(config, workdir, mesh, reference, trees[1])
+    data = prepare_data(config, model.config, mesh, complete)
+    return Parts(mesh, model, method, trees, reference, data)
 
-    def _restore(self) -> int:
-        """Takes up the last whole checkpoint, of RUN or of the hosts' disks; returns its step, or 0."""
-        step, source = newest_of(self.checkpoints, self.local, self._kept(), say)
-        if step is None:
-            return 0
-        beside = source.data(step)
-        check_identity(beside["run"], self.identity, self.workdir, say)
-        self._take_up(step, source)
-        self.data.train.restore(beside["iterator"])
-        return step
 
-    def _take_up(self, step: int, source: Checkpoints | Local) -> None:
-        _, base = split_base(self._params(), self.frozen)
-        self.state, drawn, *kept = source.restore(step, self._kept())
-        self.held = tuple(kept) or self.held
-        self.frozen = filled(drawn, base)
+def _begun(
+    config: ConfigDict,
+    workdir: Path,
+    parts: Parts,
+    logs: Logs,
+    lock: Lock | Claim,
+    past: Past,
+    stop: Stop,
+) -> Loop:
+    """The loop with a new folder, or where the run in the folder stands."""
+    data, reference = parts.data, parts.reference
+    epoch = data.train.steps_per_epoch
+    steps = updates_of(config, epoch)
+    update, sums, standing = _compiled(config, parts, steps)
+    saves, step = _opened(config, workdir, parts.mesh, lock), 0
+    found = saves.newest(standing.saved(moves=reference.moves), say)
+    if found is not None:
+        step, tree, state = found
+        standing = standing.restored(tree)
+        data.train.restore(state)
+    changes = extend(config, past, workdir, step, epoch, schedule, say)
+    best = objective_of(config).best
+    record = Record(config, logs, step, steps, tuple(data.held_out), best, changes)
+    answered = functools.partial(
+        samples,
+        parts.model,
+        rows=data.prompts,
+        tokenizer=data.tokenizer,
+        max_new_tokens=config.samples.max_new_tokens,
+    )
 
-    def _export(self) -> Path:
-        """RUN/adapter in PEFT's format, or RUN/model where the method has no adapter."""
-        best = self._best()
-        if best is not None and best != self.step:
-            try:
-                self._take_up(best, self.checkpoints)
-                self.progress.say(f"exporting step {best}, whose held-out loss is the lowest")
-            except Damaged as error:
-                self.progress.say(f"{error}; the last step is exported, not the best")
-        name, self.base = export(
-            self.config, self.model, self._params(), self.method, self.data, self.logs, self.workdir
+    def check(step: int) -> None:
+        stop.check()
+        if processes.preempted(step):
+            raise Interrupted
+
+    return Loop(
+        standing=standing,
+        step=step,
+        steps=steps,
+        feed=data.train,
+        update=update,
+        evaluate=Evaluation(sums, data.held_out, answered, stop.check),
+        reference=reference,
+        method=parts.method,
+        record=record,
+        saves=saves,
+        config=config,
+        check=check,
+    )
+
+
+def _compiled(
+    config: ConfigDict, parts: Parts, steps: int
+) -> tuple[Callable[..., Any], Callable[..., Any], Standing]:
+    """The step and the evaluation's sums, compiled when they are called; and what stands before the first update."""
+    trainable, frozen = parts.trees
+    program = make_program(
+        config, parts.model.config, parts.method, trainable, parts.reference, steps
+    )
+    placed = shardings(jax.eval_shape(program.initial, trainable), parts.mesh)
+    update = jax.jit(
+        program.step,
+        donate_argnums=0,
+        out_shardings=(placed, None),
+        compiler_options=compiler_options(parts.mesh),
+    )
+    state = jax.jit(program.initial, out_shardings=placed)(trainable)
+    return update, jax.jit(program.eval_sums), Standing(state, frozen, parts.reference.held)
+
+
+def _opened(config: ConfigDict, workdir: Path, mesh: Mesh, lock: Lock | Claim) -> Saves:
+    """The folder, made or taken up. Nothing has been written before."""
+    stands_on = identity(config, mesh)
+    if processes.first():
+        open_folder(config, workdir)
+        lock.take()
+        check_folder(config, workdir)  # another process may have made it meanwhile
+        tidy(workdir)
+    processes.wait("opened")
+    return Saves(config.checkpoint, workdir, stands_on, lock.check)
+
+
+def _trained(loop: Loop, stop: Stop) -> None:
+    """All updates; then, or where a signal asked to stop, a checkpoint.
+
+    Raises Interrupted where a signal did.
+    """
+    interrupted = None
+    try:
+        loop.run()
+    except Interrupted as error:
+        interrupted = error
+    loop.read()
+    loop.save()
+    loop.saves.wait()
+    processes.wait("saved")
+    if interrupted or stop.signal:
+        loop.record.say(
+            f"stopped after step {loop.step}, whose checkpoint is written; "
+            "the same command goes on from there"
         )
-        self.publish()
-        processes.wait("exported")
-        return self.workdir / name
+        raise interrupted or Interrupted
 
-    def _say_start(self) -> None:
-        trained, whole = count(self.state.trainable), count_parameters(self._params())
-        line = trained_line(self.method.name, trained, whole)
-        updates = updates_line(self.steps, self.config.batch_size, self.mesh)
-        device = device_line(self.mesh, self.config.dtype, self.config.param_dtype)
-        lines = [device, *self.data.lines, f"{line}; {updates}", self.reference.line]
-        if self.step:
-            lines.append(f"going on from the checkpoint of step {self.step}")
-        else:
-            lines += warning_lines(self.config, self.data, self.model.config.vocabulary)
-        for line in filter(None, lines):
-            self.progress.say(line)
 
-    def _say_end(self, output: Path) -> None:
-        """What was done, and what to do with it."""
-        seconds = time.perf_counter() - self.began
-        trained, whole = count(self.state.trainable), count_parameters(self._params())
-        self.progress.say(
-            f"done: {counted(self.step, 'update')} of {trained:,} of {whole:,} parameters in {seconds:.1f} s"
-        )
-        for line in next_commands(self.config, self.base, output, self.data.chats):
-            self.progress.say(line)
+def _exported(config: ConfigDict, parts: Parts, loop: Loop, logs: Logs) -> tuple[Path, str]:
+    """RUN/adapter in PEFT's format, or RUN/model where the method has no adapter; and the base's name."""
+    best, workdir, standing = loop.record.best, loop.saves.workdir, loop.standing
+    metric = objective_of(config).best
+    if best is not None and best != loop.step:
+        try:
+            standing = standing.restored(loop.saves.checkpoints.restore(best, loop.saved()))
+            most = "highest" if metric.better == "higher" else "lowest"
+            loop.record.say(f"exporting step {best}, whose held-out {metric.name} is the {most}")
+        except Damaged as error:
+            loop.record.say(f"{error}; the last step is exported, not the best")
+    name, base = export(
+        config,
+        parts.model,
+        standing.params,
+        parts.method,
+        parts.data.tokenizer,
+        logs.folder,
+        workdir,
+        chats=parts.data.chats,
+    )
+    logs.publish()
+    processes.wait("exported")
+    return workdir / name, base
+
+
+def _plotted(config: ConfigDict, logs: Logs) -> Path:
+    """The curves of the loss and of what else the objective reports; the file of the first."""
+    loss, *others = objective_of(config).metrics
+    plot = plot_run(logs.folder, loss.per)
+    plot_averages(logs.folder, [metric.name for metric in others])
+    return plot
+
+
+def _say_start(config: ConfigDict, parts: Parts, loop: Loop) -> None:
+    """What trains, on what, and what its owner should know of the data."""
+    trained, whole = count(loop.standing.state.trainable), count_parameters(loop.standing.params)
+    line = trained_line(parts.method.name, trained, whole)
+    updates = updates_line(loop.steps, config.batch_size, parts.mesh)
+    device = device_line(parts.mesh, config.dtype, config.param_dtype)
+    lines = [device, *parts.data.lines, f"{line}; {updates}", parts.reference.line]
+    if loop.step:
+        lines.append(f"going on from the checkpoint of step {loop.step}")
+    else:
+        lines += warning_lines(config, parts.data, parts.model.config.vocabulary)
+    for line in filter(None, lines):
+        loop.record.say(line)
+
+
+def _say_end(config: ConfigDict, parts: Parts, loop: Loop, output: Path, base: str) -> None:
+    """What was done, and what to do with it."""
+    seconds = time.perf_counter() - loop.began
+    trained, whole = count(loop.standing.state.trainable), count_parameters(loop.standing.params)
+    updates = counted(loop.step, "update")
+    loop.record.say(f"done: {updates} of {trained:,} of {whole:,} parameters in {seconds:.1f} s")
+    for line in next_commands(config, base, output, parts.data.chats):
+        loop.record.say(line)

@@ -53,9 +53,10 @@ class Reference:
     every: int = 0
     move: Callable[[PyTree, PyTree], PyTree] | None = None
 
-    def kept(self, held: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
-        """What of it belongs in a checkpoint: what changes as training goes on."""
-        return held if self.every else ()
+    @property
+    def moves(self) -> bool:
+        """Whether it changes as training goes on, and so belongs in a checkpoint."""
+        return self.every > 0
 
     def moved(self, step: int, held: tuple[PyTree, ...], trainable: PyTree) -> tuple[PyTree, ...]:
         """What is held after so many updates."""

@@ -35,25 +35,6 @@ class State(NamedTuple):
     bad: jax.Array
 
 
-class Standing(NamedTuple):
-    """What stands on the devices during a run.
-
-    Attributes:
-        state: what a step changes.
-        frozen: the rest of the parameters.
-        held: for a reference.
-    """
-
-    state: State
-    frozen: PyTree
-    held: tuple[PyTree, ...] = ()
-
-    @property
-    def params(self) -> PyTree:
-        """The whole tree."""
-        return combine(self.state.trainable, self.frozen)
-
-
 def initial_state(trainable: PyTree, optimizer: optax.GradientTransformation) -> State:
     """The state before the first update."""
     step, bad = (jnp.zeros((), jnp.int32) for _ in range(2))  # two arrays: each is donated

@@ -220,23 +220,23 @@ def test_the_memory_is_that_of_the_step_that_trains(tmp_path, monkeypatch):
     from jaxft.training import loop
 
     taken = []
-    update = loop._Run._update
+    dispatch = loop.Loop.dispatch
 
     def measured(run, *batch):
         taken.append(run)
-        return update(run, *batch)
+        return dispatch(run, *batch)
 
-    monkeypatch.setattr(loop._Run, "_update", measured)
+    monkeypatch.setattr(loop.Loop, "dispatch", measured)
     train(config, tmp_path / "run")
     run = taken[0]
-    shape = jax.eval_shape(lambda: run.state)
+    shape = jax.eval_shape(lambda: run.standing.state)
     batch = {
         name: jax.ShapeDtypeStruct((4, 64), dtype)
         for name, dtype in (("tokens", "int32"), ("segments", "int32"), ("positions", "int32"), ("weights", "float32"))
     }  # fmt: skip
-    with jax.set_mesh(run.mesh):
-        real(run.train_step.lower(shape, run.frozen, batch))
-        compiled = real(run.train_step.lower(shape, run.frozen, batch))
+    with jax.set_mesh(make_mesh(config.mesh)):
+        real(run.update.lower(shape, run.standing.frozen, batch))
+        compiled = real(run.update.lower(shape, run.standing.frozen, batch))
     temporary = compiled.memory_analysis().temp_size_in_bytes
     assert made.temporary_bytes == pytest.approx(temporary, rel=0.05)
 

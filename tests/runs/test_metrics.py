@@ -22,7 +22,7 @@ def test_lines_after_the_step_are_cut_off(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 4, "lo')
     again = Metrics(path, 2, [])
-    assert again.losses == {2: 9.0}
+    assert again.values == {2: 9.0}
     again.write("train", 3, {"loss": 3.5})
     again.close()
     assert [(row["split"], row["step"]) for row in read_metrics(path)] == [

@@ -88,7 +88,7 @@ def shared_programs(
     monkeypatch.setattr(loop, "make_program", shared)
 
 
-def undrawn(folder: Path) -> Path:
+def undrawn(folder: Path, *_: Any) -> Path:
     """The plot's place, and nothing drawn there: drawing takes as long as a small run."""
     path = folder / "plots" / "loss.png"
     path.parent.mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def unplotted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Runs draw nothing where what they draw is not looked at."""
     if "plotted" not in request.fixturenames:
         monkeypatch.setattr(loop, "plot_run", undrawn)
-        monkeypatch.setattr(loop, "plot_averages", lambda folder: None)
+        monkeypatch.setattr(loop, "plot_averages", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

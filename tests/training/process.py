@@ -17,7 +17,7 @@ from jaxft.training import loop
 
 def main(die_after: int, words: list[str]) -> int:
     """The command's exit status."""
-    copied, log, copy = [0], loop._Run._log, huggingface.copy_blocks
+    copied, log, copy = [0], loop.Loop.read, huggingface.copy_blocks
 
     def counting(source: Any, destination: Any) -> None:
         copied[0] += source.nbytes
@@ -25,12 +25,11 @@ def main(die_after: int, words: list[str]) -> int:
 
     def mortal(self: Any) -> None:
         if die_after and self.step > die_after:
-            self.checkpoints.wait()
-            self.local.wait()
+            self.saves.wait()
             os.kill(os.getpid(), signal.SIGKILL)
         log(self)
 
-    huggingface.copy_blocks, loop._Run._log = counting, mortal
+    huggingface.copy_blocks, loop.Loop.read = counting, mortal
     status = cli.main(words)
     print(f"copied {copied[0]} bytes", flush=True)
     return status

@@ -14,8 +14,8 @@ import pytest
 
 from jaxft.configuration import load_config, to_json
 from jaxft.errors import UserError
-from jaxft.training.evaluation import best_step
-from jaxft.training.extension import HISTORY, past_of, patience_since
+from jaxft.runs.best import best_step
+from jaxft.runs.extension import HISTORY, past_of, patience_since
 from jaxft.training.loop import train
 
 from .conftest import GOLDEN, lines

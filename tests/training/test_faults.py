@@ -18,7 +18,7 @@ import pytest
 
 from jaxft import cli
 from jaxft.errors import UserError
-from jaxft.runs import checkpoint, metrics
+from jaxft.runs import checkpoint, evaluation, metrics
 from jaxft.runs.lock import Lock
 from jaxft.training import loop, program
 from jaxft.training.loop import train
@@ -356,14 +356,14 @@ def test_a_data_file_that_vanished(
     data = tmp_path / "data.jsonl"
     shutil.copy(GOLDEN / "data.jsonl", data)
     config = configure(**SETTINGS | {"data.train": str(data)})
-    update = loop._Run._update
+    dispatch = loop.Loop.dispatch
 
-    def vanishing(self: Any, batch: Any) -> None:
+    def vanishing(self: Any, batch: Any) -> Any:
         data.unlink(missing_ok=True)
-        update(self, batch)
+        return dispatch(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_update", vanishing)
+        patch.setattr(loop.Loop, "dispatch", vanishing)
         cut_at(patch, 5)
         with pytest.raises(Cut):
             train(config, tmp_path / "run")
@@ -382,7 +382,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
         list(batches)
         return {"loss": next(given), "tokens": 1.0}
 
-    monkeypatch.setattr(loop, "held_out", told)
+    monkeypatch.setattr(evaluation, "held_out", told)
 
 
 def test_early_stopping_keeps_and_exports_the_best(

@@ -29,14 +29,14 @@ class Cut(Exception):
 
 def cut_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The run dies after the update of that step, before anything of it is written."""
-    log = loop._Run._log
+    read = loop.Loop.read
 
     def dying(self: Any) -> None:
         if self.pending is not None and self.pending[0] > step:
             raise Cut
-        log(self)
+        read(self)
 
-    monkeypatch.setattr(loop._Run, "_log", dying)
+    monkeypatch.setattr(loop.Loop, "read", dying)
 
 
 def adapter_of(workdir: Path) -> dict[str, np.ndarray]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 
+from jaxft.assets import model_folder
+from jaxft.formats.config_file import model_config
 from jaxft.planning.plan import _trace
 from jaxft.training import loop
 from jaxft.training.precision import with_dtypes
@@ -25,14 +28,15 @@ def signature(tree: Any) -> list[tuple[str, tuple[int, ...], Any]]:
 
 
 def taken(config: Any, folder: Path, patched: pytest.MonkeyPatch) -> Any:
-    """The arguments of a run's first step: state, frozen, batch, *held; and its model's shape."""
+    """The arguments of a run's first step: state, frozen, batch, *held."""
     caught: list[Any] = []
 
     def stop(run: Any, fed: Any) -> None:
-        caught.append(((run.state, run.frozen, fed.arrays, *run.held), run.model.config))
+        state, frozen, held = run.standing
+        caught.append((state, frozen, fed.arrays, *held))
         raise Cut
 
-    patched.setattr(loop._Run, "_update", stop)
+    patched.setattr(loop.Loop, "dispatch", stop)
     with pytest.raises(Cut):
         loop.train(config, folder)
     return caught[0]
@@ -56,7 +60,9 @@ def test_the_planned_step_takes_what_the_run_gives(
     """Every leaf of state, frozen tree and reference; the batch but for lengths and slots, which data decide."""
     config = configured(method, **{"data.train": str(PAIRS / "pairs.jsonl"), **changes})
     config = with_dtypes(config, jax.devices()[0])
-    (state, frozen, batch, *held), model = taken(config, tmp_path, monkeypatch)
+    state, frozen, batch, *held = taken(config, tmp_path, monkeypatch)
+    shape = model_config(model_folder(config.model))
+    model = dataclasses.replace(shape, dtype=config.dtype, remat=config.remat)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         planned = _trace(config, model, mesh)

@@ -42,7 +42,7 @@ def died(bucket: Bucket, configure: Callable[..., Any]) -> str:
     """A run in the store with checkpoints of the steps 2 and 4 that died after step 5, and copied nothing then."""
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 5)
-        dying = loop._Run._log
+        dying = loop.Loop.read
 
         def killed(self: Any) -> None:
             try:
@@ -51,7 +51,7 @@ def died(bucket: Bucket, configure: Callable[..., Any]) -> str:
                 patch.setattr(logs.Logs, "publish", lambda *_, **__: None)
                 raise
 
-        patch.setattr(loop._Run, "_log", killed)
+        patch.setattr(loop.Loop, "read", killed)
         with pytest.raises(Cut):
             train(configure(**SETTINGS), "gs://bucket/died")
     return "died"
@@ -133,7 +133,7 @@ def test_the_last_that_began_has_the_run(
 ) -> None:
     """Another process takes it: this one stops at its next checkpoint with one line, and has written nothing."""
     before: dict[str, bytes] = {}
-    log = loop._Run._log
+    log = loop.Loop.read
 
     def taken(self: Any) -> None:
         log(self)
@@ -141,7 +141,7 @@ def test_the_last_that_began_has_the_run(
             bucket.put(f"{cut}/checkpoints/writer", b"process 7 on elsewhere (1)")
             before.update({name: bucket.get(name) for name in bucket.names()})
 
-    monkeypatch.setattr(loop._Run, "_log", taken)
+    monkeypatch.setattr(loop.Loop, "read", taken)
     with pytest.raises(UserError, match=r"process 7 on elsewhere \(1\) has gone on with this run"):
         train(configure(**SETTINGS), f"gs://bucket/{cut}")
     assert {name: bucket.get(name) for name in bucket.names()} == before

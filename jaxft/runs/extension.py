@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from jaxft.configuration import difference, to_json
 from jaxft.errors import UserError, counted, worded
 from jaxft.objectives.reading import updates_of
+from jaxft.runs.best import is_exhausted
 from jaxft.runs.folder import LENGTH, config_in, written
 from jaxft.runtime import processes, storage
-from jaxft.training.evaluation import is_exhausted
-from jaxft.training.optimizer import schedule
 
 HISTORY = "history.json"
+Rates = Callable[[ConfigDict, int], Callable[[int], Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,7 @@ def extend(
     workdir: Path,
     step: int,
     steps_per_epoch: int,
+    rates: Rates,
     say: Callable[[str], None],
 ) -> list[int]:
     """Takes up another length of the run, if it is given one: says it, and writes config.json and history.json.
@@ -76,6 +77,7 @@ def extend(
         workdir: RUN.
         step: updates made, which the run goes on from.
         steps_per_epoch: updates of a pass over the data.
+        rates: (`config.optimizer`, updates) -> the learning rate of each update.
         say: takes a line.
 
     Returns:
@@ -102,7 +104,7 @@ def extend(
             f"{workdir}: {keys} makes {counted(after, 'update')}, and this run has made {step}: give more of them, or "
             "take another folder"
         )
-    for line in _lines(config, past.config, (before, after), step, keys):
+    for line in _lines(config, past.config, (before, after), step, keys, rates):
         say(line)
     if processes.first():
         change = {"step": step, "changed": changed, "config": json.loads(to_json(past.config))}
@@ -114,7 +116,12 @@ def extend(
 
 
 def _lines(
-    config: ConfigDict, old: ConfigDict, updates: tuple[int, int], step: int, keys: str
+    config: ConfigDict,
+    old: ConfigDict,
+    updates: tuple[int, int],
+    step: int,
+    keys: str,
+    rates: Rates,
 ) -> list[str]:
     """What changes, for the log."""
     (before, after), length = updates, counted(updates[1], "update")
@@ -125,8 +132,8 @@ def _lines(
     made = f"of which {step} {worded(step, 'is', 'are')} made"
     lines = [f"{kind}: {keys}: {length} instead of {before}, {made}; {kept}"]
     if 0 < step < after:
-        was = float(schedule(old.optimizer, before)(step - 1))
-        goes = float(schedule(config.optimizer, after)(step))
+        was = float(rates(old.optimizer, before)(step - 1))
+        goes = float(rates(config.optimizer, after)(step))
         lines.append(
             f"the schedule ({config.optimizer.schedule}) is computed anew over {length}: the learning rate was "
             f"{was:.3g} and goes on at {goes:.3g}"
@@ -135,20 +142,25 @@ def _lines(
 
 
 def patience_since(
-    changes: Sequence[int], losses: Mapping[int, float], patience: int, say: Callable[[str], None]
+    changes: Sequence[int],
+    values: Mapping[int, float],
+    patience: int,
+    say: Callable[[str], None],
+    better: str = "lower",
 ) -> int:
     """The step from which evaluations count for `config.patience`: a run that it had stopped is given it anew.
 
     Args:
         changes: the steps at which the run's length changed.
-        losses: the held-out loss of each evaluation, by its step.
+        values: the best metric at each evaluation, by its step.
         patience: `config.patience`.
         say: takes a line.
+        better: which way the metric gets better.
     """
     since = 0
     for step in changes:
-        known = {at: loss for at, loss in losses.items() if at <= step}
-        since = step if is_exhausted(known, patience, since) else since
+        known = {at: value for at, value in values.items() if at <= step}
+        since = step if is_exhausted(known, patience, since, better) else since
     if since:
         last = f"{counted(patience, 'evaluation')} {worded(patience, 'counts', 'count')}"
         say(f"patience had stopped this run: its {last} anew from step {since}")

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxft.adaptation import base_tree, merge, moved_base
 from jaxft.assets import model_folder
+from jaxft.data import Tokenizer
 from jaxft.formats import save, save_adapter
 from jaxft.formats.companions import Files, changes, trained_with
 from jaxft.formats.manifest import TRAINED_ON, note, put
@@ -15,7 +16,6 @@ from jaxft.methods import Method
 from jaxft.models import Transformer
 from jaxft.runs.folder import replaced, written
 from jaxft.runtime.storage import fetched
-from jaxft.training.feed import Data
 from jaxft.tree import PyTree
 
 
@@ -24,9 +24,11 @@ def export(
     model: Transformer,
     params: PyTree,
     method: Method,
-    data: Data,
+    tokenizer: Tokenizer,
     logs: Path,
     workdir: Path,
+    *,
+    chats: bool,
 ) -> tuple[str, str]:
     """Writes the adapter, with the base that it stands on where the start was taken off it; or the model.
 
@@ -35,9 +37,10 @@ def export(
         model: the module.
         params: the whole tree.
         method: what adapted it.
-        data: whether it was trained on chats is noted; their template goes along, and a tokenizer of its own.
+        tokenizer: what it was trained by, which goes along where it is not the base's.
         logs: where it is written; each folder takes its place whole.
         workdir: RUN, where it stands in the end.
+        chats: whether it was trained on chats, which is noted; their template goes along.
 
     Returns:
         The folder's name, and that of the base.
@@ -53,17 +56,16 @@ def export(
             save_adapter(params, folder, method=method, base=base)
         else:
             save(model, merge(params), folder, like=like)
-        put(folder, changes(folder, _asked_by(config, data)))
-        note(folder, **{TRAINED_ON: "chats" if data.chats else "texts"})
+        put(folder, changes(folder, _asked_by(config, tokenizer, chats)))
+        note(folder, **{TRAINED_ON: "chats" if chats else "texts"})
     return name, base
 
 
-def _asked_by(config: ConfigDict, data: Data) -> Files:
+def _asked_by(config: ConfigDict, words: Tokenizer, chats: bool) -> Files:
     """What it was trained by, if that is not the base's: its tokenizer, and the templates of its chats."""
     tokenizer = model_folder(config.tokenizer) if config.tokenizer else None
     if tokenizer is None and config.adapter:
         tokenizer = fetched(config.adapter)
-    by_template = data.chats or config.data.chat_template
-    words = data.tokenizer
+    by_template = chats or config.data.chat_template
     templates = (words.chat_template, words.tool_template) if by_template else (None, None)
     return trained_with(tokenizer, *templates)
