@@ -29,6 +29,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="what --output wrote, of the same items, without a model",
     )
     parser.add_argument(
+        "--tasks",
+        default="",
+        metavar="NAMES",
+        help="lm-eval's tasks or .yaml files, with commas between, instead of --data",
+    )
+    parser.add_argument(
+        "--limit", type=whole(1), default=None, metavar="N", help="documents of each task"
+    )
+    parser.add_argument(
         "--training", default="", metavar="FILE", help="count the items that stand in these rows"
     )
     parser.add_argument(

@@ -19,6 +19,7 @@ from jaxft.evaluation.items import Item
 from jaxft.evaluation.metrics import Metric, metrics_of
 from jaxft.evaluation.reading import read_items
 from jaxft.evaluation.report import as_object, comparison_lines, table_lines
+from jaxft.evaluation.tasks import run_tasks
 from jaxft.inference.opening import Words, as_chat, open_model, open_words
 from jaxft.runtime.storage import place
 
@@ -56,6 +57,8 @@ def main(
     output: str = "",
     as_json: bool = False,
     compare: Sequence[str] = (),
+    tasks: str = "",
+    limit: int | None = None,
     training: str = "",
     untouched: str = "",
     chat: bool | None = None,
@@ -81,6 +84,8 @@ def main(
         output: a new file for every item's scores; "" for none.
         as_json: print one object instead of lines.
         compare: files that `output` made: they are compared, and no model is read.
+        tasks: names of lm-eval's tasks, or YAML files, with commas between, in the place of `data`.
+        limit: documents of each task; None for all.
         training: rows among which the items are looked for; "" for none.
         untouched: rows that were not trained on; "" for none.
         chat: whether a text is a user's message; None: where the model was trained on chats.
@@ -98,17 +103,16 @@ def main(
     if compare:
         _compare_files(compare, as_json)
         return
-    for name, value in (("--model", model), ("--data", data)):
-        if not value:
-            raise UserError(f"evaluate: {name} is needed, or --compare A.jsonl B.jsonl")
-    if untouched and not adapters:
-        raise UserError("--untouched compares adapters with their base: give --adapter DIR")
-    if output and place(output).exists():
-        raise UserError(f"--output {output}: there is such a file already; name a new one")
-    named = [name.strip() for name in metrics.split(",") if name.strip()] or list(DEFAULT)
-    table = metrics_of(named, normalize)
+    _check_flags(model, data, tasks, adapters, untouched, output)
+    table = metrics_of(split(metrics) or list(DEFAULT), normalize)
     options = {"tokenizer": tokenizer, "chat_template": chat_template, "date": date}
     systems = list(_systems(model, adapters, base or bool(untouched), chat, system, options))
+    if tasks:
+        on_tasks = _on_tasks(model, systems, split(tasks), dtype, batch_size, system, limit)
+        if output:
+            _write(output, on_tasks)
+        _tell(on_tasks, {}, [], cluster, as_json)
+        return
     renamed = _fields_of(fields)
     as_messages = systems[0].words.tokenizer.chat_template is not None
     items = read_items(data, as_messages=as_messages, cluster=cluster, fields=renamed)
@@ -119,7 +123,56 @@ def main(
     results, forgot = _evaluated(model, systems, items, aside, table, dtype, settings)
     if output:
         _write(output, results)
-    _tell(results, forgot, seen, items, cluster, as_json)
+    _tell(results, forgot, seen, cluster, as_json)
+
+
+def _check_flags(
+    model: str, data: str, tasks: str, adapters: Sequence[str], untouched: str, output: str
+) -> None:
+    if not model:
+        raise UserError("evaluate: --model is needed, or --compare A.jsonl B.jsonl")
+    if bool(data) == bool(tasks):
+        both = "take one of them" if data else "--data is needed, or --tasks"
+        raise UserError(f"evaluate: --data and --tasks: {both}")
+    if untouched and not adapters:
+        raise UserError("--untouched compares adapters with their base: give --adapter DIR")
+    if output and place(output).exists():
+        raise UserError(f"--output {output}: there is such a file already; name a new one")
+
+
+def split(names: str) -> list[str]:
+    """The names in a text with commas between.
+
+    >>> split("loss, exact,")
+    ['loss', 'exact']
+    """
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _on_tasks(
+    model: str,
+    systems: Sequence[System],
+    names: Sequence[str],
+    dtype: str,
+    batch_size: int,
+    system: str,
+    limit: int | None,
+) -> dict[str, Result]:
+    """What lm-eval's tasks say of every system."""
+    found = {}
+    for one in systems:
+        network, params = open_model(model, one.adapter, dtype)
+        found[one.name] = run_tasks(
+            network,
+            params,
+            one.words.tokenizer,
+            names,
+            batch_size=batch_size,
+            chat=one.chat,
+            system=system,
+            limit=limit,
+        )
+    return found
 
 
 def _systems(
@@ -185,18 +238,18 @@ def _tell(
     results: Mapping[str, Result],
     forgot: Mapping[str, Result],
     seen: Sequence[Found],
-    items: Sequence[Item],
     cluster: str,
     as_json: bool,
 ) -> None:
     """Prints figures, differences and what is to be known of the items."""
     figures = {name: result.metrics for name, result in results.items()}
+    records = next(iter(results.values())).records
     differences = _differences({name: result.records for name, result in results.items()})
     changes = _differences({name: result.records for name, result in forgot.items()})
     unscored = {name: result.unscored for name, result in results.items() if result.unscored}
     if as_json:
         said: dict[str, Any] = as_object(figures)
-        said |= {"items": len(items), "cluster": cluster, "unscored": unscored}
+        said |= {"items": len(records), "cluster": cluster, "unscored": unscored}
         if differences:
             said["comparisons"] = _as_objects(differences)
         if forgot:
@@ -208,8 +261,8 @@ def _tell(
         return
     together = f"clustered by {cluster!r}" if cluster else "each by itself"
     print(*table_lines(figures), sep="\n")
-    groups = len({item.cluster for item in items})
-    drawn = f"{resamples_of(groups):,} resamples of {counted(len(items), 'item')}"
+    groups = len({record["cluster"] for record in records})
+    drawn = f"{resamples_of(groups):,} resamples of {counted(len(records), 'item')}"
     print(f"(95 % intervals from {drawn}, {together})")
     for (first, second), found in differences.items():
         print(*comparison_lines(first, second, found), sep="\n")
@@ -218,7 +271,7 @@ def _tell(
         print(*table_lines({name: result.metrics for name, result in forgot.items()}), sep="\n")
         for (first, second), found in changes.items():
             print(*comparison_lines(first, second, found), sep="\n")
-    _tell_notes(unscored, seen, len(items))
+    _tell_notes(unscored, seen, len(records))
 
 
 def _tell_notes(
@@ -237,10 +290,11 @@ def _tell_notes(
 
 
 def _differences(records: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
-    """Every system beside those before it."""
+    """Every system beside those before it, where anything is known of single items."""
     return {
         (first, second): compare(records[first], records[second], (first, second))
         for first, second in itertools.combinations(records, 2)
+        if records[first] and records[second]
     }
 
 

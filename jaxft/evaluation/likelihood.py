@@ -45,32 +45,28 @@ def token_scores(
     Args:
         config: the decoder's shape.
         params: its tree, adapted or not; on a mesh that is in force, as it lies there.
-        examples: none longer than `config.max_length`.
+        examples: at most one token longer than `config.max_length`: the last token is not read.
         batch_size: rows at once; on a mesh, rounded up to what it divides.
         packing: put several examples into a row.
     """
-    lengths = [len(example.tokens) for example in examples]
+    lengths = [len(example.tokens) - 1 for example in examples]  # places that predict a token
     longest = max(lengths, default=0)
     if longest > config.max_length:
         raise ValueError(f"{counted(longest, 'token')}, and the model reads {config.max_length}")
-    rows = (
-        pack(lengths, min(longest * 4, config.max_length))
-        if packing
-        else [[i] for i in range(len(lengths))]
-    )
-    found: dict[int, Scores] = {}
+    found: list[Scores] = [(np.zeros(n + 1, np.float32), np.zeros(n + 1, bool)) for n in lengths]
+    some = [index for index, length in enumerate(lengths) if length > 0]
+    room = min(longest * 4, config.max_length) if packing else 0
+    packed = pack([lengths[index] for index in some], room) if packing and some else None
+    rows = [[some[place] for place in row] for row in packed] if packed else [[i] for i in some]
     for chosen, batch in _batches(examples, rows, _divisible(batch_size), config.max_length):
         log_p, hits = map(to_host, _scores(config, params, batch))
         for row, members in enumerate(chosen):
             start = 0
             for index in members:
-                place = slice(start, start + lengths[index] - 1)
-                found[index] = (
-                    np.concatenate([np.zeros(1, np.float32), log_p[row, place]]),
-                    np.concatenate([np.zeros(1, bool), hits[row, place]]),
-                )
+                place = slice(start, start + lengths[index])
+                found[index][0][1:], found[index][1][1:] = log_p[row, place], hits[row, place]
                 start += lengths[index]
-    return [found[index] for index in range(len(examples))]
+    return found
 
 
 def _batches(
@@ -79,18 +75,26 @@ def _batches(
     """Rows alike in length, the longest first: they show whether the memory is enough."""
 
     def length(row: Sequence[int]) -> int:
-        return sum(len(examples[index].tokens) for index in row)
+        return sum(len(examples[index].tokens) - 1 for index in row)
+
+    def part(index: int, place: slice) -> Example:
+        tokens = examples[index].tokens[place]
+        return Example(tokens, np.ones(len(tokens), bool), "")
 
     order = sorted(rows, key=length, reverse=True)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        batch = collate(
-            [[examples[index] for index in row] for row in chosen],
-            batch_size=size,
-            length=smallest_bucket(length(chosen[0]), length_buckets(most)),
-            pad_id=0,
+        places = smallest_bucket(length(chosen[0]), length_buckets(most))
+        read, wanted = (
+            collate(
+                [[part(index, place) for index in row] for row in chosen],
+                batch_size=size,
+                length=places,
+                pad_id=0,
+            )
+            for place in (slice(None, -1), slice(1, None))
         )
-        yield chosen, batch
+        yield chosen, {**read, "targets": wanted["tokens"]}
 
 
 def _divisible(batch_size: int) -> int:
@@ -105,12 +109,10 @@ def _scores(
     config: Config, params: Mapping[str, Any], batch: Mapping[str, Any]
 ) -> tuple[Float[Array, "batch length"], Bool[Array, "batch length"]]:
     """Of the token after each place; what stands after the end of an example means nothing."""
-    tokens = jnp.asarray(batch["tokens"])
-    hidden = hidden_states(
-        config, params, tokens, jnp.asarray(batch["segments"]), jnp.asarray(batch["positions"])
-    )
-    following = jnp.roll(tokens, -1, axis=1)
-    return target_scores(hidden, head_of(params), following, softcap=config.logit_softcap)
+    read = (jnp.asarray(batch[name]) for name in ("tokens", "segments", "positions"))
+    hidden = hidden_states(config, params, *read)
+    targets = jnp.asarray(batch["targets"])
+    return target_scores(hidden, head_of(params), targets, softcap=config.logit_softcap)
 
 
 def likelihoods(
