@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 import types
@@ -16,9 +17,13 @@ from safetensors.numpy import load_file
 
 import jaxft
 from jaxft import methods
+from jaxft.configuration import from_json, load_config
 from jaxft.errors import UserError
 from jaxft.models import FAMILIES, Config, Transformer
 from jaxft.models.transformer import initial_params
+from jaxft.objectives import objective, sft
+from jaxft.runs.best import best_step
+from jaxft.runs.metrics import read_metrics
 from jaxft.tree import flatten_with_paths
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
@@ -152,3 +157,99 @@ def test_the_page_names_only_what_is_there():
     listed = re.findall(r"^    ((?:jaxft|tests|configs|experiments)\S*/\S*)", PAGE, re.MULTILINE)
     assert listed
     assert all((root / path).exists() for path in listed)
+
+
+@pytest.fixture
+def dft(monkeypatch, tmp_path):
+    """The row `dft`, from the page's three blocks: the loss's file, the row for objective.py, and the recipe."""
+    section = PAGE.split("## How to add an objective")[1].split("\n## ")[0]
+    loss_file, row, recipe = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len((loss_file + row + recipe).splitlines()) < 60
+    module = types.ModuleType("jaxft.objectives.dft")
+    exec(compile(loss_file, "dft.py", "exec"), module.__dict__)
+    table = vars(objective) | {"dft": module.dft}
+    exec(compile(row, "objective.py", "exec"), table)
+    monkeypatch.setitem(objective.OBJECTIVES, "dft", table["DFT"])
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "dft.py").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    return table["DFT"]
+
+
+def batch():
+    ones = jnp.ones((2, 6))
+    positions = jnp.broadcast_to(jnp.arange(6)[None, :], (2, 6))
+    return {
+        "tokens": TOKENS,
+        "segments": ones.astype(jnp.int32),
+        "positions": positions,
+        "weights": ones,
+    }
+
+
+def test_the_objective_added_by_the_page_is_what_it_says(dft):
+    """With power 0 it is sft's; its derivative with 1 is that of -sum p; what it reports, the row names."""
+    plain, _ = dft.loss({"power": 0.0})(CONFIG, PARAMS, batch())
+    total, tokens = sft(CONFIG, PARAMS, batch())
+    np.testing.assert_allclose(plain, total, rtol=1e-6)
+    loss = dft.loss({"power": 1.0})
+    _, counted = loss(CONFIG, PARAMS, batch())
+    assert counted.weight == tokens == 10
+    assert counted.sums.keys() == {metric.name for metric in dft.metrics[1:]}
+
+    def bent(shift, function):
+        head = PARAMS["head"]["kernel"] * (1.0 + shift)
+        return function({**PARAMS, "head": {"kernel": head}})
+
+    slope = jax.grad(bent)(0.0, lambda params: loss(CONFIG, params, batch())[0])
+    up, down = (
+        -bent(shift, lambda params: loss(CONFIG, params, batch())[1].sums["probability"][0])
+        for shift in (1e-2, -1e-2)
+    )
+    np.testing.assert_allclose(slope, (up - down) / 2e-2, rtol=1e-2)
+
+
+def test_the_objective_added_by_the_page_trains(dft, tmp_path, capsys):
+    """By its recipe, with a key of its own; the best checkpoint is that of the highest probability."""
+    rows = [{"prompt": f"{n}", "completion": f" {n + 1}"} for n in range(4)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "data.train": "data.jsonl",
+        "data.eval": "data.jsonl",
+        "data.max_length": 16,
+        "objective.power": 0.5,
+        "method.rank": 2,
+        "method.targets": ("q_proj",),
+        "optimizer.learning_rate": 1e-2,
+        "batch_size": 4,
+        "eval_batch_size": 4,
+        "steps": 4,
+        "eval_every": 1,
+        "checkpoint.best": True,
+        "samples.count": 0,
+        "mesh.data": 1,
+    }
+    config = load_config("configs/dft.py:lora", settings)
+    with jax.numpy_dtype_promotion("standard"):
+        result = jaxft.train(config, tmp_path / "run")
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    held_out = {line["step"]: line["probability"] for line in lines if line["split"] == "eval"}
+    assert sorted(held_out) == [0, 1, 2, 3, 4]
+    assert max(held_out, key=held_out.__getitem__) == best_step(held_out, "higher") == 4
+    assert "step 4: held-out probability" in capsys.readouterr().err
+    assert 0 < result.metrics["train_probability"] < 1
+    assert from_json((tmp_path / "run" / "config.json").read_text()).objective.power == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"objective.name": "dftt"}, "config.objective.name takes dft here, not 'dftt' (nearest: 'dft'"),
+        ({"objective.name": "dpo"}, "dpo begins with another recipe, as configs/dpo.py:lora"),
+        ({"objective.pwer": 1.0}, "nearest: config.objective.power"),
+    ],
+)  # fmt: skip
+def test_the_configuration_knows_the_new_objective(dft, settings, says):
+    with pytest.raises(UserError) as caught:
+        load_config("configs/dft.py:lora", settings)
+    assert says in str(caught.value)
