@@ -85,6 +85,9 @@ def _add_scored(parser: argparse.ArgumentParser) -> None:
         "--metrics", default="", metavar="NAMES", help="with commas between; default: loss,exact"
     )
     parser.add_argument(
+        "--grader", default="", metavar="FILE.json", help="graders of answers, a metric each"
+    )
+    parser.add_argument(
         "--normalize",
         default="spaces",
         metavar="HOW",

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.data.chat import encode_chat
 from jaxft.data.sources import Row
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.errors import counted
-from jaxft.evaluation.items import Item, Likelihood
+from jaxft.evaluation.items import PROMPT, Item, Likelihood
 from jaxft.evaluation.likelihood import likelihoods
-from jaxft.evaluation.metrics import ANSWER, LIKELIHOOD, PAIR
+from jaxft.evaluation.metrics import ANSWER, LIKELIHOOD, PAIR, Metric
 from jaxft.inference.generate import answers
 from jaxft.inference.opening import conversation
 from jaxft.models import Transformer
+from jaxft.objectives.graders import Grader, case_of, grade
 from jaxft.runtime.sandbox import TooMuch
 
 
@@ -24,7 +25,8 @@ def score(
     params: Mapping[str, Any],
     items: Sequence[Item],
     tokenizer: Tokenizer,
-    needs: Collection[str],
+    table: Sequence[Metric],
+    graders: Sequence[Grader] = (),
     *,
     max_new_tokens: int,
     batching: Mapping[str, Any],
@@ -37,23 +39,26 @@ def score(
         params: its tree.
         items: the questions.
         tokenizer: the model's.
-        needs: of the metrics.
+        table: the metrics, which say what they need.
+        graders: of answers.
         max_new_tokens: the most tokens of an answer.
         batching: as of `token_scores`.
         progress: show a bar.
     """
     found = list(items)
     config = model.config
+    needs = {metric.needs for metric in table}
     if LIKELIHOOD in needs:
         rows = [_single(row, "chosen") for item in found for row in item.rows]
+        rows = [row for row in rows if row.format != PROMPT]
         known, reasons = likelihoods(config, params, rows, tokenizer, **batching)
         found = [_with_likelihood(item, known, reasons) for item in found]
     if PAIR in needs:
         found = _with_pairs(model, params, found, tokenizer, batching)
     if ANSWER in needs:
-        found = _with_answers(
-            model, params, found, tokenizer, max_new_tokens, batching["batch_size"], progress
-        )
+        settings = (tokenizer, max_new_tokens, batching["batch_size"], progress)
+        found = _with_answers(model, params, found, bool(graders), *settings)
+        found = _with_grades(found, graders)
     return found
 
 
@@ -100,7 +105,11 @@ def _single(row: Row, key: str) -> Row:
 def _with_likelihood(
     item: Item, known: Mapping[str, Likelihood], reasons: Mapping[str, str]
 ) -> Item:
-    lost = [reasons[row.origin] for row in item.rows if row.origin in reasons]
+    lost = [
+        reasons.get(row.origin, "the row has no completion")
+        for row in item.rows
+        if row.origin not in known
+    ]
     if lost:
         return dataclasses.replace(item, unscored={**item.unscored, LIKELIHOOD: lost[0]})
     each = [known[row.origin] for row in item.rows]
@@ -141,13 +150,14 @@ def _with_answers(
     model: Transformer,
     params: Mapping[str, Any],
     items: Sequence[Item],
+    graded: bool,
     tokenizer: Tokenizer,
     max_new_tokens: int,
     batch_size: int,
     progress: bool,
 ) -> list[Item]:
     room = model.config.max_length - max_new_tokens
-    reasons = {item.origin: _not_asked(item, tokenizer, room) for item in items}
+    reasons = {item.origin: _not_asked(item, graded, tokenizer, room) for item in items}
     asked = [item for item in items if not reasons[item.origin]]
     said = answers(
         model,
@@ -174,11 +184,34 @@ def _with_answers(
     return found
 
 
-def _not_asked(item: Item, tokenizer: Tokenizer, room: int) -> str:
-    """Why the model cannot be asked this; "" where it can."""
-    if not item.prompt:
+def _with_grades(items: Sequence[Item], graders: Sequence[Grader]) -> list[Item]:
+    """The items with what the graders say of their answers, and why they cannot where they cannot."""
+    found = list(items)
+    places = [place for place, item in enumerate(found) if item.answer is not None]
+    cases = [case_of(_seen(found[place]), found[place].answer or "") for place in places]
+    for grader, verdicts in zip(graders, grade(graders, cases) if graders else [], strict=True):
+        for place, verdict in zip(places, verdicts, strict=True):
+            item = found[place]
+            if verdict.reward is None:
+                reason = {**item.unscored, f"grader/{grader.name}": verdict.reason}
+                found[place] = dataclasses.replace(item, unscored=reason)
+            else:
+                grades = {**item.grades, grader.name: verdict.reward}
+                found[place] = dataclasses.replace(item, grades=grades)
+    return found
+
+
+def _seen(item: Item) -> Mapping[str, Any]:
+    """What a grader sees of an item: its row, and under `reference` what is right."""
+    reference = {"reference": item.references[0]} if item.references else {}
+    return {**reference, **item.values}
+
+
+def _not_asked(item: Item, graded: bool, tokenizer: Tokenizer, room: int) -> str:
+    """Why the model cannot be asked this; "" where it can. What is graded needs no reference."""
+    if not item.prompt or any(row.format == "text" for row in item.rows):
         return "nothing is asked"
-    if not item.references:
+    if not item.references and not graded:
         return "the row has no reference"
     try:
         if isinstance(item.prompt, str):

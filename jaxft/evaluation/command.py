@@ -14,13 +14,14 @@ from jaxft.errors import UserError, counted, worded
 from jaxft.evaluation.comparing import compare, figures_in, read_results
 from jaxft.evaluation.confidence import resamples_of
 from jaxft.evaluation.contamination import Found, found_in_training
-from jaxft.evaluation.evaluate import Result, check_needs, evaluate_items
+from jaxft.evaluation.evaluate import Result, check_needs, evaluate_items, table_of
 from jaxft.evaluation.items import Item
 from jaxft.evaluation.metrics import Metric, metrics_of
 from jaxft.evaluation.reading import read_items
 from jaxft.evaluation.report import as_object, comparison_lines, table_lines
 from jaxft.evaluation.tasks import run_tasks
 from jaxft.inference.opening import Words, as_chat, open_model, open_words
+from jaxft.objectives.graders import read_graders
 from jaxft.runtime.storage import place
 
 DEFAULT = ("loss", "exact")
@@ -51,6 +52,7 @@ def main(
     base: bool = False,
     data: str = "",
     metrics: str = "",
+    grader: str = "",
     normalize: str = "spaces",
     cluster: str = "",
     fields: Sequence[str] = (),
@@ -77,7 +79,8 @@ def main(
         adapters: PEFT folders, each a system of its own.
         base: the model without an adapter is a system too, the first.
         data: the rows.
-        metrics: names with commas between; "": loss, exact.
+        metrics: names with commas between; "": loss and exact, or the grader's alone.
+        grader: a JSON file of graders; "" for none.
         normalize: as of `jaxft.evaluate`.
         cluster: likewise.
         fields: "KEY=NAME" each.
@@ -104,7 +107,8 @@ def main(
         _compare_files(compare, as_json)
         return
     _check_flags(model, data, tasks, adapters, untouched, output)
-    table = metrics_of(split(metrics) or list(DEFAULT), normalize)
+    graders = read_graders(grader) if grader else ()
+    table = table_of(split(metrics) or ([] if graders else DEFAULT), normalize, graders)
     options = {"tokenizer": tokenizer, "chat_template": chat_template, "date": date}
     systems = list(_systems(model, adapters, base or bool(untouched), chat, system, options))
     if tasks:
@@ -116,10 +120,15 @@ def main(
     renamed = _fields_of(fields)
     as_messages = systems[0].words.tokenizer.chat_template is not None
     items = read_items(data, as_messages=as_messages, cluster=cluster, fields=renamed)
-    check_needs(table, items)
+    check_needs(table, items, graders)
     aside = read_items(untouched, as_messages=as_messages) if untouched else []
     seen = found_in_training(items, training, as_messages, renamed) if training else []
-    settings = {"system": system, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    settings: dict[str, Any] = {
+        "system": system,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+    }
+    settings["graders"] = graders
     results, forgot = _evaluated(model, systems, items, aside, table, dtype, settings)
     if output:
         _write(output, results)
@@ -220,7 +229,9 @@ def _evaluated(
         results[one.name] = evaluate_items(network, params, items, table, words, **asked)
         if aside:
             loss = metrics_of(["loss"])
-            forgot[one.name] = evaluate_items(network, params, aside, loss, words, **asked)
+            forgot[one.name] = evaluate_items(
+                network, params, aside, loss, words, **{**asked, "graders": ()}
+            )
         del network, params
     return results, forgot
 

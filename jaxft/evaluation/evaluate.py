@@ -14,10 +14,11 @@ from jaxft.defaults import MAX_NEW_TOKENS
 from jaxft.errors import UserError
 from jaxft.evaluation.asking import as_chats, score
 from jaxft.evaluation.confidence import Figure, figure
-from jaxft.evaluation.items import Item
-from jaxft.evaluation.metrics import ANSWER, PAIR, Metric, metrics_of
+from jaxft.evaluation.items import PROMPT, Item
+from jaxft.evaluation.metrics import ANSWER, LIKELIHOOD, PAIR, Metric, metrics_of, of_grader
 from jaxft.evaluation.reading import Data, read_items
 from jaxft.models import Transformer
+from jaxft.objectives.graders import Grader, check_items, read_graders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ def evaluate(
     metrics: Sequence[str] = ("loss", "exact"),
     *,
     tokenizer: Tokenizer | str | Path,
+    graders: Any = (),
     normalize: str = "spaces",
     cluster: str = "",
     chat: bool = False,
@@ -64,6 +66,7 @@ def evaluate(
             `chosen` and `rejected` they are preferences.
         metrics: names of `jaxft.evaluation.METRICS`, or rows like those there.
         tokenizer: the model's, or the folder where it stands.
+        graders: of answers, as `config.graders`: a list or a JSON file; the metric of one is called grader/NAME.
         normalize: how texts are read before `exact`, `contains` and `f1` compare them: none, spaces, lower or squad.
         cluster: a key of the rows: items with equal values of it are resampled together. "": each item by itself.
         chat: whether a prompt that is a text is a user's message.
@@ -81,16 +84,18 @@ def evaluate(
         UserError: an unknown metric, a metric that needs what the data do not have, rows that cannot be read, or none.
     """
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
-    table = metrics_of(metrics, normalize)
+    judges = read_graders(graders, "graders") if graders else ()
+    table = table_of(metrics, normalize, judges)
     has_template = tokenizer.chat_template is not None
     items = read_items(rows, as_messages=has_template, cluster=cluster, fields=fields)
-    check_needs(table, items)
+    check_needs(table, items, judges)
     return evaluate_items(
         model,
         params,
         items,
         table,
         tokenizer,
+        judges,
         chat=chat or bool(system),
         system=system,
         max_new_tokens=max_new_tokens,
@@ -106,6 +111,7 @@ def evaluate_items(
     items: Sequence[Item],
     table: Sequence[Metric],
     tokenizer: Tokenizer,
+    graders: Sequence[Grader] = (),
     *,
     chat: bool,
     system: str,
@@ -120,7 +126,8 @@ def evaluate_items(
         params,
         as_chats(items, chat, system),
         tokenizer,
-        {metric.needs for metric in table},
+        table,
+        graders,
         max_new_tokens=max_new_tokens,
         batching={"batch_size": batch_size, "packing": packing},
         progress=progress,
@@ -132,19 +139,33 @@ def evaluate_items(
     return summarize(table, as_given)
 
 
-def check_needs(table: Sequence[Metric], items: Sequence[Item]) -> None:
-    """Raises UserError where a metric needs what no item has."""
+def table_of(names: Sequence[str], normalize: str, graders: Sequence[Grader]) -> list[Metric]:
+    """The metrics of these names and of the graders."""
+    named = metrics_of(names, normalize) if names or not graders else []
+    return [*named, *(of_grader(grader.name) for grader in graders)]
+
+
+def check_needs(
+    table: Sequence[Metric], items: Sequence[Item], graders: Sequence[Grader] = ()
+) -> None:
+    """Raises UserError where a metric needs what no item has, or a grader what one has not."""
     first = items[0].origin
-    asked = any(item.references for item in items)
-    paired = any(row.format == "pair" for item in items for row in item.rows)
+    formats = {row.format for item in items for row in item.rows}
     for metric in table:
-        if metric.needs == ANSWER and not asked:
+        if metric.compares and not any(item.references for item in items):
             raise UserError(
                 f"{first}: {metric.name} compares answers with references, and the rows have none: they need prompt "
                 "and completion, or messages whose last is the assistant's"
             )
-        if metric.needs == PAIR and not paired:
+        if metric.needs == ANSWER and formats == {"text"}:
+            raise UserError(f"{first}: {metric.name} judges answers, and a text alone asks nothing")
+        if metric.needs == PAIR and formats != {"pair"}:
             raise UserError(f"{first}: {metric.name} needs rows of prompt, chosen and rejected")
+        if metric.needs == LIKELIHOOD and formats == {PROMPT}:
+            raise UserError(
+                f"{first}: {metric.name} is of completions, and the rows have none; --metrics names others"
+            )
+    check_items(graders, {item.origin: {"reference": "", **item.values} for item in items})
 
 
 def summarize(table: Sequence[Metric], items: Sequence[Item]) -> Result:
@@ -165,7 +186,11 @@ def summarize(table: Sequence[Metric], items: Sequence[Item]) -> Result:
 
 def rows_of(metric: Metric, items: Sequence[Item]) -> np.ndarray:
     """The metric's numbers of every item; NaN where an item lacks what it needs."""
-    able = [place for place, item in enumerate(items) if getattr(item, metric.needs) is not None]
+    able = [
+        place
+        for place, item in enumerate(items)
+        if getattr(item, metric.needs) is not None and (item.references or not metric.compares)
+    ]
     if not able:
         return np.full((len(items), 2), np.nan)
     some = metric.rows([items[place] for place in able])

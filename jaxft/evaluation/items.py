@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxft.data.questions import prompt_and_reference
 from jaxft.data.sources import Row
 from jaxft.errors import UserError, nearest
+
+PROMPT = "prompt"  # the format of a row that asks and does not say what is right
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Item:
         likelihood: of the references, or of a row's whole text; None where it was not computed.
         pair: of the chosen and the rejected completions; None where there are none.
         tokens: how many the prompt and the answer have, as "prompt" and "answer".
-        unscored: what could not be found, "answer" or "likelihood", and why.
+        unscored: what could not be found, "answer", "likelihood" or a grader's verdict, and why.
+        values: the first row as it stands in the data, for graders.
+        grades: what graders gave to the answer, by their names.
     """
 
     origin: str
@@ -54,6 +58,8 @@ class Item:
     pair: tuple[Likelihood, Likelihood] | None = None
     tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unscored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    grades: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def tools(self) -> Any:
@@ -61,7 +67,11 @@ class Item:
         return self.rows[0].values.get("tools") if self.rows else None
 
 
-def items_of(rows: Iterable[Row], clusters: Mapping[str, str] | None = None) -> list[Item]:
+def items_of(
+    rows: Iterable[Row],
+    clusters: Mapping[str, str] | None = None,
+    values: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Item]:
     """The questions of the rows. Rows that ask the same are one question with several references.
 
     A text alone asks nothing: it is an item by itself, without references.
@@ -69,6 +79,7 @@ def items_of(rows: Iterable[Row], clusters: Mapping[str, str] | None = None) -> 
     Args:
         rows: as `read_rows` gives them; or of preferences, whose chosen completion is the reference.
         clusters: of each row's origin, what it belongs to; by default every question stands alone.
+        values: of each row's origin, the row as it stands in the data.
     """
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -81,7 +92,8 @@ def items_of(rows: Iterable[Row], clusters: Mapping[str, str] | None = None) -> 
             dict.fromkeys(reference for _, reference in asked if reference is not None)
         )
         cluster = clusters[origin] if clusters else origin
-        items.append(Item(origin, asked[0][0], references, cluster, tuple(same)))
+        given = (values or {}).get(origin, {})
+        items.append(Item(origin, asked[0][0], references, cluster, tuple(same), values=given))
     return items
 
 
@@ -90,8 +102,10 @@ def _asked(row: Row) -> tuple[Any, str | None]:
     if row.format == "pair":
         prompt, chosen = row.values["prompt"], row.values["chosen"]
         return prompt, chosen if isinstance(chosen, str) else str(chosen[-1].get("content", ""))
-    if row.format == "text":
-        return row.values["text"], None
+    if row.format in ("text", PROMPT):
+        return row.values.get("text", row.values.get("prompt")), None
+    if row.format == "messages" and row.values["messages"][-1]["role"] != "assistant":
+        return row.values["messages"], None
     prompt, reference = prompt_and_reference(row)
     return prompt, reference if prompt else None
 
@@ -120,8 +134,3 @@ def clusters_of(records: Iterable[tuple[str, Mapping[str, Any]]], key: str) -> d
             )
         found[origin] = json.dumps(values[key], sort_keys=True, ensure_ascii=False)
     return found
-
-
-def without_answers(items: Sequence[Item]) -> list[Item]:
-    """Those that a model could not be asked, or whose likelihood could not be computed."""
-    return [item for item in items if item.unscored]

@@ -32,6 +32,7 @@ class Metric:
         value: of sums of them.
         lower: whether less is better.
         most: the highest score of an item, where scores are from 0 to that and the value is their mean.
+        compares: whether it compares the answer with references.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Metric:
     value: Value
     lower: bool = False
     most: float | None = None
+    compares: bool = False
 
 
 def mean(sums: Numbers) -> Float[np.ndarray, "..."]:
@@ -57,7 +59,7 @@ def of_scores(
         scores = [score(item.answer or "", item.references) for item in items]
         return np.asarray([(np.nan if one is None else one, 1.0) for one in scores], float)
 
-    return Metric(name, ANSWER, rows, mean, most=most)
+    return Metric(name, ANSWER, rows, mean, most=most, compares=True)
 
 
 def _of_likelihood(
@@ -89,7 +91,7 @@ def _sacrebleu(name: str, kind: str, **settings: Any) -> Metric:
     def rows(items: Sequence[Item]) -> Rows:
         return overlap.statistics(made(), *_texts(items))
 
-    return Metric(name, ANSWER, rows, lambda sums: overlap.value_of(made(), sums))
+    return Metric(name, ANSWER, rows, lambda sums: overlap.value_of(made(), sums), compares=True)
 
 
 def _nist(items: Sequence[Item]) -> Rows:
@@ -143,8 +145,8 @@ def _table(normalize: Normalize) -> dict[str, Metric]:
         of_scores("rouge1", lambda answer, references: ngrams.rouge_n(answer, references, 1)),
         of_scores("rouge2", lambda answer, references: ngrams.rouge_n(answer, references, 2)),
         of_scores("rougeL", ngrams.rouge_l),
-        Metric("nist", ANSWER, _nist, ngrams.nist_of),
-        Metric("cider", ANSWER, _cider, mean),
+        Metric("nist", ANSWER, _nist, ngrams.nist_of, compares=True),
+        Metric("cider", ANSWER, _cider, mean, compares=True),
         _of_pair("preference_accuracy", lambda chosen, other: float(chosen.loss < other.loss)),
         _of_pair(
             "preference_accuracy_per_token",
@@ -184,8 +186,15 @@ def metrics_of(names: Sequence[str], normalize: str = "spaces") -> list[Metric]:
     return [table[name] for name in dict.fromkeys(names)]
 
 
+def of_grader(name: str) -> Metric:
+    """The mean of what a grader gives (`Item.grades`), which is called grader/NAME."""
+
+    def rows(items: Sequence[Item]) -> Rows:
+        return np.asarray([(item.grades.get(name, np.nan), 1.0) for item in items], float)
+
+    return Metric(f"grader/{name}", ANSWER, rows, mean)
+
+
 def metric_named(name: str) -> Metric:
-    """The row of the table; a grader's is the mean of its scores."""
-    if name in METRICS:
-        return METRICS[name]
-    return of_scores(name, lambda answer, references: None)
+    """The row of the table; of another name, a grader's or a task's, the mean of scores."""
+    return METRICS.get(name) or dataclasses.replace(of_grader(name), name=name)

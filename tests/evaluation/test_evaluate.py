@@ -170,5 +170,47 @@ def test_a_text_is_asked_as_a_message_of_a_chat_model_and_recorded_as_it_stands(
     assert found.metrics["loss"].value != values(evaluate(ROWS[:1], ("loss",)))["loss"]
 
 
+NAMED = {
+    "type": "string_check",
+    "name": "named",
+    "operation": "ilike",
+    "input": "{{ sample.output_text }}",
+    "reference": "{{ item.who }}",
+}
+
+
+def test_graders_judge_answers_to_rows_that_do_not_say_what_is_right():
+    said = generate(model, params, ["Where?"], tokenizer=tokenizer, max_new_tokens=6)[0]
+    rows = [{"prompt": "Where?", "who": said.upper()}, {"prompt": "Who?", "who": "nobody at all"}]
+    found = evaluate(rows, (), graders=[NAMED])
+    assert found.metrics["grader/named"].value == 0.5
+    assert [one["scores"] for one in found.records] == [
+        {"grader/named": 1.0},
+        {"grader/named": 0.0},
+    ]
+    with pytest.raises(UserError, match="row 1: loss is of completions, and the rows have none"):
+        evaluate(rows, ("loss",), graders=[NAMED])
+    with pytest.raises(UserError, match=r"row 2: the row has no 'who', which grader 'named'"):
+        evaluate([rows[0], {"prompt": "Who?"}], (), graders=[NAMED])
+
+
+def test_what_a_grader_cannot_judge_is_named_with_its_reason():
+    rows = [{**ROWS[0], "value": None}, {**ROWS[1], "value": "x"}]
+    failing = {
+        "type": "python",
+        "name": "failing",
+        "source": "def grade(sample, item):\n    return 1.0 / len(item['value'])",
+    }
+    found = evaluate(rows, ("exact",), graders=[failing])
+    assert (found.metrics["grader/failing"].value, found.metrics["grader/failing"].n) == (1.0, 1)
+    assert found.metrics["exact"].n == 2
+    assert "TypeError" in found.unscored["row 1"]
+
+
+def test_a_conversation_that_ends_with_the_user_is_asked_whole():
+    talk = [{"role": "user", "content": "Where?"}]
+    assert read_items([{"messages": talk}])[0].prompt == talk
+
+
 def test_no_rows_have_no_likelihoods():
     assert likelihoods(model.config, params, [], tokenizer) == ({}, {})
