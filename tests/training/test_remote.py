@@ -13,6 +13,7 @@ import pytest
 from jaxft import load as load_model
 from jaxft import load_adapter
 from jaxft.errors import UserError
+from jaxft.runs.publish import Logs
 from jaxft.training import loop
 from jaxft.training.loop import train
 
@@ -48,7 +49,7 @@ def died(bucket: Bucket, configure: Callable[..., Any]) -> str:
             try:
                 dying(self)
             except Cut:
-                patch.setattr(logs.Logs, "publish", lambda *_, **__: None)
+                patch.setattr(Logs, "publish", lambda *_, **__: None)
                 raise
 
         patch.setattr(loop.Loop, "read", killed)
