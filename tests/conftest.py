@@ -5,7 +5,9 @@ Warnings are errors too (pyproject.toml). The settings are made before any test 
 
 from __future__ import annotations
 
+import collections
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The scripts that made the golden files need the extra `reference`; they are run by `make golden`.
 collect_ignore_glob = ["golden/*.py", "*/golden/*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of many slow tests begin first: a worker takes a whole file, and none should begin a long one last."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What has not begun at TESTS_UNTIL, in seconds since 1970, is skipped: .ci/run ends in time, with a result."""
+    if time.time() > float(os.environ.get("TESTS_UNTIL", "inf")):
+        pytest.skip("no time was left")
 
 
 @pytest.fixture(autouse=True, scope="module")
