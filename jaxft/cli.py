@@ -15,8 +15,8 @@ from jaxft.errors import Stalled, UserError, nearest
 from jaxft.runtime.platforms import without_absent_tpus
 
 VERBS = (
-    "train", "evaluate", "data", "generate", "chat", "merge", "plan", "quantize", "import", "index",
-    "quickstart",
+    "train", "evaluate", "data", "generate", "chat", "merge", "plan", "quantize", "import", "push",
+    "index", "quickstart",
 )  # fmt: skip
 CONFIGURED = ("train", "data", "plan")  # take --config.KEY=VALUE
 

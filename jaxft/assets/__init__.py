@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxft.errors import UserError
+from jaxft.runtime import hub
 from jaxft.runtime.storage import local, no_folder
 
 
@@ -13,16 +14,25 @@ def tiny_folder() -> Path:
     return Path(__file__).parent / "tiny"
 
 
-def model_folder(name: str | Path, *, required: bool = True) -> Path:
-    """The folder that a model's name means: "tiny" the embedded base, any other name itself.
+def model_folder(name: str | Path, *, required: bool = True, weights: bool = True) -> Path:
+    """The folder that a model's name means.
 
-    Raises UserError for a URL and, if it is `required`, for no folder, saying how a model of the hub becomes one.
+    Args:
+        name: a folder, "tiny" for the embedded base, or OWNER/NAME[@REVISION] of the hub, which is fetched.
+        required: whether it must be there. If not, nothing is fetched either.
+        weights: whether its weights are needed; of a model of the hub, only then they are fetched.
+
+    Raises UserError for another URL, for what cannot be fetched and, if it is `required`, for no folder.
     """
     if str(name) == "tiny":
         return tiny_folder()
+    if (repository := hub.meant(name)) is not None:
+        if required:
+            return hub.folder_of(repository, weights=weights)
+        return hub.cached_folder(repository) or Path(repository.name)
     folder = local(name, "a model")
     if required and (not str(name) or not folder.is_dir()):
-        what = "a model is a folder with config.json and safetensors, or tiny, the embedded one"
+        what = "a model is a folder with config.json and safetensors, a name of the hub, or tiny, the embedded one"
         raise no_folder(name, what) if str(name) else UserError(f"no model is given: {what}")
     return folder
 

@@ -13,6 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from jaxft.errors import UserError, counted, nearest
+from jaxft.runtime import hub
 
 # What is read, by the end of the name; any of them may be compressed.
 KINDS = {
@@ -34,7 +35,7 @@ BESIDE = (
     "features.json",
 )
 HUB = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*")  # OWNER/NAME
-PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub"}
+PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
 TRAINING = ("train", "training")
 HELD_OUT = ("validation", "valid", "val", "dev", "eval", "heldout", "test")
 
@@ -81,12 +82,15 @@ def find_files(name: str, held_out: bool = False) -> tuple[list[File], list[str]
     taken: that of `FOLDER:SPLIT`, else the training or the held-out one.
 
     Args:
-      name: a path, a glob, `FOLDER:SPLIT`, or a URL that fsspec knows (gs://, s3://).
+      name: a path, a glob, `FOLDER:SPLIT`, a URL that fsspec knows (gs://, s3://), or a data set of the hub,
+        hf://datasets/OWNER/NAME[@REVISION][/PATH][:SPLIT].
       held_out: which split to take where none is named.
 
     Raises:
       UserError: there is no such file, nothing in it, or the package for its storage is missing.
     """
+    if name.startswith("hf://"):
+        name = hub.data_path(name, [kind + end for kind in KINDS for end in ("", *COMPRESSED)])
     system, path = _place(name)
     try:
         if system.isdir(path):
@@ -237,16 +241,13 @@ def _glob(name: str, system: Any, path: str) -> tuple[list[File], list[str]]:
 def _on_hub(name: str) -> str:
     """What to do where a name is of a data set on the Hugging Face hub, and no path; "" else.
 
-    >>> _on_hub("tatsu-lab/alpaca").partition(": ")[2], _on_hub("data/train.jsonl")
-    ('hf download tatsu-lab/alpaca --repo-type dataset --local-dir alpaca, then give alpaca', '')
+    >>> _on_hub("tatsu-lab/alpaca"), _on_hub("data/train.jsonl")
+    ('; the data set of that name on the hub is hf://datasets/tatsu-lab/alpaca', '')
     """
     owner, _, short = name.partition("/")
     if not HUB.fullmatch(name) or short.endswith((*KINDS, *COMPRESSED)) or os.path.exists(owner):
         return ""
-    return (
-        f", and jaxft downloads nothing: hf download {name} --repo-type dataset --local-dir {short}, "
-        f"then give {short}"
-    )
+    return f"; the data set of that name on the hub is hf://datasets/{name}"
 
 
 def _near(name: str, system: Any, path: str) -> str:

@@ -150,7 +150,7 @@ def load_tokenizer(folder: str | Path, chat_template: str = "", date: str = "") 
     Raises:
       UserError: a file is missing or cannot be read, `chat_template` names nothing, or `date` is none.
     """
-    folder = model_folder(folder)
+    folder = model_folder(folder, weights=False)
     check_moment(date, "date")
     backend = _read_backend(folder / "tokenizer.json")
     settings = _read_json(folder / "tokenizer_config.json")

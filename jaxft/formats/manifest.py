@@ -151,7 +151,7 @@ def tell_another_base(adapter: Path, base: Path) -> None:
 
     The shapes may fit, and the base may be the same in another dtype: so this is said, not refused.
     """
-    if not (adapter / NAME).exists():
+    if not (adapter / NAME).exists() or not any(base.glob(BASE[1])):  # a base of shapes alone
         return
     trained_on = read_manifest(adapter).get("base")
     files = changed(trained_on, fingerprint(base, BASE)) if isinstance(trained_on, dict) else []

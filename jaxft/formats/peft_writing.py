@@ -31,6 +31,7 @@ from jaxft.formats.peft_tensors import (
 from jaxft.formats.safetensors import Lazy, write_file, write_json
 from jaxft.methods import Method
 from jaxft.quantizing import quantization_of
+from jaxft.runtime.hub import meant
 from jaxft.runtime.storage import is_remote, local
 from jaxft.tree import PyTree, layer_starts
 from jaxft.weights import is_weight
@@ -116,7 +117,7 @@ def save_adapter(
             "read from: jaxft.save(model, jaxft.base_tree(params), FOLDER), and give base=FOLDER"
         )
     options, tensors = _export(params, method, names, trained)
-    options["base_model_name_or_path"] = str(base) or None
+    options |= _named_base(str(base))
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     part.chmod(0o777 & ~_umask())
@@ -127,7 +128,7 @@ def save_adapter(
         write_manifest(
             part,
             base={}
-            if not base or is_remote(base)
+            if not base or (is_remote(base) and not meant(base))
             else fingerprint(model_folder(base, required=False), BASE),
         )
         if target.exists():
@@ -135,6 +136,17 @@ def save_adapter(
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _named_base(base: str) -> dict[str, str | None]:
+    """The base as PEFT finds it again: a folder, or a name of the hub and the commit of it."""
+    repository = meant(base)
+    if repository is None:
+        return {"base_model_name_or_path": base or None}
+    return {
+        "base_model_name_or_path": repository.name,
+        "revision": repository.revision or None,
+    }
 
 
 def _umask() -> int:

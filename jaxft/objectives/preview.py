@@ -74,7 +74,7 @@ def preview(
     """
     if plot:
         check_plot(plot)
-    model = model_config(model_folder(config.model))
+    model = model_config(model_folder(config.model, weights=False))
     max_length, tokenizer = max_length_of(config, model), tokenizer_of(config)
     kind = objective_of(config).examples
     places = kind.places(max_length)

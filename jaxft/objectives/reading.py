@@ -44,7 +44,7 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer:
     if config.tokenizer:
         return load_tokenizer(config.tokenizer, *options)
     adapter = fetched(config.adapter) if config.adapter else None
-    return merged_tokenizer(model_folder(config.model), adapter, *options)
+    return merged_tokenizer(model_folder(config.model, weights=False), adapter, *options)
 
 
 def parts_of(config: ConfigDict, **settings: Any) -> list[Part]:

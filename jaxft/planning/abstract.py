@@ -35,7 +35,7 @@ def abstract_base(config: ConfigDict, model: Config, mesh: Mesh) -> PyTree:
 
     Raises UserError where config.json says that the folder is quantized already and the configuration quantizes it.
     """
-    folder, base = model_folder(config.model), config.base
+    folder, base = model_folder(config.model, weights=False), config.base
     raw, where = read_config(folder), str(folder / "config.json")
     settings = quantization_settings(raw, where)
     if settings is not None:

@@ -248,7 +248,7 @@ def find_batch(config: ConfigDict, target: Devices) -> tuple[Plan | None, list[P
 
 def _model_of(config: ConfigDict) -> Config:
     """The decoder's shape, and how the run computes it."""
-    shape = model_config(model_folder(config.model))
+    shape = model_config(model_folder(config.model, weights=False))
     return dataclasses.replace(shape, dtype=config.dtype, remat=config.remat)
 
 

@@ -69,7 +69,7 @@ class Report:
 
 def with_digests(settings: Settings) -> Settings:
     """The settings, with the digests of what they name."""
-    digests = {"tokenizer": fingerprint(model_folder(settings.tokenizer), TOKENIZER)}
+    digests = {"tokenizer": fingerprint(model_folder(settings.tokenizer, weights=False), TOKENIZER)}
     if settings.embed == "static":
         digests["embed"] = static_embedding()[1]
     elif settings.embed == "model":
@@ -193,7 +193,7 @@ class _Fresh:
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self.tokenizer = load_tokenizer(model_folder(index.settings.tokenizer))
+        self.tokenizer = load_tokenizer(index.settings.tokenizer)
         self.held: list[Chunk] = []
         self.tables: list[pa.Table] = []
 

@@ -63,7 +63,7 @@ def export(
 
 def _asked_by(config: ConfigDict, words: Tokenizer, chats: bool) -> Files:
     """What it was trained by, if that is not the base's: its tokenizer, and the templates of its chats."""
-    tokenizer = model_folder(config.tokenizer) if config.tokenizer else None
+    tokenizer = model_folder(config.tokenizer, weights=False) if config.tokenizer else None
     if tokenizer is None and config.adapter:
         tokenizer = fetched(config.adapter)
     by_template = chats or config.data.chat_template

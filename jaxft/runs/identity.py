@@ -17,9 +17,10 @@ from jaxft.formats.manifest import BASE, TOKENIZER, changed, fingerprint
 def identity(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     """The digests of the base's and the tokenizer's files, and the sizes of the mesh; fit for JSON."""
     base = model_folder(config.model)
+    words = model_folder(config.tokenizer, weights=False) if config.tokenizer else base
     return {
         "base": fingerprint(base, BASE),
-        "tokenizer": fingerprint(Path(config.tokenizer) if config.tokenizer else base, TOKENIZER),
+        "tokenizer": fingerprint(words, TOKENIZER),
         "mesh": dict(mesh.shape),
     }
 

@@ -16,7 +16,6 @@ import contextlib
 import functools
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.errors import UserError, nearest
+from jaxft.runtime import hub
 
 # A scheme, which is also the extra's name, and the package behind it.
 EXTRAS = {"gs": "gcsfs", "s3": "s3fs"}
@@ -77,8 +77,10 @@ def is_remote(path: str | Path) -> bool:
 
 def local(name: str | Path, what: str) -> Path:
     """The local folder of that name. Raises UserError, which begins with `what` it is, for a URL."""
-    if is_remote(name) and HUB.fullmatch(str(name)):
-        raise no_folder(name, what)
+    if scheme_of(name) in ("hf", "https"):
+        raise UserError(
+            f"{name}: {what} stands on a file system: name a folder (jaxft push uploads one)"
+        )
     if is_remote(name):
         raise UserError(
             f"{name}: {what} stands on a file system: copy it (gcloud storage cp -r, aws s3 cp --recursive), "
@@ -87,15 +89,8 @@ def local(name: str | Path, what: str) -> Path:
     return Path(name)
 
 
-# A name on the Hugging Face hub: OWNER/NAME, perhaps @REVISION, alone or in a URL; and old ones without an owner.
-HUB = re.compile(
-    r"(?:(?:https://)?(?:huggingface\.co|hf\.co)/|hf://)?([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?/?"
-)
-ALONE = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
-
-
 def no_folder(name: str | Path, what: str) -> UserError:
-    """That there is no folder of this name: where it is, if it is one of the hub's; else what is near.
+    """That there is no folder of this name, and what is near.
 
     Args:
         name: as the user gave it.
@@ -103,47 +98,28 @@ def no_folder(name: str | Path, what: str) -> UserError:
     """
     if Path(name).is_file():
         return UserError(f"{name}: is a file; {what}: give the folder in which it stands")
-    text = f"openai-community/{name}" if str(name) in ALONE else str(name)
-    found = HUB.fullmatch(text)
-    if found is None or Path(text).parent.is_dir():
-        parent = Path(name).parent
-        there = [str(path) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-        return UserError(f"{name}: no such folder; {what}{nearest(str(name), [*there, 'tiny'])}")
-    hub, revision = found[1], found[2]
-    if (cached := _in_cache(hub, revision or "main")) is not None:
-        return UserError(
-            f"{name}: no such folder; the hub's model stands in the cache: give {cached}"
-        )
-    short = hub.rpartition("/")[2]
-    version = f" --revision {revision}" if revision else ""
-    return UserError(
-        f"{name}: no such folder, and jaxft downloads nothing: hf download {hub}{version} --local-dir {short} "
-        f"(of pip install huggingface_hub), then give {short}"
+    beside = Path(name).parent
+    there = [str(path) for path in beside.iterdir() if path.is_dir()] if beside.is_dir() else []
+    near = nearest(str(name), [*there, "tiny"])
+    on_hub = (
+        f"; the hub's model of that name is hf://{name}" if hub.NAME.fullmatch(str(name)) else ""
     )
+    return UserError(f"{name}: no such folder; {what}{near or on_hub}")
 
 
-def _in_cache(hub: str, revision: str) -> Path | None:
-    """The folder in the hub's cache where a download stands, or None."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.path.expanduser("~"), ".cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
-    model = cache / f"models--{hub.replace('/', '--')}"
-    try:
-        commit = (model / "refs" / revision).read_text(encoding="utf-8")[:64].strip()
-        folder = model / "snapshots" / commit
-        return folder if commit.isalnum() and folder.is_dir() else None
-    except (OSError, ValueError):
-        return None
-
-
-@functools.cache
 def fetched(name: str | Path) -> Path:
-    """The folder of that name, or of one at a URL a local copy that goes away with the process.
+    """The folder of that name; of the hub's that of its cache, of one at a URL a copy that goes away with the process.
 
     Raises:
         UserError: there is no such folder, or a file leads out of it. OSError: the store cannot be read.
     """
-    if not is_remote(name):
-        return Path(name)
+    if (repository := hub.meant(name)) is not None:
+        return hub.folder_of(repository)
+    return _copied(name) if is_remote(name) else Path(name)
+
+
+@functools.cache
+def _copied(name: str | Path) -> Path:
     source = place(name)
     copy = Path(tempfile.mkdtemp(prefix="jaxft-"), source.name)
     atexit.register(shutil.rmtree, copy.parent, ignore_errors=True)

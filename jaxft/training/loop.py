@@ -33,6 +33,7 @@ from jaxft.runs.identity import identity
 from jaxft.runs.lock import Claim, Lock, lock_of
 from jaxft.runs.messages import device_line, next_commands, skipped, trained_line, updates_line
 from jaxft.runs.metrics import say
+from jaxft.runs.pinned import pinned
 from jaxft.runs.plots import plot_averages, plot_run
 from jaxft.runs.publish import Logs, logs_of
 from jaxft.runs.record import Record
@@ -68,7 +69,7 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
     """
     validate(config)
     workdir = storage.place(workdir)
-    config = with_runs_dtypes(dated(config, workdir), workdir)
+    config = with_runs_dtypes(dated(pinned(config, workdir), workdir), workdir)
     check_folder(config, workdir)
     past = past_of(workdir)
     lock = lock_of(workdir)

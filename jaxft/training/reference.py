@@ -133,7 +133,7 @@ def _abstract(tree: PyTree) -> bool:
 
 def _of_folder(config: ConfigDict, model: Config, mesh: Mesh, *, abstract: bool) -> Reference:
     name = config.objective.reference
-    folder = model_folder(name)
+    folder = model_folder(name, weights=not abstract)
     other = dataclasses.replace(model_config(folder), dtype=config.dtype)
     if other.vocabulary != model.vocabulary:
         raise UserError(

@@ -69,7 +69,7 @@ def trained_by(config: ConfigDict, params: PyTree, method: Method) -> Method:
     """The method, under which what the folder `config.adapter` saved whole trains too."""
     if not config.adapter:
         return method
-    tell_another_base(fetched(config.adapter), model_folder(config.model))
+    tell_another_base(fetched(config.adapter), model_folder(config.model, weights=False))
     saved = saved_leaves(params, config.adapter)
     return dataclasses.replace(method, train_also=(*method.train_also, *saved))
 

@@ -167,6 +167,6 @@ def test_sources_of_their_own_may_differ_in_format(here):
 
 
 def test_a_data_set_of_the_hub_says_what_to_do():
-    said = "alpaca: no such file, and jaxft downloads nothing: hf download tatsu-lab/alpaca --repo-type dataset"
+    said = "alpaca: no such file; .* is hf://datasets/tatsu-lab/alpaca$"
     with pytest.raises(UserError, match=said):
         find_files("tatsu-lab/alpaca")
