@@ -68,7 +68,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_scored(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what is scored, on what, and how."""
-    parser.add_argument("--model", default="", metavar="DIR", help="a Hugging Face folder")
+    parser.add_argument(
+        "--model", default="", metavar="DIR", help="a folder, or OWNER/NAME of the hub"
+    )
     parser.add_argument(
         "--adapter",
         dest="adapters",

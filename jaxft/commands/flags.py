@@ -39,7 +39,9 @@ def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
 
 def add_asked(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which model is asked, and how."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a folder, or OWNER/NAME of the hub"
+    )
     parser.add_argument("--adapter", default="", metavar="DIR", help="a PEFT folder")
     add_words(parser)
 

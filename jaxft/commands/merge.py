@@ -10,7 +10,9 @@ HELP = "write base and adapter as one Hugging Face folder"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a folder, or OWNER/NAME of the hub"
+    )
     parser.add_argument("--adapter", required=True, metavar="DIR", help="a PEFT folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that is new")
     parser.add_argument(

@@ -13,7 +13,9 @@ HELP = "write a folder quantized, as bitsandbytes does"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face folder")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a folder, or OWNER/NAME of the hub"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that is new")
     parser.add_argument("--scheme", default="nf4", help="nf4, the default, fp4 or int8")
     parser.add_argument("--group-size", type=whole(1), default=GROUP_SIZE, metavar="N")

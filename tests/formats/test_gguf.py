@@ -24,7 +24,7 @@ from jaxft.formats.gguf.tokenizer import SPLITS, tokenizer_files
 from jaxft.formats.safetensors import open_folder
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "gguf"
-NAMES = ("llama", "llama3", "qwen2", "gemma2", "gpt2")
+NAMES = ("llama", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2")
 Kind = gguf.GGMLQuantizationType
 
 
