@@ -15,8 +15,9 @@ import safetensors.numpy
 
 from jaxft.formats import load, save
 from jaxft.formats.config_file import model_config
-from jaxft.models import FAMILIES, logits
-from jaxft.models.transformer import cached_hidden_states, empty_cache
+from jaxft.models import FAMILIES, logits, tensors_of
+from jaxft.models.transformer import cached_hidden_states, empty_cache, initial_params
+from jaxft.tree import flatten_with_paths
 
 SCRIPT = Path(__file__).parent.parent / "golden/family_folders.py"
 specification = importlib.util.spec_from_file_location("family_folders", SCRIPT)
@@ -54,6 +55,17 @@ def test_logits_are_those_of_transformers(folder_of, name):
     inputs = (batch[part] for part in ("tokens", "segments", "positions"))
     found = np.asarray(jax.jit(model.apply)({"params": params}, *inputs))
     assert golden.deviation(found, expected()[name], batch) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_every_leaf_has_a_name_on_disk_and_every_tensor_a_leaf(folder_of, name):
+    """A fresh tree of the shape alone is the one that the folder is read into."""
+    config = model_config(folder_of(name))
+    fresh = jax.eval_shape(lambda: initial_params(config, jax.random.key(0)))
+    _, params = load(folder_of(name))
+    shapes = {path: leaf.shape for path, leaf in flatten_with_paths(fresh)}
+    assert {path: leaf.shape for path, leaf in flatten_with_paths(params)} == shapes
+    assert tensors_of(config).keys() == shapes.keys()
 
 
 def from_cache(model, params, batch, ends):

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxft.errors import UserError
-from jaxft.models import FAMILIES, family_of, module_names, tensors_of
+from jaxft.models import family_of, module_names, tensors_of
 from jaxft.models.transformer import initial_params
 from jaxft.tree import flatten_with_paths
 
@@ -129,7 +129,7 @@ def test_conv1d_is_stored_as_our_kernels_and_linear_transposed():
 
 def test_every_golden_config_reads():
     folders = sorted((Path(__file__).parents[1] / "golden" / "models").glob("*/config.json"))
-    assert len(folders) >= len(FAMILIES)
+    assert len(folders) >= 10
     for path in folders:
         raw = json.loads(path.read_text())
         assert read(raw).vocabulary == raw["vocab_size"]

@@ -11,19 +11,27 @@ from typing import Any
 from jaxft.errors import UserError, nearest, shown
 from jaxft.models.config import Config
 from jaxft.models.families import (
+    cohere2,
+    exaone4,
     gemma,
     gemma2,
     gemma3,
+    glm4,
     gpt2,
     granite,
     llama,
     ministral3,
     mistral,
+    nemotron,
     olmo2,
     olmo3,
+    phi3,
     qwen2,
     qwen3,
+    seed_oss,
     smollm3,
+    stablelm,
+    starcoder2,
 )
 from jaxft.models.families.family import Family, Tensor
 from jaxft.models.segments import segments_of
@@ -46,6 +54,14 @@ FAMILIES = {
     "olmo3": olmo3.FAMILY,
     "granite": granite.FAMILY,
     "gpt2": gpt2.FAMILY,
+    "phi3": phi3.FAMILY,
+    "glm4": glm4.FAMILY,
+    "exaone4": exaone4.FAMILY,
+    "seed_oss": seed_oss.FAMILY,
+    "cohere2": cohere2.FAMILY,
+    "starcoder2": starcoder2.FAMILY,
+    "stablelm": stablelm.FAMILY,
+    "nemotron": nemotron.FAMILY,
 }
 
 
@@ -53,7 +69,7 @@ def family_of(model_type: Any, where: str) -> Family:
     """The family of a config.json's `model_type`. Raises UserError that lists the known ones."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        hint = nearest(str(model_type), FAMILIES)
+        hint = nearest(model_type, FAMILIES, 1) if isinstance(model_type, str) else ""
         raise UserError(
             f"{where}: unknown architecture {shown(model_type)}{hint}; jaxft knows {known}"
         )

@@ -1,0 +1,60 @@
+"""What is turned by rotary positions: a part of each head, or the layers of one kind; read and written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxft.errors import UserError
+from jaxft.models.config import Config, Rotary
+from jaxft.models.families.common import spelled
+from jaxft.models.rope import PARTIAL, PLACES, rope_settings
+
+
+def read_turned(
+    raw: Mapping[str, Any], head_dim: int, length: int, *, theta: float = 10000.0, part: float = 1.0
+) -> dict[str, Any]:
+    """The rotary settings of a family that turns a part of each head: those of `rope_settings`, and `rotary_dim`.
+
+    Args:
+        raw: config.json.
+        head_dim: features of a head.
+        length: the longest sequence.
+        theta: the family's base, and
+        part: its `partial_rotary_factor`, where config.json has none.
+    """
+    inner = [raw[place] for place in reversed(PLACES) if raw.get(place)]
+    found = [one[PARTIAL] for one in (*inner, raw) if one.get(PARTIAL) is not None]
+    size = int(head_dim * (found[0] if found else part))
+    if size % 2 or not 0 < size <= head_dim:
+        raise UserError(
+            f"config.json: {PARTIAL} turns {size} of a head's {head_dim} features: they pair, so an even number"
+        )
+    plain = {key: _unparted(value) if key in PLACES else value for key, value in raw.items()}
+    settings = rope_settings(_unparted(plain), theta, length)
+    return settings | {"rotary_dim": size if size < head_dim else 0}
+
+
+def _unparted(settings: Any) -> Any:
+    if not isinstance(settings, Mapping):
+        return settings
+    return {key: value for key, value in settings.items() if key != PARTIAL}
+
+
+def write_turned(config: Config) -> dict[str, Any]:
+    """The inverse of `read_turned`."""
+    size = config.rotary_dim or config.head_dim
+    part = size / config.head_dim
+    if int(config.head_dim * part) != size:
+        part = math.nextafter(part, 1.0)
+    settings = spelled(config.rope_theta, config.rope_scaling)
+    return {"rope_parameters": settings | {PARTIAL: part}, PARTIAL: part}
+
+
+def turned_in(
+    kind: str, kinds: Sequence[Any], rope: Mapping[str, Any]
+) -> tuple[Rotary | None, ...]:
+    """Each layer's rotary positions, where those of one kind alone are turned."""
+    rotary = Rotary(rope["rope_theta"], rope["rope_scaling"])
+    return tuple(rotary if one == kind else None for one in kinds)
