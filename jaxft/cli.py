@@ -15,7 +15,7 @@ from jaxft.errors import Stalled, UserError, nearest
 from jaxft.runtime.platforms import without_absent_tpus
 
 VERBS = (
-    "train", "evaluate", "data", "generate", "chat", "merge", "plan", "quantize", "import", "push",
+    "train", "evaluate", "data", "generate", "chat", "merge", "plan", "quantize", "import", "export", "push",
     "index", "quickstart",
 )  # fmt: skip
 CONFIGURED = ("train", "data", "plan")  # take --config.KEY=VALUE

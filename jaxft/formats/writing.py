@@ -138,6 +138,12 @@ def _is_tied(params: PyTree) -> bool:
     return bound.base is params["embed"]["embedding"]
 
 
+def dense_tensors(config: Config, params: PyTree) -> dict[str, Lazy]:
+    """{name on disk: tensor} of a tree, its adapters merged and its codes dequantized as each is made."""
+    tied = dataclasses.replace(config, tied=_is_tied(params))
+    return _to_write(tied, params, {}, None, dense=True, kept={})
+
+
 def _to_write(
     config: Config,
     params: PyTree,

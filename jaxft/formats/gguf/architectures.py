@@ -82,6 +82,11 @@ class Architecture:
             return (array.astype(np.float32) - 1.0).astype(array.dtype)
         return array.T if self.turns(name) else array
 
+    def permute(self, name: str, array: np.ndarray, raw: Mapping[str, Any]) -> np.ndarray:
+        """The rows of a tensor (out, ...) as `unfolded` lays them, its axes and values as they are."""
+        module = name.rpartition(".")[0]
+        return _rows(array, _heads(module, raw), 0) if module.endswith(self.permuted) else array
+
     def turns(self, name: str) -> bool:
         """Whether the folder has a tensor's axes the other way round."""
         return name.endswith(tuple(f"{module}.weight" for module in self.turned))
