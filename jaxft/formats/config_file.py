@@ -184,7 +184,7 @@ def _check_angles(rotary: Rotary, size: int, max_length: int, where: str) -> Non
     if type(rotary.theta) not in (int, float) or not low <= rotary.theta <= high:
         raise UserError(f"{where}: {shown(rotary.theta)} is no number for rope_theta")
     scaling = dict(rotary.scaling)
-    wrong = [key for key, value in scaling.items() if not _is_setting(value)]
+    wrong = [key for key, value in scaling.items() if not _is_setting(key, value)]
     plain = scaling | dict.fromkeys(wrong, 1.0)
     try:
         with np.errstate(all="ignore"):  # an unknown kind is told before what it holds
@@ -200,10 +200,12 @@ def _check_angles(rotary: Rotary, size: int, max_length: int, where: str) -> Non
         raise UserError(f"{where}: the rope settings give frequencies that are no numbers")
 
 
-def _is_setting(value: Any) -> bool:
-    """A number, a text, or numbers, one for each pair of features."""
+def _is_setting(key: str, value: Any) -> bool:
+    """A number or a text; of longrope's two lists, numbers, one for each pair of features."""
     if isinstance(value, tuple):
-        return all(type(one) in (int, float) for one in value)
+        return key in ("short_factor", "long_factor") and all(
+            type(one) in (int, float) for one in value
+        )
     return isinstance(value, str | int | float)
 
 

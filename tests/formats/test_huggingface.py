@@ -231,8 +231,8 @@ BAD_CONFIG = {
         "json: rope_scaling: factor takes a number or a text, not .1",
     ),
     "rope kind": (
-        {"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0], "rope_theta": 1e4}},
-        "json: unknown rope scaling 'longrope': known are default, linear",
+        {"rope_parameters": {"rope_type": "spiral", "long_factor": [1.0], "rope_theta": 1e4}},
+        "json: unknown rope scaling 'spiral': known are default, linear",
     ),
     "two ropes": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "say different things"),
     "odd": ({"head_dim": 7}, "json: head_dim 7 is odd, and rotary features pair"),

@@ -17,9 +17,7 @@ from jaxft.errors import UserError
 from jaxft.runs.best import best_step
 from jaxft.runs.extension import HISTORY, past_of, patience_since
 from jaxft.training.loop import train
-
-from .conftest import GOLDEN, lines
-from .test_loop import Cut, adapter_of, cut_at, held_out
+from tests.small_runs import GOLDEN, Cut, adapter_of, cut_at, held_out, lines
 
 CONSTANT = {"optimizer.schedule": "constant", "data.packing": True, "method.dropout": 0.1}
 SETTINGS = held_out() | CONSTANT

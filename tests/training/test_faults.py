@@ -22,32 +22,17 @@ from jaxft.runs import checkpoint, evaluation, metrics
 from jaxft.runs.lock import Lock
 from jaxft.training import loop, program
 from jaxft.training.loop import train
-
-from .conftest import GOLDEN, lines
-from .test_checkpoint import flip
-from .test_loop import Cut, adapter_of, cut_at, held_out
-
-SETTINGS = held_out() | {"data.packing": True}  # one shape, one program
-
-
-def assert_same_end(one: Path, other: Path) -> None:
-    """Metrics, samples and adapters of two runs, bit for bit."""
-    for split in ("train", "eval"):
-        assert lines(one, split) == lines(other, split)
-    assert (one / "samples.jsonl").read_text() == (other / "samples.jsonl").read_text()
-    ours, theirs = adapter_of(one), adapter_of(other)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
-
-
-@pytest.fixture(scope="module")
-def whole(configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    with jax.numpy_dtype_promotion("standard"):
-        train(configure(**SETTINGS), folder)
-    return folder
+from tests.small_runs import (
+    GOLDEN,
+    PACKED,
+    Cut,
+    adapter_of,
+    assert_same_end,
+    cut_at,
+    flip,
+    lines,
+)
+from tests.small_runs import whole as whole
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +42,7 @@ def died(configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 5)
         with pytest.raises(Cut):
-            train(configure(**SETTINGS), folder)
+            train(configure(**PACKED), folder)
     return folder
 
 
@@ -92,7 +77,7 @@ def test_a_signal_writes_a_checkpoint_and_the_next_start_goes_on(
     place: str,
 ) -> None:
     """During evaluation and compilation; the code is 143 or 130, and handlers are as they were."""
-    config, before = configure(**SETTINGS), signal.getsignal(number)
+    config, before = configure(**PACKED), signal.getsignal(number)
     say = metrics.Progress.say
 
     def struck(self: Any, line: str) -> None:
@@ -131,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_the_end_is_the_same(
     """The run goes on from the checkpoint before it."""
     largest = max((cut / "checkpoints" / "4").rglob("d/*"), key=lambda path: path.stat().st_size)
     flip(largest, 100)
-    train(configure(**SETTINGS), cut)
+    train(configure(**PACKED), cut)
     said = capsys.readouterr().err
     assert f"checkpoints/4: damaged: {largest.relative_to(cut / 'checkpoints' / '4')}" in said
     assert "going on from the checkpoint of step 2" in said
@@ -144,7 +129,7 @@ def test_without_any_whole_checkpoint_a_run_begins_again(
     """Which comes to the same."""
     for step in (2, 4):
         (cut / "checkpoints" / str(step) / "manifest.json").write_text("{")
-    train(configure(**SETTINGS), cut)
+    train(configure(**PACKED), cut)
     assert_same_end(cut, whole)
 
 
@@ -156,7 +141,7 @@ def test_half_a_line_of_metrics_and_samples_is_written_again(
         file.write('{"step": 6, "lo')
     with (cut / "samples.jsonl").open("ab") as file:
         file.write('{"step": 4, "prompt": "é'.encode()[:-1])
-    train(configure(**SETTINGS), cut)
+    train(configure(**PACKED), cut)
     assert_same_end(cut, whole)
 
 
@@ -166,7 +151,7 @@ def test_another_base_or_tokenizer_is_refused(
 ) -> None:
     """In the same folder: what differs is named, and the checkpoint stays as it is."""
     shutil.copytree(GOLDEN / "model", tmp_path / "model")
-    config = configure(**SETTINGS | {"model": str(tmp_path / "model")})
+    config = configure(**PACKED | {"model": str(tmp_path / "model")})
     with monkeypatch.context() as patch:
         cut_at(patch, 3)
         with pytest.raises(Cut):
@@ -214,7 +199,7 @@ def test_another_seed_or_other_data_are_refused(
     """The keys are shown with both values."""
     key = next(iter(change))
     with pytest.raises(UserError, match=rf"another configuration.*{key}: .* -> "):
-        train(configure(**SETTINGS | change), cut)
+        train(configure(**PACKED | change), cut)
 
 
 def test_of_two_processes_the_second_is_refused(
@@ -225,9 +210,9 @@ def test_of_two_processes_the_second_is_refused(
     with Lock(cut):
         before = (cut / "metrics.jsonl").read_text()
         with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is training in"):
-            train(configure(**SETTINGS), cut)
+            train(configure(**PACKED), cut)
         assert (cut / "metrics.jsonl").read_text() == before
-    train(configure(**SETTINGS), cut)
+    train(configure(**PACKED), cut)
     assert_same_end(cut, whole)
 
 
@@ -355,7 +340,7 @@ def test_a_data_file_that_vanished(
     """Mid-run it is not missed, for its tokens are in memory; the next start names it."""
     data = tmp_path / "data.jsonl"
     shutil.copy(GOLDEN / "data.jsonl", data)
-    config = configure(**SETTINGS | {"data.train": str(data)})
+    config = configure(**PACKED | {"data.train": str(data)})
     dispatch = loop.Loop.dispatch
 
     def vanishing(self: Any, batch: Any) -> Any:

@@ -16,8 +16,7 @@ from jaxft.runtime import processes
 from jaxft.training.feed import prepare_data, warning_lines
 from jaxft.training.loop import train
 from jaxft.training.sharding import make_mesh
-
-from .conftest import GOLDEN, RECIPE
+from tests.small_runs import GOLDEN, RECIPE
 
 # Of each kind, rows of which the last two are not as they should be.
 ROWS: dict[str, list[dict[str, Any]]] = {

@@ -10,44 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from jaxft.data import load_tokenizer
 from jaxft.errors import UserError
 from jaxft.formats.manifest import check_manifest
 from jaxft.formats.merge import merge_folder
 from jaxft.inference.opening import open_words
-from jaxft.training import loop
 from jaxft.training.loop import train
-
-from .conftest import GOLDEN, lines
-
-
-class Cut(Exception):
-    """The power goes."""
-
-
-def cut_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """The run dies after the update of that step, before anything of it is written."""
-    read = loop.Loop.read
-
-    def dying(self: Any) -> None:
-        if self.pending is not None and self.pending[0] > step:
-            raise Cut
-        read(self)
-
-    monkeypatch.setattr(loop.Loop, "read", dying)
-
-
-def adapter_of(workdir: Path) -> dict[str, np.ndarray]:
-    """The tensors that a run exported."""
-    folder = workdir / ("adapter" if (workdir / "adapter").exists() else "model")
-    return load_file(next(folder.glob("*.safetensors")))
-
-
-def held_out() -> dict[str, Any]:
-    """Evaluation on the training rows: any will do."""
-    return {"data.eval": str(GOLDEN / "data.jsonl"), "eval_every": 2, "checkpoint.every": 2}
+from tests.small_runs import GOLDEN, Cut, adapter_of, cut_at, held_out, lines
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ from jaxft.training.program import make_program
 from jaxft.training.reference import make_reference
 from jaxft.training.setup import prepare_model
 from jaxft.training.sharding import make_mesh, shardings
-
-from .conftest import GOLDEN
+from tests.small_runs import GOLDEN
 
 STEPS = 3
 PREFERENCES = str(Path(__file__).parents[2] / "configs" / "dpo.py")

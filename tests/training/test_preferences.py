@@ -20,9 +20,7 @@ from jaxft.errors import UserError
 from jaxft.training.loop import train
 from jaxft.training.reference import left_out
 from jaxft.tree import filled
-
-from .conftest import GOLDEN, lines
-from .test_loop import Cut, cut_at
+from tests.small_runs import GOLDEN, Cut, cut_at, lines
 
 PAIRS = GOLDEN.parent / "preferences"
 RECIPE = str(Path(__file__).parents[2] / "configs" / "dpo.py")

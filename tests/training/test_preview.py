@@ -19,8 +19,7 @@ from jaxft.formats.config_file import model_config
 from jaxft.objectives.preview import main, preview
 from jaxft.training.feed import prepare_data
 from jaxft.training.sharding import make_mesh
-
-from .conftest import GOLDEN, RECIPE
+from tests.small_runs import GOLDEN, RECIPE
 
 
 def page(config: Any, **options: Any) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import GOLDEN, RECIPE, lines
+from tests.small_runs import GOLDEN, RECIPE, lines
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 MIB = 1 << 20

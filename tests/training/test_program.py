@@ -15,9 +15,8 @@ from jaxft.planning.plan import _trace
 from jaxft.training import loop
 from jaxft.training.precision import with_dtypes
 from jaxft.training.sharding import make_mesh
+from tests.small_runs import GOLDEN, Cut
 
-from .conftest import GOLDEN
-from .test_loop import Cut
 from .test_preferences import PAIRS, configured
 
 

@@ -14,8 +14,7 @@ import jaxft
 from jaxft.errors import UserError
 from jaxft.formats.merge import merge_folder
 from jaxft.training.loop import train
-
-from .conftest import GOLDEN
+from tests.small_runs import GOLDEN
 
 Configure = Callable[..., Any]
 

@@ -16,14 +16,12 @@ from jaxft.errors import UserError
 from jaxft.runs.publish import Logs
 from jaxft.training import loop
 from jaxft.training.loop import train
+from tests.several_processes import alone as alone
+from tests.several_processes import assert_same_run, outcomes, start
+from tests.small_runs import GOLDEN, PACKED, Cut, assert_same_end, cut_at
+from tests.small_runs import whole as whole
 
-from .conftest import GOLDEN
 from .store import Bucket, served
-from .test_faults import SETTINGS, assert_same_end
-from .test_faults import whole as whole
-from .test_loop import Cut, cut_at
-from .test_many_processes import alone as alone
-from .test_many_processes import assert_same_run, outcomes, start
 
 pytest.importorskip("gcsfs")
 
@@ -54,7 +52,7 @@ def died(bucket: Bucket, configure: Callable[..., Any]) -> str:
 
         patch.setattr(loop.Loop, "read", killed)
         with pytest.raises(Cut):
-            train(configure(**SETTINGS), "gs://bucket/died")
+            train(configure(**PACKED), "gs://bucket/died")
     return "died"
 
 
@@ -69,7 +67,7 @@ def test_a_run_that_died_goes_on_and_its_end_is_that_of_a_local_run(
     bucket: Bucket, cut: str, whole: Path, configure: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Metrics, samples and adapter, bit for bit, and the same files but for those of the lock."""
-    result = train(configure(**SETTINGS), f"gs://bucket/{cut}")
+    result = train(configure(**PACKED), f"gs://bucket/{cut}")
     assert str(result.output) == f"gs://bucket/{cut}/adapter"
     ours = bucket.unpacked(cut, tmp_path / "run")
     assert_same_end(ours, whole)
@@ -85,7 +83,7 @@ def test_a_run_moves_from_the_store_to_a_disk(
 ) -> None:
     """As it was copied: the manifests hold there too."""
     ours = bucket.unpacked(cut, tmp_path / "run")
-    train(configure(**SETTINGS), ours)
+    train(configure(**PACKED), ours)
     assert_same_end(ours, whole)
 
 
@@ -99,7 +97,7 @@ def test_a_checkpoint_without_its_manifest_was_never_whole(
 ) -> None:
     """As a process leaves it that is killed while it writes: the next removes it, and goes on from the one before."""
     bucket.remove(f"{cut}/checkpoints/4/manifest.json")
-    train(configure(**SETTINGS), f"gs://bucket/{cut}")
+    train(configure(**PACKED), f"gs://bucket/{cut}")
     said = capsys.readouterr().err
     assert "going on from the checkpoint of step 2" in said
     assert "damaged" not in said
@@ -111,7 +109,7 @@ def test_a_run_in_the_store_is_extended(
 ) -> None:
     """Its configuration and the one before stand there."""
     before = json.loads(bucket.get(f"{cut}/config.json"))
-    assert train(configure(**SETTINGS | {"steps": 7}), f"gs://bucket/{cut}").steps == 7
+    assert train(configure(**PACKED | {"steps": 7}), f"gs://bucket/{cut}").steps == 7
     assert json.loads(bucket.get(f"{cut}/config.json")) == before | {"steps": 7}
     (change,) = json.loads(bucket.get(f"{cut}/history.json"))
     assert change["config"] == before
@@ -123,7 +121,7 @@ def test_a_checkpoint_that_was_cut_short_is_named(
     """By its size."""
     name = next(name for name in bucket.names() if name.startswith(f"{cut}/checkpoints/4/tree/d/"))
     bucket.put(name, b"short")
-    train(configure(**SETTINGS), f"gs://bucket/{cut}")
+    train(configure(**PACKED), f"gs://bucket/{cut}")
     said = capsys.readouterr().err
     assert f"{name} (5 bytes) is not what was written: its size differs".split("4/")[1] in said
     assert "going on from the checkpoint of step 2" in said
@@ -144,7 +142,7 @@ def test_the_last_that_began_has_the_run(
 
     monkeypatch.setattr(loop.Loop, "read", taken)
     with pytest.raises(UserError, match=r"process 7 on elsewhere \(1\) has gone on with this run"):
-        train(configure(**SETTINGS), f"gs://bucket/{cut}")
+        train(configure(**PACKED), f"gs://bucket/{cut}")
     assert {name: bucket.get(name) for name in bucket.names()} == before
 
 

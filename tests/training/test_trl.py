@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from jaxft.training.loop import train
-
-from .conftest import GOLDEN, lines
-from .test_loop import Cut, cut_at
+from tests.small_runs import GOLDEN, Cut, cut_at, lines
 
 CURVES = json.loads((GOLDEN / "curves.json").read_text())
 # One of each weight, a schedule, parts of a batch, and decay; what the others do stands in their first updates.

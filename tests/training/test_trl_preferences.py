@@ -16,9 +16,7 @@ from ml_collections import ConfigDict
 from jaxft.configuration import load_config
 from jaxft.objectives import pairs
 from jaxft.training import loop
-
-from .conftest import GOLDEN, lines
-from .test_loop import Cut, cut_at
+from tests.small_runs import GOLDEN, Cut, cut_at, lines
 
 FOLDER = GOLDEN.parent / "preferences"
 CURVES = json.loads((FOLDER / "curves.json").read_text())

@@ -18,16 +18,11 @@ from jaxft.errors import UserError
 from jaxft.runs.host_checkpoint import Local
 from jaxft.training.loop import train
 from jaxft.training.sharding import make_mesh
+from tests.several_processes import TOGETHER, assert_same_run, outcomes, start
+from tests.several_processes import alone as alone
+from tests.small_runs import PACKED, Cut, assert_same_end, cut_at, flip, lines
 
-from .conftest import lines
-from .test_checkpoint import flip
-from .test_faults import SETTINGS, assert_same_end
-from .test_loop import Cut, cut_at
-from .test_many_processes import SETTINGS as TOGETHER
-from .test_many_processes import alone as alone
-from .test_many_processes import assert_same_run, outcomes, start
-
-BETWEEN = SETTINGS | {
+BETWEEN = PACKED | {
     "steps": 6,
     "checkpoint.every": 4,
     "eval_every": 4,

@@ -21,6 +21,7 @@ from jaxft.runs.checkpoint import Checkpoints, split_base
 from jaxft.runs.folder import written
 from jaxft.runtime.processes import lost
 from jaxft.tree import flatten_with_paths
+from tests.small_runs import flip
 
 
 def adapted(name: str) -> tuple[Any, Any, Any]:
@@ -89,13 +90,6 @@ def three(folder: Path, **settings: Any) -> tuple[Checkpoints, Any]:
         checkpoints.save(step, tree, {"step": step})
     checkpoints.wait()
     return checkpoints, trainable
-
-
-def flip(file: Path, place: int = -1) -> None:
-    """One bit of a file, the other way."""
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1
-    file.write_bytes(content)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path: Path) -> None:
