@@ -20,7 +20,7 @@ test: environment ## the tests; TESTS=tests/weights for a part
 	$(PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
 
 thorough: environment ## the cases that others stand for in `make test`; those of TPUs need the extra `tpu`
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m thorough $(TESTS)
+	JAX_PLATFORMS=cpu $(PYTHON) -m pytest -n 2 --dist loadfile -m thorough $(TESTS)
 
 lint: environment ## format and lint
 	$(PYTHON) -m ruff format --check .
