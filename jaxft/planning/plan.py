@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
@@ -37,6 +36,7 @@ from jaxft.planning.hlo import Program, read_program
 from jaxft.planning.kernels import kernel_cycles
 from jaxft.planning.topology import Devices, local_flops, local_memory
 from jaxft.runs.checkpoint import split_base
+from jaxft.training.memory import refused, tpu_temporaries
 from jaxft.training.precision import with_dtypes
 from jaxft.training.precompute import beforehand, without
 from jaxft.training.program import make_program
@@ -49,10 +49,6 @@ from jaxft.weights.placement import Placement, describe
 FEW_STEPS = (
     1000  # of the schedule where a configuration counts epochs: nothing planned depends on it
 )
-# What the compiler says of a program that does not fit: after it has laid out the buffers, or before.
-USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
-MADE = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,7 +326,9 @@ def _compiled(
     try:
         compiled = lowered.compile(compiler_options=options)
     except Exception as error:
-        return *_too_much(error, arguments), None
+        size, room = refused(error)
+        # What it calls temporaries are the arguments too, but no gaps between buffers.
+        return size, max(size - arguments, 0), room, None
     analysis = compiled.memory_analysis()
     temporary = analysis.temp_size_in_bytes if target.chip is None else tpu_temporaries(analysis)
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
@@ -347,30 +345,6 @@ def _compiled(
     kernel = functools.partial(kernel_cycles, target.name.partition(":")[0])
     program = read_program(text, kernel, target.chip.flops / target.chip.clock)
     return min(peak, memory), temporary, memory, program
-
-
-def _too_much(error: Exception, arguments: int) -> tuple[int, int, int]:
-    """(peak, temporary, memory) as the TPU compiler's refusal tells them; another error is raised on.
-
-    What it calls temporaries are the arguments too, but no gaps between buffers.
-    """
-    used, made = USED.search(str(error)), MADE.search(str(error))
-    found = used or made
-    if found is None:
-        raise error
-    size, room = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
-    return size, max(size - arguments, 0), room
-
-
-def tpu_temporaries(analysis: Any) -> int:
-    """Bytes of a TPU program's temporaries, or slightly more, from its `memory_analysis()`.
-
-    The compiler adds the gaps between buffers to their extent, which they are part of (seen where it refuses a program
-    and prints both); the most that is live at once tells the gaps. It is at least the buffers without them.
-    """
-    extent = analysis.temp_size_in_bytes
-    live = max(analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes, 0)
-    return min(extent, (extent + live) // 2)
 
 
 def _flops(traced: _Traced, mesh: Mesh) -> int:

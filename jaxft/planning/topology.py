@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.errors import UserError, nearest
+from jaxft.training.memory import memory_of
 
 # The TPU compiler asks for these where there is no TPU.
 ENVIRONMENT = {
@@ -106,10 +107,7 @@ def local_devices() -> Devices:
 
 def local_memory() -> int | None:
     """Bytes of a local device's memory; on a CPU, the machine's."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return (device.memory_stats() or {}).get("bytes_limit")
+    return memory_of(jax.devices()[0])
 
 
 @functools.cache

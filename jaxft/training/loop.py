@@ -43,6 +43,7 @@ from jaxft.runs.signals import Interrupted, Stop, stoppable
 from jaxft.runtime import processes, storage
 from jaxft.runtime.stalls import fetch
 from jaxft.training.feed import Data, prepare_data, warning_lines
+from jaxft.training.memory import needed, require_room
 from jaxft.training.optimizer import schedule
 from jaxft.training.precision import with_runs_dtypes
 from jaxft.training.precompute import computed_beforehand
@@ -139,9 +140,11 @@ class Loop:
         reference, method: may change that between updates.
         record, saves: what is told, and the states to go on from.
         config: of the run, for its intervals.
+        mesh: of the devices.
         check: raises where the run is to stop at a step.
         pending: the last update, until its numbers are read.
         shapes: of the batches for which the step is compiled.
+        peak: bytes of the largest step that is compiled.
         waited: seconds that updates waited for their batches.
         began: when, by the clock of `time.perf_counter`.
     """
@@ -157,9 +160,11 @@ class Loop:
     record: Record
     saves: Saves
     config: ConfigDict
+    mesh: Mesh
     check: Callable[[int], None]
     pending: Pending | None = None
     shapes: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
+    peak: int = 0
     waited: float = 0.0
     began: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -203,6 +208,8 @@ class Loop:
         rows, length = counted(shape[0], "row"), counted(shape[1], "token")
         saying = f"compiling the step for {rows} of {length}"
         with contextlib.nullcontext() if known else self.record.apart(saying):
+            if not known:
+                self.weigh(state, frozen, fed.arrays, *held)
             state, numbers = self.update(state, frozen, fed.arrays, *held)
         self.step += 1
         held = self.reference.moved(self.step, held, state.trainable)
@@ -210,6 +217,17 @@ class Loop:
         if not known:
             self.record.go_on()
         return numbers
+
+    def weigh(self, *arguments: Any) -> None:
+        """Compiles the step for these arguments, and says what memory it needs where none before needed more.
+
+        Raises UserError where the device has less.
+        """
+        need = needed(self.update, arguments, self.mesh)
+        if need.peak > self.peak:
+            self.peak = need.peak
+            self.record.say(str(need))
+            require_room(need, self.config, self.mesh, self.record.say)
 
     def read(self) -> None:
         """Tells the numbers of the last update, if that has not been done.
@@ -321,6 +339,7 @@ def _begun(
         record=record,
         saves=saves,
         config=config,
+        mesh=parts.mesh,
         check=check,
     )
 
