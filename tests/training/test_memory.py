@@ -15,8 +15,7 @@ from jaxft.training import memory
 from jaxft.training.loop import train
 from jaxft.training.memory import Need, needed, refused, remedies, require_room
 from jaxft.training.sharding import make_mesh
-
-from .conftest import lines
+from tests.small_runs import lines
 
 GIB = 2**30
 
