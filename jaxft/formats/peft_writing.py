@@ -141,7 +141,7 @@ def save_adapter(
 def _named_base(base: str) -> dict[str, str | None]:
     """The base as PEFT finds it again: a folder, or a name of the hub and the commit of it."""
     repository = meant(base)
-    if repository is None:
+    if repository is None or not (repository.revision or "://" in base):
         return {"base_model_name_or_path": base or None}
     return {
         "base_model_name_or_path": repository.name,

@@ -240,8 +240,8 @@ def test_a_run_is_of_the_hub_from_beginning_to_end(
 ) -> None:
     """RUN/config.json and the adapter name the commit; the same command goes on from it when the branch has moved."""
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": " b"}\n' * 4)
-    monkeypatch.setattr(loop, "plot_run", lambda folder: folder)
-    monkeypatch.setattr(loop, "plot_averages", lambda folder: None)
+    monkeypatch.setattr(loop, "plot_run", lambda folder, *_: folder)
+    monkeypatch.setattr(loop, "plot_averages", lambda *_: None)
     given = {
         "model": NAME, "data.train": str(tmp_path / "a.jsonl"), "data.max_length": 16, "batch_size": 2, "mesh.data": 1,
         "method.rank": 2, "samples.count": 0,
