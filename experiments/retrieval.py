@@ -123,6 +123,22 @@ CASES = (
     ("prompt", 1), ("retrieval", 1), ("lora", 1), ("raft", 1), ("retrieval", 2), ("lora", 2), ("raft", 2),
 )  # fmt: skip
 
+PAGE = """\
+# Knowledge or behaviour
+
+Made by `experiments/retrieval.py` with SmolLM2-135M-Instruct on two shared cores: {towns} made-up towns, {facts} facts, {questions} questions in
+words that no training row has. An exact answer is the value alone. Edition 2 has another value for every fact; nothing
+is trained for it, and the index is brought up to date. Intervals are of 95 %, towns resampled; seconds are of the processor.
+
+{table}
+![Exact answers](retrieval.png)
+
+The model alone knows nothing of it. With passages it says the value in a sentence, and not alone as it was asked to:
+the knowledge is there and the behaviour is not. Trained on the facts for {epochs:g} epochs it has both until the facts change.
+Trained on other towns with passages before the questions (RAFT) it has learnt the behaviour, and takes the knowledge
+from the index, old or new.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -389,7 +405,8 @@ def main() -> None:
         facts = {"towns": options.towns, "facts": 5 * options.towns, "epochs": options.epochs}
         told = json.dumps({**facts, "cases": lines}, indent=1)
         (options.output / "retrieval.json").write_text(told + "\n", encoding="utf-8")
-        (options.output / "retrieval_table.md").write_text(page, encoding="utf-8")
+        page = PAGE.format(**facts, questions=lines[0]["n"], table=page)
+        (options.output / "retrieval.md").write_text(page, encoding="utf-8")
         plot(lines, options.output / "retrieval.png")
 
 
