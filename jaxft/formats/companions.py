@@ -20,7 +20,9 @@ from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError, shown
 from jaxft.runtime.untrusted import read_bytes, stays_inside
 
-SETTINGS = ("generation_config.json",)
+SETTINGS = (
+    "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
 TEMPLATES = ("chat_template*", "additional_chat_templates/*.jinja")
 VOCABULARY = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxft.errors import UserError, named, nearest, shown
 from jaxft.formats.adapter_config import FILE as ADAPTER
+from jaxft.formats.multimodal import text_of
 from jaxft.formats.prequantized import check_quantization
 from jaxft.formats.safetensors import weights_file
 from jaxft.models.config import Config, Rotary
@@ -109,9 +110,9 @@ def model_config(folder: str | Path) -> Config:
     Raises:
         UserError: no config.json, a broken one, or an architecture that jaxft does not know.
     """
-    raw = read_config(folder)
+    raw = text_of(read_config(folder))
     where = str(Path(folder) / "config.json")
-    family = family_of(raw.get("model_type"), where)
+    family = family_of(raw.get("model_type"), where, raw)
     for key in ("num_hidden_layers", "n_layer"):  # before a list of the layers is made of it
         if type(raw.get(key)) is int and raw[key] > LARGEST["layers"]:
             raise UserError(f"{where}: {shown(raw[key])} is no number for layers")

@@ -21,6 +21,8 @@ from jaxft.defaults import DOUBLE_QUANT, GROUP_SIZE
 from jaxft.errors import UserError, nearest
 from jaxft.formats.config_file import model_config, read_config
 from jaxft.formats.manifest import check_manifest
+from jaxft.formats.multimodal import MODULES, prefix_in, rest_of, spelled_inside, tell_rest
+from jaxft.formats.naming import with_family
 from jaxft.formats.prequantized import Reader, empty_biases, reader_of, refuse_quantized
 from jaxft.formats.safetensors import (
     Stored,
@@ -126,7 +128,7 @@ def load(
         _put(params, leaf_path, leaf)
     if config.tied:
         _put(params, "head/kernel", tied_head(config, chosen))
-    return Transformer(config), params
+    return Transformer(config), with_family(params, config, MODULES if prefix_in(stored) else "")
 
 
 def _partly_dense(
@@ -222,7 +224,11 @@ def _plan(
             plan[path] = [expect(stored, name, on_disk, str(folder)) for name in names]
             used.update(names)
     used.update(empty_biases(stored, [name for names in packed.values() for name in names]))
-    ignored = FAMILIES[config.family].ignored + ((HEAD,) if config.tied else ())
+    if rest := rest_of(stored):
+        tell_rest(str(folder), tuple(rest))
+        used.update(rest)
+    heads = (spelled(HEAD),) if config.tied else ()
+    ignored = FAMILIES[config.family].ignored + heads
     for name in stored:
         if name not in used and not name.endswith(ignored):
             raise UserError(
@@ -235,6 +241,8 @@ def _plan(
 def spelling(config: Config, stored: Mapping[str, Any]) -> Callable[[str], str]:
     """How the folder spells names: those of a model saved without its head have no prefix."""
     prefix = FAMILIES[config.family].prefix
+    if inside := prefix_in(stored):
+        return spelled_inside(inside, stored)
     if any(name.startswith(prefix) for name in stored):
         return lambda name: name
     return lambda name: name.removeprefix(prefix)
@@ -242,15 +250,16 @@ def spelling(config: Config, stored: Mapping[str, Any]) -> Callable[[str], str]:
 
 def _untie_if_different(config: Config, stored: Mapping[str, Stored], folder: Path) -> Config:
     """The config, its head untied where the file holds a head unlike the embedding."""
-    if not config.tied or HEAD not in stored:
+    name = spelling(config, stored)(HEAD)
+    if not config.tied or name not in stored:
         return config
     embedding = spelling(config, stored)(tensors_of(config)["embed/embedding"].name)
     shape = (config.vocabulary, config.hidden)
-    head = expect(stored, HEAD, shape, str(folder)).read()
+    head = expect(stored, name, shape, str(folder)).read()
     if np.array_equal(head, expect(stored, embedding, shape, str(folder)).read()):
         return config
     print(
-        f"jaxft: {folder}: {HEAD} differs from the embedding, though config.json ties them: "
+        f"jaxft: {folder}: {name} differs from the embedding, though config.json ties them: "
         "it is read as a head of its own",
         file=sys.stderr,
     )

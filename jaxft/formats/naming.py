@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxft.formats.multimodal import PREFIX, PREFIXES
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, Tensor, tensors_of
 from jaxft.tree import PyTree, flatten_with_paths, in_layers, layer_starts
@@ -34,20 +35,48 @@ def names_in(params: PyTree, names: Mapping[str, str] | None = None) -> dict[str
             for path in paths
             if path in names
         }
-    known = saved_in(params).family
-    for family in (known,) if known else FAMILIES:
+    known = saved_in(params)
+    for family in (known.family,) if known.family else FAMILIES:
         table = tensors_of(_like(family, params, paths))
         if set(paths) <= table.keys():
-            return {path: table[path] for path in table if path in paths}
+            found = {path: table[path] for path in table if path in paths}
+            return inside(found, known.modules) if known.modules else found
     return {path: Tensor(f"{_dotted(path)}.{_leaf_name(path)}", True) for path in paths}
 
 
-def with_family(params: PyTree, config: Config) -> PyTree:
-    """The tree, which remembers its family where its leaves are those of another with other names, too."""
+def with_family(params: PyTree, config: Config, modules: str = "") -> PyTree:
+    """The tree, which remembers its family where its leaves are those of another with other names, too.
+
+    Args:
+        params: the tree.
+        config: of its model.
+        modules: how the names of its modules begin instead of `model.`, where the model has other parts; it is
+            remembered, too.
+    """
     own = tensors_of(config)
-    if all(own.get(path, tensor) == tensor for path, tensor in names_in(params).items()):
-        return params
-    return remember(params, dataclasses.replace(saved_in(params), family=config.family))
+    known = all(own.get(path, tensor) == tensor for path, tensor in names_in(params).items())
+    family = "" if known else config.family
+    return remember(params, dataclasses.replace(saved_in(params), family=family, modules=modules))
+
+
+def inside(table: Mapping[str, Tensor], modules: str) -> dict[str, Tensor]:
+    """The table of a decoder whose modules stand among others, or alone: their names begin with this prefix."""
+
+    def named(tensor: Tensor) -> Tensor:
+        before = next((one for one in (*PREFIXES, PREFIX) if tensor.name.startswith(one)), None)
+        if before is None:
+            return tensor
+        return dataclasses.replace(tensor, name=modules + tensor.name.removeprefix(before))
+
+    return {path: named(tensor) for path, tensor in table.items()}
+
+
+def as_in(stored: Iterable[str], table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The table with modules named as an adapter's file names them: of the decoder alone, or of one among others."""
+    prefixes = (*PREFIXES, PREFIX)
+    names = list(stored)
+    found = next((p for p in prefixes if any(name.startswith(p) for name in names)), None)
+    return dict(table) if found is None else inside(table, found)
 
 
 def conv1d(table: Mapping[str, Tensor]) -> bool:

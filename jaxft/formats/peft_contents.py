@@ -18,7 +18,7 @@ from jaxft.formats.adapter_config import (
     targeted,
     unknown_target,
 )
-from jaxft.formats.naming import EMBEDDING, HEAD, modules_in, names_in
+from jaxft.formats.naming import EMBEDDING, HEAD, as_in, modules_in, names_in
 from jaxft.formats.safetensors import FLOATS, Stored, finite, open_folder
 from jaxft.models.families import Tensor
 from jaxft.tree import PyTree, flatten_with_paths
@@ -69,9 +69,10 @@ def read_contents(
 ) -> tuple[dict[str, Any], Contents, dict[str, Tensor], Modules]:
     """(the configuration, what stands in the file, {path: tensor}, {module: (path, layer)})."""
     options = read_adapter_config(folder)
-    table = names_in(params, names)
-    modules = modules_in(table, params)
     stored = open_folder(folder, "adapter_model")
+    table = names_in(params, names)
+    table = table if names else as_in((name.removeprefix(PREFIX) for name in stored), table)
+    modules = modules_in(table, params)
     if options.get("ensure_weight_tying") and is_tied(params):
         options = _widened(options, modules, [name.removeprefix(PREFIX) for name in stored])
     contents = _sort(stored, options, table, modules, folder)

@@ -24,6 +24,7 @@ from jaxft.formats.companions import lay_beside
 from jaxft.formats.config_file import config_json, needed_by_transformers, read_config
 from jaxft.formats.huggingface import HEAD, names_of, sizes_of, spelling
 from jaxft.formats.manifest import write_manifest
+from jaxft.formats.multimodal import rest_of, text_of
 from jaxft.formats.prequantized import Settings, stored_by_bitsandbytes
 from jaxft.formats.safetensors import (
     SHARD_BYTES,
@@ -119,10 +120,11 @@ def write_model(
         skipped = skip_list(*_modules(config, tensors, spelling(config, source or tensors)), before)
         raw["quantization_config"] = config_of(quantized[0], stored_dtype, skipped, before)
     dtype_key = "torch_dtype" if "torch_dtype" in raw else "dtype"
-    raw |= needed_by_transformers(raw, config)
+    raw |= needed_by_transformers(text_of(raw), config)
     write_json(
         target / "config.json", raw | {dtype_key: stored_dtype, "tie_word_embeddings": config.tied}
     )
+    tensors |= _kept_as_they_are(source)
     write_folder(target, tensors, {name: s.file.name for name, s in source.items()}, shard_bytes)
     if like:
         lay_beside(target, Path(like), Path(beside) if beside else None)
@@ -173,10 +175,18 @@ def _to_write(
             make = _maker(leaf, index, tensor.transposed, params, wanted)
             on_disk = shape[::-1] if tensor.transposed else shape
             tensors[spelled(name)] = Lazy(on_disk, wanted, make)
-    if config.tied and HEAD in source:
+    if config.tied and spelled(HEAD) in source:
         embedding = tensors_of(config)["embed/embedding"].name
-        tensors[HEAD] = tensors[spelled(embedding)]
+        tensors[spelled(HEAD)] = tensors[spelled(embedding)]
     return tensors
+
+
+def _kept_as_they_are(source: Mapping[str, Stored]) -> dict[str, Lazy]:
+    """The tensors of a folder's other parts than the decoder, as they are stored."""
+    return {
+        name: Lazy(source[name].shape, source[name].numpy, source[name].read)
+        for name in rest_of(source)
+    }
 
 
 def _still_quantized(

@@ -28,12 +28,14 @@ class Saved:
         beside: (path, layers) of the base's own leaves that stand in the folder too, as PEFT keeps embeddings.
         bias: which biases are saved: none, all, or only those of adapted modules.
         family: of the model, where the leaves alone do not tell their names on disk.
+        modules: how the names of its modules begin, where the decoder is a part of a larger model.
     """
 
     whole: Places = ()
     beside: Places = ()
     bias: str = "none"
     family: str = ""
+    modules: str = ""
 
 
 def saved_in(params: Mapping[str, Any]) -> Saved:
@@ -47,9 +49,10 @@ def remember(params: Mapping[str, Any], saved: Saved) -> dict[str, Any]:
 
 
 def of_the_model(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree without what belongs to adapters alone; of the record its family stays."""
+    """The tree without what belongs to adapters alone; of the record its names stay."""
     tree = {name: child for name, child in params.items() if name not in SHARED}
-    return remember(tree, Saved(family=saved_in(params).family))
+    known = saved_in(params)
+    return remember(tree, Saved(family=known.family, modules=known.modules))
 
 
 def places(found: Iterable[tuple[str, int | None]], sizes: Mapping[str, int]) -> Places:

@@ -6,6 +6,7 @@ To add one, write its file and its entry in `FAMILIES`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from jaxft.errors import UserError, nearest, shown
@@ -34,6 +35,7 @@ from jaxft.models.families import (
     starcoder2,
 )
 from jaxft.models.families.family import Family, Tensor
+from jaxft.models.families.unserved import missing_in
 from jaxft.models.segments import segments_of
 from jaxft.tree import in_layers
 
@@ -65,15 +67,36 @@ FAMILIES = {
 }
 
 
-def family_of(model_type: Any, where: str) -> Family:
-    """The family of a config.json's `model_type`. Raises UserError that lists the known ones."""
+def family_of(model_type: Any, where: str, raw: Mapping[str, Any] | None = None) -> Family:
+    """The family of a config.json's `model_type`.
+
+    Args:
+        model_type: the architecture's name.
+        where: the file, for messages.
+        raw: the whole config.json, which says what an architecture has that none of the families has.
+
+    Raises:
+        UserError: an architecture that is not served, with the nearest that is, what it has that is missing, and all
+            that are known.
+    """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        hint = nearest(model_type, FAMILIES, 1) if isinstance(model_type, str) else ""
+        lacking = missing_in(raw or {})
+        says = f": it has {lacking}, which jaxft does not serve" if lacking else ""
         raise UserError(
-            f"{where}: unknown architecture {shown(model_type)}{hint}; jaxft knows {known}"
+            f"{where}: unknown architecture {shown(model_type)}{_nearest(model_type)}{says}; jaxft knows {known}"
         )
     return FAMILIES[model_type]
+
+
+def _nearest(model_type: Any) -> str:
+    """The family whose name begins this one's, or the one that is spelled most like it."""
+    if not isinstance(model_type, str):
+        return ""
+    begins = [name for name in FAMILIES if model_type.startswith(name.removesuffix("_text"))]
+    if begins:
+        return f" (nearest: {max(begins, key=len)!r})"
+    return nearest(model_type, FAMILIES, 1)
 
 
 def tensors_of(config: Config) -> dict[str, Tensor]:
