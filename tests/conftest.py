@@ -6,6 +6,7 @@ Warnings are errors too (pyproject.toml). The settings are made before any test 
 from __future__ import annotations
 
 import collections
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICKLY]).
 # Nothing is asked of the Hugging Face hub, nor of what a developer has of it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = os.path.join(os.path.dirname(__file__), "no-such-folder")
+gc.set_threshold(50_000, 20, 50)  # tracing makes many objects that live on
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,19 @@ def outcomes(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
         output, _ = process.communicate(timeout=240)
         found.append((process.returncode, output))
     return found
+
+
+def assert_the_other_ends(began: list[subprocess.Popen[str]], victim: int) -> None:
+    """Of two processes one kills itself: the other ends in under a minute with one clear line."""
+    began[victim].wait(timeout=240)
+    killed = time.monotonic()
+    began[1 - victim].wait(timeout=60)
+    assert time.monotonic() - killed < 60
+    done = outcomes(began)
+    assert (done[victim][0], done[1 - victim][0]) == (-9, 1), done
+    said = [line for line in done[1 - victim][1].splitlines() if line.startswith("jaxft:")]
+    assert len(said) == 1, said
+    assert "a process of this run ended" in said[0]
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:

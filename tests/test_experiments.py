@@ -71,6 +71,7 @@ def test_every_method_has_a_rate_and_a_line_of_its_own(monkeypatch):
     assert len(set(script["STYLES"].values())) == len(METHODS)
 
 
+@pytest.mark.thorough
 def test_the_curves_begin_at_the_same_loss_and_have_a_point_an_evaluation(measured):
     rows = json.loads((measured[0] / "methods.json").read_text())["rows"]
     assert [row["steps"] for row in rows] == [[0, 1, 2]] * 2
@@ -78,6 +79,7 @@ def test_the_curves_begin_at_the_same_loss_and_have_a_point_an_evaluation(measur
     assert all(row["output_bytes"] > 4 * row["trained"] for row in rows)
 
 
+@pytest.mark.thorough
 def test_the_table_is_printed_and_written(measured):
     folder, process = measured
     page = (folder / "methods.md").read_text()
@@ -86,6 +88,7 @@ def test_the_table_is_printed_and_written(measured):
     assert "| `lora` | 299,008 |" in page
 
 
+@pytest.mark.thorough
 def test_the_plot_is_drawn_again_without_training(measured):
     folder, _ = measured
     plot = folder / "methods.png"

@@ -280,7 +280,7 @@ def test_hosts_together_make_the_same_global_batches(count, packing):
         assert_equal(joined([next(host) for host in hosts]), next(whole))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(
     counts=st.lists(st.sampled_from([1, 2, 4]), min_size=2, max_size=4),
     stops=st.lists(st.integers(1, 9), min_size=4, max_size=4),

@@ -34,6 +34,8 @@ from tests.small_runs import (
 )
 from tests.small_runs import whole as whole
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def died(configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:

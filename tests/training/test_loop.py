@@ -19,6 +19,8 @@ from jaxft.inference.opening import open_words
 from jaxft.training.loop import train
 from tests.small_runs import GOLDEN, Cut, adapter_of, cut_at, held_out, lines
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("method", "settings"),

@@ -23,6 +23,8 @@ from jaxft.training.setup import prepare_model
 from jaxft.training.sharding import make_mesh, shardings
 from tests.small_runs import GOLDEN
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 PREFERENCES = str(Path(__file__).parents[2] / "configs" / "dpo.py")
 METHODS: dict[str, dict[str, Any]] = {

@@ -22,6 +22,8 @@ from jaxft.training.reference import left_out
 from jaxft.tree import filled
 from tests.small_runs import GOLDEN, Cut, cut_at, lines
 
+pytestmark = pytest.mark.slow
+
 PAIRS = GOLDEN.parent / "preferences"
 RECIPE = str(Path(__file__).parents[2] / "configs" / "dpo.py")
 SMALL = {

@@ -15,6 +15,8 @@ import pytest
 
 from tests.small_runs import GOLDEN, RECIPE, lines
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 MIB = 1 << 20
 
@@ -73,7 +75,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.thorough)])
 def test_kills(kills: int, tmp_path: Path, environment: dict[str, str]) -> None:
     """experiments/soak.py, a few times: it fails where a start or an end is not what it should be."""
     words = [sys.executable, str(EXPERIMENTS / "soak.py"), "--kills", str(kills)]
@@ -84,7 +86,7 @@ def test_kills(kills: int, tmp_path: Path, environment: dict[str, str]) -> None:
     assert found["updates_lost_at_most"] <= found["checkpoint_every"]
 
 
-@pytest.mark.parametrize("places", [30, pytest.param(120, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("places", [20, pytest.param(120, marks=pytest.mark.thorough)])
 def test_nothing_damaged_is_read_as_if_it_were_whole(
     places: int, tmp_path: Path, environment: dict[str, str]
 ) -> None:

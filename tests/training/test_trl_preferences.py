@@ -18,6 +18,8 @@ from jaxft.objectives import pairs
 from jaxft.training import loop
 from tests.small_runs import GOLDEN, Cut, cut_at, lines
 
+pytestmark = pytest.mark.slow
+
 FOLDER = GOLDEN.parent / "preferences"
 CURVES = json.loads((FOLDER / "curves.json").read_text())
 RECIPE = str(Path(__file__).parents[2] / "configs" / "dpo.py")
