@@ -126,17 +126,18 @@ CASES = (
 PAGE = """\
 # Knowledge or behaviour
 
-Made by `experiments/retrieval.py` with SmolLM2-135M-Instruct on two shared cores: {towns} made-up towns, {facts} facts, {questions} questions in
-words that no training row has. An exact answer is the value alone. Edition 2 has another value for every fact; nothing
-is trained for it, and the index is brought up to date. Intervals are of 95 %, towns resampled; seconds are of the processor.
+Made by `experiments/retrieval.py` with SmolLM2-135M-Instruct on two shared cores: {towns} made-up towns, {facts} facts,
+{questions} questions in words that no training row has. An exact answer is the value alone. Edition 2 has another value
+for every fact; nothing is trained for it, and the index is brought up to date. Intervals are of 95 %, towns resampled;
+seconds are of the processor.
 
 {table}
 ![Exact answers](retrieval.png)
 
-The model alone knows nothing of it. With passages it says the value in a sentence, and not alone as it was asked to:
-the knowledge is there and the behaviour is not. Trained on the facts for {epochs:g} epochs it has both until the facts change.
-Trained on other towns with passages before the questions (RAFT) it has learnt the behaviour, and takes the knowledge
-from the index, old or new.
+The model alone knows nothing of it. With passages it says the value in about two answers of three, but in a sentence,
+and not alone as it was asked to: most of the knowledge is there and the behaviour is not. Trained on the facts for
+{epochs:g} epochs it has both, until the facts change. Trained on other towns with passages before the questions (RAFT)
+it has learnt the behaviour, and takes the knowledge from the index, old or new.
 """
 
 
