@@ -19,6 +19,7 @@ from jaxft.formats.safetensors import weights_file
 from jaxft.models.config import Config, Rotary
 from jaxft.models.families import FAMILIES, family_of
 from jaxft.models.frequencies import long_frequencies, rope_frequencies
+from jaxft.models.segments import segments_of
 from jaxft.runtime.untrusted import exists, file_of, read_json
 
 # The largest values that are taken for a model's: far above any that there is.
@@ -118,8 +119,9 @@ def model_config(folder: str | Path) -> Config:
             raise UserError(f"{where}: {shown(raw[key])} is no number for layers")
     try:
         config = family.read(raw)
-        _check_shape(config, where)
-        _check_rotary(config, where)
+        for own in (config, *(segment.config for segment in segments_of(config))):
+            _check_shape(own, where)
+            _check_rotary(own, where)
     except KeyError as error:
         key = str(error.args[0])
         raise UserError(f"{where}: no {shown(key)}{nearest(key, raw)}") from error

@@ -226,7 +226,7 @@ def _plan(
     used.update(empty_biases(stored, [name for names in packed.values() for name in names]))
     if rest := rest_of(stored):
         tell_rest(str(folder), tuple(rest))
-        used.update(rest)
+    used.update(unused(config, stored))
     heads = (spelled(HEAD),) if config.tied else ()
     ignored = FAMILIES[config.family].ignored + heads
     for name in stored:
@@ -236,6 +236,13 @@ def _plan(
                 f"{nearest(name, used)}"
             )
     return plan, packed
+
+
+def unused(config: Config, stored: Mapping[str, Any]) -> list[str]:
+    """The names of a folder's tensors that are not the decoder's, or that it does not use: they are kept."""
+    spelled = spelling(config, stored)
+    spare = tuple(f"{spelled(module)}." for module in FAMILIES[config.family].spare(config))
+    return rest_of(stored) + [name for name in stored if spare and name.startswith(spare)]
 
 
 def spelling(config: Config, stored: Mapping[str, Any]) -> Callable[[str], str]:

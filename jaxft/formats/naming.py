@@ -136,6 +136,7 @@ def _like(family: str, params: PyTree, paths: Sequence[str]) -> Config:
         "gated": bool(ends & {"mlp/gate_proj/kernel", "mlp/gate_up_proj/kernel"}),
         "norm": "layer" if "final_norm/bias" in ends else "rms",
         "query_key_norm": "" if scale is None else "heads" if len(scale.shape) > 2 else "head",
+        "layer_inputs": int("layer_embed/embedding" in ends),
         "parts": tuple((1, ()) for _ in layers) if "layers" not in params else (),
     }
     return Config(family, 0, 0, 0, len(layers), 0, 0, 0, 0, **variants)

@@ -22,9 +22,9 @@ from jaxft.formats.bitsandbytes import (
 )
 from jaxft.formats.companions import lay_beside
 from jaxft.formats.config_file import config_json, needed_by_transformers, read_config
-from jaxft.formats.huggingface import HEAD, names_of, sizes_of, spelling
+from jaxft.formats.huggingface import HEAD, names_of, sizes_of, spelling, unused
 from jaxft.formats.manifest import write_manifest
-from jaxft.formats.multimodal import rest_of, text_of
+from jaxft.formats.multimodal import text_of
 from jaxft.formats.prequantized import Settings, stored_by_bitsandbytes
 from jaxft.formats.safetensors import (
     SHARD_BYTES,
@@ -124,7 +124,7 @@ def write_model(
     write_json(
         target / "config.json", raw | {dtype_key: stored_dtype, "tie_word_embeddings": config.tied}
     )
-    tensors |= _kept_as_they_are(source)
+    tensors |= _kept_as_they_are(config, source)
     write_folder(target, tensors, {name: s.file.name for name, s in source.items()}, shard_bytes)
     if like:
         lay_beside(target, Path(like), Path(beside) if beside else None)
@@ -181,11 +181,11 @@ def _to_write(
     return tensors
 
 
-def _kept_as_they_are(source: Mapping[str, Stored]) -> dict[str, Lazy]:
+def _kept_as_they_are(config: Config, source: Mapping[str, Stored]) -> dict[str, Lazy]:
     """The tensors of a folder's other parts than the decoder, as they are stored."""
     return {
         name: Lazy(source[name].shape, source[name].numpy, source[name].read)
-        for name in rest_of(source)
+        for name in unused(config, source)
     }
 
 

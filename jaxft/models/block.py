@@ -23,7 +23,8 @@ from jaxft.kernels.tensor_parallel import row_parallel_output
 from jaxft.mesh import constrain, sizes_in_force
 from jaxft.models.config import Config, Rotary
 from jaxft.models.frequencies import long_frequencies, rope_frequencies
-from jaxft.weights import bind, contract_each
+from jaxft.models.segments import attention_projections, query_key_norms
+from jaxft.weights import bind, contract_each, take
 from jaxft.weights.placement import gather
 
 Params = Mapping[str, Any]
@@ -37,11 +38,13 @@ class LayerData(NamedTuple):
         window: (layers,) how far a layer sees.
         frequencies: (layers, half) the angle per position of each pair of features; 0 in a layer that does not turn.
         factor: (layers,) of what is turned.
+        inputs: (layers, batch, length, features) what the tokens give each layer; see `layer_inputs`.
     """
 
     window: jax.Array | None
     frequencies: jax.Array | None
     factor: jax.Array | None
+    inputs: jax.Array | None = None
 
 
 def layer_data(config: Config) -> LayerData:
@@ -148,8 +151,9 @@ def block(
     reach: Reach = None,
     branches: Branches | None = None,
     past: tuple[jax.Array, ...] | None = None,
-) -> Any:
-    """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`; with `past`, keys and values too.
+    given: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`; and its keys and values.
 
     Where the configuration says so, the norms stand elsewhere, or both read one norm and are added together.
 
@@ -164,12 +168,16 @@ def block(
         reach: of `reach_of`.
         branches: as of `attention_reference`.
         past: (keys, values, number of the layer, segments, index) of the cache.
+        given: the keys and values of another layer, where this has none of its own and there is no cache.
+
+    Returns:
+        The residual; the keys and the values of the layer, or with `past` those of the cache.
     """
     layer = bind(layer, params)
     x = constrain(x, "residual")
     norm = _before(config, layer, "attention_norm")
-    places = (segments, positions, reach, branches, past)
-    y, *written = _attend(config, layer["attention"], norm, data, x, *places)
+    places = (segments, positions, reach, branches, past, given)
+    y, keys, values = _attend(config, layer["attention"], norm, data, x, *places)
     after = _after(config, layer, "post_attention_norm", y)
     if config.norm_place == "parallel":
         y = _feed_forward(config, layer["mlp"], norm, x)
@@ -180,8 +188,13 @@ def block(
         norm = _before(config, layer, "mlp_norm")
         y = _feed_forward(config, layer["mlp"], norm, x)
         x = x + _after(config, layer, "post_mlp_norm", y)
+    if config.layer_inputs:
+        x = x + _from_inputs(config, layer, data, x)
+    if config.layer_scalars:  # which transformers holds as a buffer, and does not train
+        scalar = jax.lax.stop_gradient(layer["scalar"]["scale"]).astype(x.dtype)
+        x = x * jnp.broadcast_to(scalar, x.shape)
     x = constrain(x, "residual")
-    return (x, *written) if written else x
+    return x, keys, values
 
 
 def _attend(
@@ -195,15 +208,16 @@ def _attend(
     reach: Reach,
     branches: Branches | None,
     past: tuple[jax.Array, ...] | None,
-) -> tuple[jax.Array, ...]:
-    query, key, value = _query_key_value(config, layer, norm, x)
+    given: tuple[jax.Array, jax.Array] | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    query, *own = _query_key_value(config, layer, norm, x)
     scale = config.query_scale
     if config.positions == "rotary":
         frequencies, factor = _rotation(config, data, reach)
         pairs = config.rotary_pairs
         # The rotation is computed in float32: the scale is rounded with its result, not once more.
         query, scale = rotary(query, positions, frequencies, factor, pairs, scale), 1.0
-        key = rotary(key, positions, frequencies, factor, pairs)
+        own[:1] = [rotary(key, positions, frequencies, factor, pairs) for key in own[:1]]
     if config.query_growth:
         query = _grown(query, positions, *config.query_growth)
     settings: dict[str, Any] = {
@@ -211,13 +225,15 @@ def _attend(
         "scale": scale,
         "window": data.window,
     }
-    written: tuple[jax.Array, ...] = ()
-    if past is not None:
+    if past is None:
+        key, value = keys, values = own or given or ()
+    else:
         keys, values, number, seen, index = past
-        keys = _written(keys, key, number, index)
-        values = _written(values, value, number, index)
-        written = (keys, values)
+        if own:
+            keys = _written(keys, own[0], number, index)
+            values = _written(values, own[1], number, index)
         key, value = keys[number], values[number]
+    if past is not None:
         y = attention_reference(query, key, value, segments, seen, offset=index, **settings)
         y = joined_heads(constrain(y, "heads"))
     elif sizes_in_force()["context"] > 1:
@@ -227,7 +243,8 @@ def _attend(
         settings |= {"branches": branches, "windows": tuple(sorted(set(_reaches(config))))}
         y = joined_attention(query, key, value, segments, segments, **settings)
     y = constrain(y, "joined_heads")
-    return (row_parallel_output(_project(lambda y: y, layer, ["o_proj"], y)[0]), *written)
+    y = row_parallel_output(_project(lambda y: y, layer, ["o_proj"], y)[0])
+    return y, keys, values
 
 
 def _grown(query: jax.Array, positions: jax.Array, beta: float, length: float) -> jax.Array:
@@ -246,27 +263,73 @@ def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Arra
 def _query_key_value(
     config: Config, layer: Params, norm: Any, x: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """(batch, heads, length, head_dim) each, from one fused kernel or from three, normed where the family does so."""
+    """(batch, heads, length, head_dim) each, from one fused kernel or from three, normed where the family does so.
+
+    Queries alone, where the keys and values are another layer's.
+    """
     sizes = (config.heads, config.key_heads, config.key_heads)
     if config.fused_qkv:
         ends = [config.head_dim * sum(sizes[:i]) for i in (1, 2)]
         parts = jnp.split(_project(norm, layer, ["qkv_proj"], x)[0], ends, axis=-1)
     else:
-        parts = _project(norm, layer, ("q_proj", "k_proj", "v_proj"), x)
-    names = ("q_norm", "k_norm") if config.query_key_norm else ()
+        parts = _project(norm, layer, attention_projections(config), x)
+    names = query_key_norms(config)
     if config.query_key_norm == "width":
         for place, name in enumerate(names):
             parts[place] = norm_of(config, layer[name], parts[place])
-    split = [constrain(part, "heads") for part in map(split_heads, parts, sizes)]
+    split = [
+        constrain(split_heads(part, heads), "heads")
+        for part, heads in zip(parts, sizes, strict=False)
+    ]
+    if config.keys_are_values:
+        split += split[1:]
     if config.query_key_norm in ("head", "heads"):
         for place, name in enumerate(names):
             split[place] = norm_of(config, _by_head(layer[name]), split[place])
+    if config.value_norm:
+        split[2:] = [rms_norm(value, None, epsilon=config.norm_epsilon) for value in split[2:]]
     return tuple(split)
 
 
 def _by_head(norm: Params) -> Params:
     """A norm's scale as it stands beside heads: (head_dim,), or (heads, 1, head_dim) where each has its own."""
     return {name: leaf if leaf.ndim == 1 else leaf[:, None, :] for name, leaf in norm.items()}
+
+
+def layer_inputs(
+    config: Config, params: Params, tokens: Int[Array, "batch length"], x: jax.Array
+) -> Float[Array, "layers batch length features"] | None:
+    """What the tokens give each layer: a row of a table of their own, and a projection of the embedded tokens.
+
+    Args:
+        config: the whole decoder's; None comes back where its layers take no such inputs.
+        params: the whole tree.
+        tokens: the ids.
+        x: the embedded tokens (batch, length, hidden).
+    """
+    if not config.layer_inputs:
+        return None
+    size = config.layer_inputs
+    own = take(bind(params["layer_embed"]["embedding"], params), tokens).astype(x.dtype)
+    parts = bind(params["layer_inputs"], params)
+    read = functools.partial(constrain, name="normalized")
+    projected = _project(read, parts, ["model_proj"], x)[0]
+    projected = projected * jnp.asarray(config.hidden**-0.5, x.dtype)
+    shape = (*tokens.shape, config.layers, size)
+    projected = norm_of(config, parts["norm"], projected.reshape(shape))
+    both = projected + own.reshape(shape) * jnp.asarray(size**0.5, x.dtype)
+    return (both * jnp.asarray(2.0**-0.5, x.dtype)).transpose(2, 0, 1, 3)
+
+
+def _from_inputs(config: Config, layer: Params, data: LayerData, x: jax.Array) -> jax.Array:
+    """What a layer adds for its inputs: `norm((act(x W) * inputs) V)`."""
+    parts = layer["inputs"]
+    assert data.inputs is not None, "`layer_inputs` gives them"
+    gate = _project(functools.partial(constrain, name="normalized"), parts, ["gate_proj"], x)[0]
+    wide = [constrain(part, "feed_forward") for part in (gate, data.inputs)]
+    act = functools.partial(gated, activation=config.activation)
+    y = row_parallel_output(_project(act, parts, ["output_proj"], *wide)[0])
+    return norm_of(config, layer["post_inputs_norm"], y)
 
 
 def _feed_forward(config: Config, layer: Params, norm: Any, x: jax.Array) -> jax.Array:

@@ -26,7 +26,11 @@ class Config:
         norm_place: where a layer's norms stand: "before" attention and feed-forward, "after" them, "both"
             (gemma2), or "parallel": one norm, whose output both read, and whose results are added (cohere2).
         query_key_norm: norms of the queries and keys: "" for none; "head": each head, by one scale; "heads": each
-            head, by a scale of its own; "width": all heads together, before they are split.
+            head, by a scale of its own; "width": all heads together, before they are split. value_norm: an RMS norm
+            of each value head, without a scale.
+        keys_are_values: the values are the keys' projection, before its norm and rotation (gemma4).
+        keys_from: the number of the segment the keys and values of whose last layer these layers read, for they have
+            none of their own; -1 where they have.
         activation: a name in `jaxft.kernels.activations.ACTIVATIONS`; gated: `act(gate) * up`, or `act(up)`.
         attention_bias, output_bias, mlp_bias: biases of q, k, v; of o; of the feed-forward.
         fused_qkv, fused_gate_up: one kernel for q, k and v (gpt2); one for gate and up (phi3).
@@ -40,6 +44,9 @@ class Config:
             () for none.
         attention_softcap, logit_softcap: cap * tanh(x / cap) on them; None for none.
         windows: how far each layer sees (0: everything); () where all layers see everything.
+        layer_inputs: features of what each token gives each layer by a table of its own, 0 for none (gemma4);
+            layer_vocabulary: rows of that table.
+        layer_scalars: a layer's result is multiplied by a number that the model holds.
         embedding_scale, residual_scale, logit_scale: factors on the embedded tokens, on what a layer adds to the
             residual, and on the logits before their cap.
         tied: the head is the embedding transposed.
@@ -65,6 +72,9 @@ class Config:
     norm_bias: bool = True
     norm_place: str = "before"
     query_key_norm: str = ""
+    value_norm: bool = False
+    keys_are_values: bool = False
+    keys_from: int = -1
     activation: str = "silu"
     gated: bool = True
     attention_bias: bool = False
@@ -83,6 +93,9 @@ class Config:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     windows: tuple[int, ...] = ()
+    layer_inputs: int = 0
+    layer_vocabulary: int = 0
+    layer_scalars: bool = False
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0

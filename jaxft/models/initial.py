@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.models.config import Config
-from jaxft.models.segments import segments_of
+from jaxft.models.segments import attention_projections, query_key_norms, segments_of
 from jaxft.weights import Tied
 
 
@@ -18,8 +18,8 @@ def initial_params(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> 
     """A fresh decoder: kernels and embeddings N(0, 0.02), projections into the residual N(0, 0.02 / sqrt(2 layers))."""
     keys = _keys(key)
 
-    def embedding(rows: int) -> dict[str, Any]:
-        drawn = jax.random.normal(next(keys), (rows, config.hidden), dtype)
+    def embedding(rows: int, columns: int = config.hidden) -> dict[str, Any]:
+        drawn = jax.random.normal(next(keys), (rows, columns), dtype)
         return {"embedding": drawn * jnp.asarray(0.02, dtype)}
 
     def drawn_from(start: int) -> Iterator[jax.Array]:
@@ -37,6 +37,12 @@ def initial_params(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> 
     }
     if config.positions == "learned":
         params["positions"] = embedding(config.max_length)
+    if size := config.layers * config.layer_inputs:
+        params["layer_embed"] = embedding(config.layer_vocabulary, size)
+        drawn = jax.random.normal(next(keys), (config.hidden, size), dtype)
+        kernel = drawn * jnp.asarray(0.02, dtype)
+        norm = _norm(config, (config.layer_inputs,), dtype)
+        params["layer_inputs"] = {"model_proj": {"kernel": kernel}, "norm": norm}
     head = jax.random.normal(next(keys), (config.hidden, config.vocabulary), dtype) * jnp.asarray(
         0.02, dtype
     )
@@ -70,23 +76,30 @@ def _layers(config: Config, depth: int, keys: Iterator[jax.Array], dtype: Any) -
         attend = {"qkv_proj": kernel(hidden, wide + 2 * narrow, bias)}
     else:
         outs = {"q_proj": wide, "k_proj": narrow, "v_proj": narrow}
-        attend = {name: kernel(hidden, out, bias) for name, out in outs.items()}
+        names = attention_projections(config)
+        attend = {name: kernel(hidden, outs[name], bias) for name in names}
     attend["o_proj"] = kernel(wide, hidden, config.output_bias, residual)
-    if config.query_key_norm:
-        for name, heads in (("q_norm", config.heads), ("k_norm", config.key_heads)):
-            shape = {
-                "head": (config.head_dim,),
-                "heads": (heads, config.head_dim),
-                "width": (heads * config.head_dim,),
-            }[config.query_key_norm]
-            attend[name] = _norm(config, (config.layers, *shape), dtype, bias=False)
+    for name, heads in zip(query_key_norms(config), (config.heads, config.key_heads), strict=False):
+        shape = {
+            "head": (config.head_dim,),
+            "heads": (heads, config.head_dim),
+            "width": (heads * config.head_dim,),
+        }[config.query_key_norm]
+        attend[name] = _norm(config, (config.layers, *shape), dtype, bias=False)
     wide_names = ("gate_proj", "up_proj") if config.gated else ("up_proj",)
     outs = dict.fromkeys(wide_names, config.intermediate)
     outs = {"gate_up_proj": 2 * config.intermediate} if config.fused_gate_up else outs
     mlp = {name: kernel(hidden, out, config.mlp_bias) for name, out in outs.items()}
     mlp["down_proj"] = kernel(config.intermediate, hidden, config.mlp_bias, residual)
     norms = {name: _norm(config, (config.layers, hidden), dtype) for name in norm_names(config)}
-    return {"attention": attend, "mlp": mlp} | norms
+    layers = {"attention": attend, "mlp": mlp} | norms
+    if size := config.layer_inputs:
+        output = kernel(size, hidden, False, residual)
+        layers["inputs"] = {"gate_proj": kernel(hidden, size, False), "output_proj": output}
+        layers["post_inputs_norm"] = _norm(config, (config.layers, hidden), dtype)
+    if config.layer_scalars:
+        layers["scalar"] = {"scale": jnp.ones((config.layers, 1), dtype)}
+    return layers
 
 
 def norm_names(config: Config) -> tuple[str, ...]:

@@ -52,6 +52,22 @@ def segments_of(config: Config) -> tuple[Segment, ...]:
     return tuple(found)
 
 
+def attention_projections(config: Config) -> tuple[str, ...]:
+    """The projections of attention's input in a segment: fused, or those of the queries, keys and values it makes."""
+    if config.fused_qkv:
+        return ("qkv_proj",)
+    if config.keys_from >= 0:
+        return ("q_proj",)
+    return ("q_proj", "k_proj") if config.keys_are_values else ("q_proj", "k_proj", "v_proj")
+
+
+def query_key_norms(config: Config) -> tuple[str, ...]:
+    """The norms of the queries and keys that a segment makes."""
+    if not config.query_key_norm:
+        return ()
+    return ("q_norm",) if config.keys_from >= 0 else ("q_norm", "k_norm")
+
+
 def start_of(config: Config, path: str) -> int:
     """The number of the first layer of the segment in which a path stands; 0 outside of the layers."""
     starts = {segment.name: segment.start for segment in segments_of(config)}

@@ -22,10 +22,18 @@ from jaxft.kernels.attention import Branches
 from jaxft.kernels.gradient_dtype import joined, narrowed
 from jaxft.kernels.remat import KEPT, SMALL
 from jaxft.mesh import constrain
-from jaxft.models.block import Reach, block, layer_data, normalized, reach_of
+from jaxft.models.block import (
+    LayerData,
+    Reach,
+    block,
+    layer_data,
+    layer_inputs,
+    normalized,
+    reach_of,
+)
 from jaxft.models.config import Config
 from jaxft.models.initial import initial_params, tied_head
-from jaxft.models.segments import segments_of
+from jaxft.models.segments import Segment, segments_of
 from jaxft.weights import bind, contract, take
 from jaxft.weights.placement import gather
 
@@ -96,17 +104,28 @@ def hidden_states(
 
     places = (segments, positions, reach_of(config, positions), numbered)
     x = _embed(config, params, tokens, positions)
-    for segment in segments_of(config):
-        own = segment.config
+    inputs = layer_inputs(config, params, tokens, x)
+    parts = segments_of(config)
+    lenders = {part.config.keys_from for part in parts}
+    lent: dict[int, Any] = {}  # keys and values of segments' last layers
+    for number, segment in enumerate(parts):
+        own, given = segment.config, lent.get(segment.config.keys_from)
+        lends = number in lenders
 
-        def body(x: jax.Array, scanned: Any, own: Config = own) -> tuple[jax.Array, None]:
+        def body(
+            carry: Any, scanned: Any, own: Config = own, given: Any = given, lends: bool = lends
+        ) -> tuple[Any, None]:
             layer, taps, data = scanned
             layer = joined(layer, taps)
-            return block(own, params, layer, data, x, *places), None
+            x = carry[0] if lends else carry
+            x, *made = block(own, params, layer, data, x, *places, given=given)
+            return ((x, made) if lends else x), None
 
         layers, taps = narrowed(params[segment.name], config.dtype)
-        scanned = (layers, taps, layer_data(own))
-        x, _ = jax.lax.scan(_rematerialized(body, config.remat), x, scanned)
+        scanned = (layers, taps, _data_of(segment, inputs))
+        carry = (x, _no_keys(own, tokens)) if lends else x
+        carry, _ = jax.lax.scan(_rematerialized(body, config.remat), carry, scanned)
+        x, lent[number] = carry if lends else (carry, None)
     return normalized(config, params["final_norm"], x)
 
 
@@ -127,8 +146,10 @@ def cached_hidden_states(
     seen = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments, index, axis=1)
     reach = reach_of(config, positions) if reach is None else reach
     x = _embed(config, params, tokens, positions)
+    inputs = layer_inputs(config, params, tokens, x)
     written: dict[str, Any] = {"key": {}, "value": {}, "segments": seen}
-    for segment in segments_of(config):
+    parts = segments_of(config)
+    for segment in parts:
         own, name = segment.config, segment.name
 
         def body(carry: Any, scanned: Any, own: Config = own) -> tuple[Any, None]:
@@ -138,11 +159,19 @@ def cached_hidden_states(
             past = (keys, values, number, seen, index)
             return block(own, params, layer, data, x, segments, positions, reach, None, past), None
 
-        numbers = jnp.arange(own.layers, dtype=jnp.int32)
-        start = (x, cache["key"][name], cache["value"][name])
-        scanned = (params[name], layer_data(own), numbers)
+        if (
+            own.keys_from >= 0
+        ):  # the cache of another segment's last layer, which is not written again
+            lender = parts[own.keys_from]
+            numbers = jnp.full(own.layers, lender.config.layers - 1, jnp.int32)
+            start = (x, written["key"][lender.name], written["value"][lender.name])
+        else:
+            numbers = jnp.arange(own.layers, dtype=jnp.int32)
+            start = (x, cache["key"][name], cache["value"][name])
+        scanned = (params[name], _data_of(segment, inputs), numbers)
         (x, keys, values), _ = jax.lax.scan(body, start, scanned)
-        written["key"][name], written["value"][name] = keys, values
+        if own.keys_from < 0:
+            written["key"][name], written["value"][name] = keys, values
     return normalized(config, params["final_norm"], x), written
 
 
@@ -152,9 +181,10 @@ def empty_cache(config: Config, batch: int, length: int) -> dict[str, Any]:
     def zeros(own: Config) -> jax.Array:
         return jnp.zeros((own.layers, batch, own.key_heads, length, own.head_dim), config.dtype)
 
+    own = [segment for segment in segments_of(config) if segment.config.keys_from < 0]
     return {
-        "key": {segment.name: zeros(segment.config) for segment in segments_of(config)},
-        "value": {segment.name: zeros(segment.config) for segment in segments_of(config)},
+        "key": {segment.name: zeros(segment.config) for segment in own},
+        "value": {segment.name: zeros(segment.config) for segment in own},
         "segments": jnp.zeros((batch, length), jnp.int32),
     }
 
@@ -192,6 +222,21 @@ def _rematerialized(body: Any, remat: str) -> Any:
     kept = {"full": (), "dots": (KEPT, "attention_output", "attention_log_sum_exp")}[remat]
     policy = jax.checkpoint_policies.save_only_these_names(SMALL, *kept)
     return jax.checkpoint(body, prevent_cse=False, policy=policy)
+
+
+def _data_of(segment: Segment, inputs: jax.Array | None) -> LayerData:
+    """The data of a segment's layers, with what the tokens give them."""
+    data = layer_data(segment.config)
+    if inputs is None:
+        return data
+    return data._replace(inputs=inputs[segment.start : segment.start + segment.config.layers])
+
+
+def _no_keys(own: Config, tokens: jax.Array) -> list[jax.Array]:
+    """Keys and values of a segment's layer, before there are any."""
+    rows, length = tokens.shape
+    empty = jnp.zeros((rows, own.key_heads, length, own.head_dim), own.dtype)
+    return [empty, empty]
 
 
 def _embed(config: Config, params: Params, tokens: jax.Array, positions: jax.Array) -> jax.Array:

@@ -25,8 +25,10 @@ from jaxft.weights.quantized.weight import divided
 # norms, biases, and VeRA's projections, which kernels of many sizes slice.
 LEAVES: tuple[tuple[str, tuple[str | None, str | None]], ...] = (
     ("embed/embedding", ("tensor", "fsdp")),
+    ("layer_embed/embedding", ("tensor", "fsdp")),
     ("positions/embedding", (None, "fsdp")),
     ("o_proj/kernel", ("tensor", "fsdp")),
+    ("output_proj/kernel", ("tensor", "fsdp")),
     ("down_proj/kernel", ("tensor", "fsdp")),
     ("kernel", ("fsdp", "tensor")),
 )

@@ -8,6 +8,7 @@ from typing import Any
 from jaxft.errors import UserError, shown
 from jaxft.models.config import Config, Rotary
 from jaxft.models.families.family import Tensor
+from jaxft.models.segments import attention_projections, query_key_norms
 
 # As config.json spells them; of several spellings the last is written.
 ACTIVATIONS = {
@@ -149,7 +150,7 @@ def tensors_by_name(
         tensors[f"layers/{part}/{name}/kernel"] = Tensor(f"{module}.weight", transposed=True)
         if biased:
             tensors[f"layers/{part}/{name}/bias"] = Tensor(f"{module}.bias")
-    for name in ("q_norm", "k_norm") if config.query_key_norm else ():
+    for name in query_key_norms(config):
         module = f"{LAYER}.{modules.get(name, f'self_attn.{name}')}"
         tensors[f"layers/attention/{name}/scale"] = Tensor(f"{module}.weight")
     biased = config.norm == "layer" and config.norm_bias
@@ -165,8 +166,7 @@ def tensors_by_name(
 
 def _projections(config: Config) -> dict[str, bool]:
     """{projection: whether it has a bias}."""
-    separate = dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.attention_bias)
-    found = {"qkv_proj": config.attention_bias} if config.fused_qkv else separate
+    found = dict.fromkeys(attention_projections(config), config.attention_bias)
     found["o_proj"] = config.output_bias
     wide = ("gate_proj", "up_proj") if config.gated else ("up_proj",)
     wide = ("gate_up_proj",) if config.fused_gate_up else wide

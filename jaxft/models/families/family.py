@@ -60,6 +60,10 @@ def _nothing(raw: Mapping[str, Any], config: Config) -> dict[str, Any]:
     return {}
 
 
+def _none(config: Config) -> list[str]:
+    return []
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One architecture on disk.
@@ -72,6 +76,7 @@ class Family:
             The prefix is that of the model with its head.
         prefix: what files saved from the model without its head leave out.
         ignored: endings of tensors that hold no weight (buffers that old files carry).
+        spare: Config -> modules whose tensors folders may hold, and the model does not use: they are kept.
         needed: (config.json, Config) -> what transformers asks for that this config.json lacks.
     """
 
@@ -81,4 +86,5 @@ class Family:
     tensors: Callable[[Config], dict[str, Tensor]]
     prefix: str = "model."
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    spare: Callable[[Config], list[str]] = _none
     needed: Callable[[Mapping[str, Any], Config], dict[str, Any]] = _nothing
