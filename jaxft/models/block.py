@@ -226,7 +226,8 @@ def _attend(
         "window": data.window,
     }
     if past is None:
-        key, value = keys, values = own or given or ()
+        made: Any = own or given
+        key, value = keys, values = made
     else:
         keys, values, number, seen, index = past
         if own:

@@ -123,7 +123,7 @@ def hidden_states(
 
         layers, taps = narrowed(params[segment.name], config.dtype)
         scanned = (layers, taps, _data_of(segment, inputs))
-        carry = (x, _no_keys(own, tokens)) if lends else x
+        carry: Any = (x, _no_keys(own, tokens)) if lends else x
         carry, _ = jax.lax.scan(_rematerialized(body, config.remat), carry, scanned)
         x, lent[number] = carry if lends else (carry, None)
     return normalized(config, params["final_norm"], x)
