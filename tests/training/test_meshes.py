@@ -107,3 +107,35 @@ def test_every_mesh_gives_one_devices_curve(
     one = curve(configure, model, method)
     assert len(set(one)) == STEPS
     np.testing.assert_allclose(curve(configure, model, method, mesh), one, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def lending(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gemma 4: two kinds of layers, the upper ones without keys of their own, and inputs for each layer."""
+    full = (("head_dim", 16), ("rope_theta", 1e5), ("keys_are_values", True))
+    wide = ("intermediate", 96)
+    parts = (
+        (1, ()),
+        (1, full),
+        (1, (wide, ("keys_from", 0))),
+        (1, (*full, wide, ("keys_from", 1))),
+    )
+    config = Config(
+        family="gemma4_text", vocabulary=384, hidden=32, intermediate=48, layers=4, heads=8, key_heads=8,
+        head_dim=8, max_length=256, norm_place="both", query_key_norm="head", value_norm=True, windows=(40, 0, 40, 0),
+        activation="gelu_tanh", layer_inputs=8, layer_vocabulary=384, layer_scalars=True, embedding_scale=32**0.5,
+        tied=True, parts=parts,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model") / "lending"
+    jaxft.save(Transformer(config), initial_params(config, jax.random.key(1)), folder)
+    return folder
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("mesh", [ALL, "data=2 x fsdp=2 x tensor=2"])
+def test_segments_give_one_devices_curve_too(
+    lending: Path, mesh: str, configure: Callable[..., Any]
+) -> None:
+    one = curve(configure, lending, "lora")
+    assert len(set(one)) == STEPS
+    np.testing.assert_allclose(curve(configure, lending, "lora", mesh), one, rtol=1e-5)
