@@ -7,7 +7,7 @@ longer than their windows and original rotary lengths. Each is read by jaxft and
 the largest deviation of the logits, relative to the largest one:
 
     logits    whole, padded on the left, and packed
-    cached    three tokens at a time
+    cached    half of them, and then three tokens at a time
     folder    a folder that jaxft writes from the shape alone, loaded by transformers; it must be 0
     adapter   an adapter that PEFT made of all linear layers, read by jaxft
     trained   the same adapter after three updates by jaxft, written, and loaded by PEFT
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import sys
 import tempfile
@@ -77,7 +78,7 @@ def asked(model: Any, **inputs: np.ndarray) -> np.ndarray:
 
 
 def cached(model: Any, params: Any, batch: dict[str, np.ndarray]) -> jax.Array:
-    """jaxft's logits of the two padded rows, three tokens at a time."""
+    """jaxft's logits of the two padded rows: half of them, and then three tokens at a time."""
     config, length = model.config, batch["tokens"].shape[1]
 
     @jax.jit
@@ -87,8 +88,8 @@ def cached(model: Any, params: Any, batch: dict[str, np.ndarray]) -> jax.Array:
 
     inputs = [jnp.asarray(batch[name][1:3]) for name in ("tokens", "segments", "positions")]
     cache, found = empty_cache(config, 2, length), []
-    for start in range(0, length, 3):
-        part = [array[:, start : start + 3] for array in inputs]
+    for start, end in itertools.pairwise((0, *range(length // 2, length + 1, 3))):
+        part = [array[:, start:end] for array in inputs]
         scores, cache = advance(part, cache, jnp.asarray(start, jnp.int32))
         found.append(scores)
     return jnp.concatenate(found, axis=1)

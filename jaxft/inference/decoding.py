@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Int32, Key
 
 from jaxft.inference.sampling import sample
 from jaxft.mesh import BATCH
+from jaxft.models.block import original_length
 from jaxft.models.config import Config
 from jaxft.models.transformer import (
     Params,
@@ -160,9 +161,15 @@ def decode(
         token, before = state["token"][:, None], state["step"] - 1
         place = (known + before)[:, None]
         cache, seen, index = state["cache"], jnp.ones_like(token), length + before
-        return record(
-            state, *cached_hidden_states(config, params, token, seen, place, cache, index)
-        )
+        places = (token, seen, place)
+        reach = None
+        if (original := original_length(config)) is not None:
+            reach = place.max()
+            read = functools.partial(_read_again, config, params, tokens, segments, reach)
+            cache = jax.lax.cond(
+                reach == original, read, lambda _, before, cache: cache, state["ids"], before, cache
+            )
+        return record(state, *cached_hidden_states(config, params, *places, cache, index, reach))
 
     start = {
         "step": jnp.int32(0),
@@ -171,7 +178,8 @@ def decode(
         "done": known == 0,  # a row that only fills the batch
     }
     cache = empty_cache(config, rows, length + room)
-    state = record(start, *_read_prompts(config, params, tokens, segments, cache))
+    reach = known.max() - 1
+    state = record(start, *_read_prompts(config, params, tokens, segments, cache, reach))
     state = jax.lax.while_loop(going, advance, state)
     return state["ids"], state["lengths"]
 
@@ -201,10 +209,15 @@ def _read_prompts(
     tokens: jax.Array,
     segments: jax.Array,
     cache: dict[str, jax.Array],
+    reach: Int[Array, ""],
 ) -> tuple[Float[Array, "batch 1 hidden"], dict[str, jax.Array]]:
-    """The hidden state of the prompts' last token, and the cache with the prompts in it."""
+    """The hidden state of the prompts' last token, and the cache with the prompts in it.
+
+    `reach` is the largest position of all of them, of which a chunk alone does not know.
+    """
     rows, length = tokens.shape
-    count = length // CHUNK if length % CHUNK == 0 else 1
+    chunk = math.gcd(length, CHUNK)
+    count = length // chunk if chunk >= LEAST_LENGTH else 1
 
     def chunks(x: jax.Array) -> jax.Array:
         return x.reshape(rows, count, -1).swapaxes(0, 1)
@@ -212,7 +225,7 @@ def _read_prompts(
     def body(cache: dict[str, jax.Array], chunk: Any) -> tuple[dict[str, jax.Array], jax.Array]:
         tokens, segments, positions, start = chunk
         hidden, cache = cached_hidden_states(
-            config, params, tokens, segments, positions, cache, start
+            config, params, tokens, segments, positions, cache, start, reach
         )
         return cache, hidden[:, -1:]
 
@@ -220,6 +233,28 @@ def _read_prompts(
     parts = (chunks(tokens), chunks(segments), chunks(positions_of(segments)), starts)
     cache, last = jax.lax.scan(body, cache, parts)
     return last[-1], cache
+
+
+def _read_again(
+    config: Config,
+    params: Params,
+    tokens: Int[Array, "batch length"],
+    segments: Int[Array, "batch length"],
+    reach: Int[Array, ""],
+    ids: Int[Array, "batch room"],
+    count: Int[Array, ""],
+    cache: dict[str, jax.Array],
+) -> dict[str, jax.Array]:
+    """The cache of the prompts and the first `count` of their new tokens, as if all had been read at once.
+
+    Longrope turns all positions by other angles once there is one beyond its original length, as transformers does.
+    """
+    rows, room = ids.shape
+    new = jnp.broadcast_to(jnp.arange(room, dtype=jnp.int32) < count, ids.shape)
+    tokens = jnp.concatenate([tokens, ids], axis=1)
+    segments = jnp.concatenate([segments, new.astype(jnp.int32)], axis=1)
+    empty = empty_cache(config, rows, tokens.shape[1])
+    return _read_prompts(config, params, tokens, segments, empty, reach)[1]
 
 
 def greedy_reference(

@@ -23,6 +23,7 @@ from jaxft.kernels.tensor_parallel import row_parallel_output
 from jaxft.mesh import constrain, sizes_in_force
 from jaxft.models.config import Config, Rotary
 from jaxft.models.frequencies import long_frequencies, rope_frequencies
+from jaxft.models.rope import ORIGINAL
 from jaxft.models.segments import attention_projections, query_key_norms
 from jaxft.weights import bind, contract_each, take
 from jaxft.weights.placement import gather
@@ -69,10 +70,19 @@ def _angles(config: Config, rotary: Rotary | None) -> tuple[np.ndarray, float]:
     return rope_frequencies(size, rotary.theta, dict(rotary.scaling), config.max_length)
 
 
-def reach_of(config: Config, positions: Int[Array, "batch length"]) -> Reach:
+def original_length(config: Config) -> int | None:
+    """The length up to which longrope turns by its short factors; None where no layer is turned by longrope."""
+    scaling = dict(config.rope_scaling)
+    return int(scaling[ORIGINAL]) if scaling.get("rope_type") == "longrope" else None
+
+
+def reach_of(
+    config: Config, segments: Int[Array, "batch length"], positions: Int[Array, "batch length"]
+) -> Reach:
     """The largest position, by which longrope chooses its angles for the whole batch; None where nothing asks."""
-    kinds = [dict(config.rope_scaling), *(dict(one.scaling) for one in config.rotaries if one)]
-    return positions.max() if any(one.get("rope_type") == "longrope" for one in kinds) else None
+    if original_length(config) is None:
+        return None
+    return jnp.max(jnp.where(segments == 0, 0, positions))
 
 
 def _rotation(config: Config, data: LayerData, reach: Reach) -> tuple[Any, Any]:

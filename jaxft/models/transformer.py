@@ -102,7 +102,7 @@ def hidden_states(
     positions = positions_of(segments) if positions is None else positions
     numbered = None if branches is None else Branches(branches, positions)
 
-    places = (segments, positions, reach_of(config, positions), numbered)
+    places = (segments, positions, reach_of(config, segments, positions), numbered)
     x = _embed(config, params, tokens, positions)
     inputs = layer_inputs(config, params, tokens, x)
     parts = segments_of(config)
@@ -144,7 +144,7 @@ def cached_hidden_states(
     `reach` (), of `reach_of`, is that of the whole prompt where these tokens are a part of it.
     """
     seen = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments, index, axis=1)
-    reach = reach_of(config, positions) if reach is None else reach
+    reach = reach_of(config, segments, positions) if reach is None else reach
     x = _embed(config, params, tokens, positions)
     inputs = layer_inputs(config, params, tokens, x)
     written: dict[str, Any] = {"key": {}, "value": {}, "segments": seen}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,35 @@ def test_in_bfloat16_each_token_is_the_likeliest_but_for_rounding(say):
     scores = whole(config, params, tokens)[0, length - 1 : -1]
     chosen = np.take_along_axis(scores, ids[0][:, None], axis=1)[:, 0]
     assert (scores.max(axis=1) - chosen).max() < 0.05 * np.abs(scores).max()
+
+
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory):
+    """A phi3 that turns by other angles from its ninth token on: (config, params)."""
+    script = GOLDEN.parent / "family_folders.py"
+    specification = importlib.util.spec_from_file_location("family_folders", script)
+    golden = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(golden)
+    source = golden.cases()["phi3_longrope"]
+    model, params = load(golden.write_folder(source, tmp_path_factory.mktemp("longrope")))
+    return model.config, params
+
+
+@pytest.mark.parametrize(
+    "length",
+    [3, pytest.param(8, marks=pytest.mark.thorough), 36],
+    ids=["before", "at", "beyond"],
+)
+def test_angles_that_change_with_the_length_are_those_of_the_whole(longrope, monkeypatch, length):
+    """Answers that cross the original length of longrope, and prompts beyond it that are read in chunks."""
+    monkeypatch.setattr(decoding, "CHUNK", 32)
+    config, params = longrope
+    tokens = np.random.default_rng(0).integers(3, 40, (2, length)).astype(np.int32)
+    settings = {"max_new_tokens": 8, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "eos_ids": NONE}
+    mask, key = np.ones_like(tokens), jax.random.key(0)
+    found, _ = generate_tokens(config, params, tokens, mask, key, **settings)
+    told = np.concatenate([tokens, found], axis=1)
+    for end in range(length, length + 8):
+        seen = np.broadcast_to(np.arange(told.shape[1]) < end, told.shape).astype(np.int32)
+        scores = whole(config, params, told, seen)[:, end - 1]
+        np.testing.assert_array_equal(found[:, end - length], scores.argmax(axis=-1))
