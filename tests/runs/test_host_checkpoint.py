@@ -164,7 +164,8 @@ def test_a_url_is_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("lost", [False, pytest.param(True, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("lost", [False, True])
 def test_of_two_processes_one_is_killed(lost: bool, alone: Path, tmp_path: Path) -> None:
     """After 3 of 4 updates, RUN having 2: the other ends within a minute, in one clear line.
 

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.slow
     [
         ("lora", {"method.dropout": 0.1, "data.shuffle": True}),
         ("full", {"data.packing": True, "optimizer.learning_rate": 1e-3}),
-        ("lora_fa", {"grad_accum": 2}),
+        pytest.param("lora_fa", {"grad_accum": 2}, marks=pytest.mark.thorough),
         ("delta_lora", {"method.start_step": 4}),
-        ("vera", {}),
+        pytest.param("vera", {}, marks=pytest.mark.thorough),
     ],
 )
 def test_going_on_equals_never_stopping(

@@ -55,6 +55,7 @@ def test_four_processes_give_one_processs_run(alone: Path, tmp_path: Path) -> No
     assert_same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.thorough
 def test_preferences_of_two_processes(tmp_path: Path) -> None:
     """The reference beforehand, the last batch of an epoch with rows for one process alone: as of a single one."""
     from jaxft.configuration import load_config
@@ -135,6 +136,7 @@ def test_a_variable_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
         join()
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_on_other_meshes(configure: Callable[..., Any], tmp_path: Path) -> None:
     """Saved on 8 devices over fsdp, gone on with over the other axes: to 1e-6; on the same bit for bit."""
     import shutil

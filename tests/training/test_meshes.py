@@ -92,9 +92,8 @@ def curve(configure: Any, folder: Path, method: str, mesh: str = "one") -> list[
 
 
 def case(method: str, mesh: str) -> Any:
-    """A mesh of all axes for each method, and one that divides the batch twice, stand for the others."""
-    stays = mesh == ALL or (method == "lora" and mesh.startswith("data=2 x"))
-    return pytest.param(method, mesh, marks=[] if stays else [pytest.mark.thorough])
+    """A mesh of all axes for each method stands for the others."""
+    return pytest.param(method, mesh, marks=[] if mesh == ALL else [pytest.mark.thorough])
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,11 @@ def test_a_run_writes_its_metrics_and_plots(tmp_path: Path) -> None:
     [
         ("lora", {"objective.reference_every": 2}),
         ("lora", {"objective.precompute": True, "data.eval": str(PAIRS / "pairs.jsonl")}),
-        ("full", {"objective.reference_every": 1, "objective.reference_mix": 0.1}),
+        pytest.param(
+            "full",
+            {"objective.reference_every": 1, "objective.reference_mix": 0.1},
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_going_on_equals_never_stopping(

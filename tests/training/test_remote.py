@@ -104,6 +104,7 @@ def test_a_checkpoint_without_its_manifest_was_never_whole(
     assert_same_end(bucket.unpacked(cut, tmp_path / "run"), whole)
 
 
+@pytest.mark.thorough
 def test_a_run_in_the_store_is_extended(
     bucket: Bucket, cut: str, configure: Callable[..., Any]
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_run_in_the_store_is_extended(
     assert change["config"] == before
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_that_was_cut_short_is_named(
     bucket: Bucket, cut: str, configure: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

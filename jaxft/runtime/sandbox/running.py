@@ -50,10 +50,18 @@ def confine(limits: Limits) -> None:
     """From here on this process has little time and memory, writes nothing, starts nothing, and asks no network."""
     space = address_space() + limits.megabytes * 1_000_000
     whole = int(limits.seconds) + 1
-    sizes = {"RLIMIT_AS": space, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_CPU": whole}
-    for name, value in sizes.items():
+    sizes = {
+        "RLIMIT_AS": (space, space),
+        "RLIMIT_FSIZE": (0, 0),
+        "RLIMIT_CORE": (0, 0),
+        "RLIMIT_CPU": (
+            whole,
+            whole + 1,
+        ),  # first the signal that says why, then the one that nobody escapes
+    }
+    for name, pair in sizes.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, name), (value, value))
+            resource.setrlimit(getattr(resource, name), pair)
     signal.setitimer(signal.ITIMER_PROF, limits.seconds)
     forbid()
     sys.addaudithook(refuse)
