@@ -69,11 +69,14 @@ def get_config(method: str = "lora") -> ConfigDict:
                 best=False,  # keep the one of lowest held-out loss too, and export it, not the last
             ),
             "eval_every": 500,  # updates between two evaluations; 0: at the end alone
+            "eval_metrics": (),  # of answers, or of what stands in the rows, at each evaluation: exact, bleu, ...:
+            # any that `jaxft evaluate` has
+            "eval_rows": 64,  # held-out rows on which they are computed, spread over the first set
             "patience": 0,  # evaluations without a lower held-out loss, after which it stops; 0: never
             "log_every": 1,  # updates between two lines of metrics.jsonl
             "samples": section(
                 count=3,  # held-out prompts that are answered at each evaluation; 0: none
-                max_new_tokens=64,  # length of an answer, at most; answers are greedy
+                max_new_tokens=64,  # length of an answer, at most; answers are greedy, also for eval_metrics
             ),
             "report_to": (),  # beside metrics.jsonl: tensorboard, wandb, trackio, mlflow
         }

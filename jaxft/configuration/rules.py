@@ -234,7 +234,7 @@ def _local(folder: str) -> None:
 
 def _held_out(flat: dict[str, Any]) -> None:
     sets = flat["data.eval"]
-    for key in ("patience", "checkpoint.best"):
+    for key in ("patience", "checkpoint.best", "eval_metrics"):
         if flat[key] and not sets:
             raise UserError(f"config.{key} needs held-out data: set config.data.eval")
     for name, path in sets.items() if isinstance(sets, dict) else ():

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from jaxft.data import Row, Tokenizer
 from jaxft.data.feed import Feed
 from jaxft.data.questions import prompt_and_reference
+from jaxft.evaluation.evaluate import evaluate_items
+from jaxft.evaluation.items import Item
+from jaxft.evaluation.metrics import metrics_of
 from jaxft.inference import generate
 from jaxft.inference.evaluate import held_out
 from jaxft.models import Transformer
@@ -35,21 +38,25 @@ class Evaluation:
         sums: jitted (trainable, frozen, batch, *held) -> the loss's sums.
         sets: a feed of each held-out set, by name.
         samples: params -> lines of samples.jsonl.
+        scores: params -> numbers that join those of the first set, by their names.
         check: called between two batches; it raises where the run is to stop.
     """
 
     sums: Callable[..., Any]
     sets: Mapping[str, Feed]
     samples: Callable[[PyTree], list[dict[str, Any]]]
+    scores: Callable[[PyTree], dict[str, float]]
     check: Callable[[], None]
 
     def __call__(self, standing: Any) -> Measured:
-        """The numbers of each set, then the samples."""
+        """The numbers of each set, the scores of the first, then the samples."""
         trees = (standing.state.trainable, standing.frozen)
         numbers = {
             name: held_out(self.sums, *trees, self._batches(feed, standing), *standing.held)
             for name, feed in self.sets.items()
         }
+        for first in list(numbers)[:1]:
+            numbers[first] |= self.scores(standing.params)
         return Measured(numbers, self.samples(standing.params))
 
     def _batches(self, feed: Feed, standing: Any) -> Iterator[Any]:
@@ -57,6 +64,32 @@ class Evaluation:
             self.check()
             yield fed.arrays
         self.check()
+
+
+def scores(
+    model: Transformer,
+    params: PyTree,
+    items: Sequence[Item],
+    names: Sequence[str],
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+    batch_size: int,
+) -> dict[str, float]:
+    """The metrics of `config.eval_metrics` on the items; one without a value (nothing could be asked) is left out."""
+    if not names:
+        return {}
+    found = evaluate_items(
+        model,
+        params,
+        items,
+        metrics_of(names, "spaces"),
+        tokenizer,
+        chat=False,
+        system="",
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    return {name: one.value for name, one in found.metrics.items() if one.value is not None}
 
 
 def samples(

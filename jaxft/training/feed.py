@@ -15,7 +15,10 @@ from jaxft.data.feed import Feed, Given
 from jaxft.data.packing import length_buckets
 from jaxft.data.questions import are_chats, can_be_asked, rows_at, spread
 from jaxft.data.report import Part
-from jaxft.errors import counted
+from jaxft.errors import UserError, counted
+from jaxft.evaluation.evaluate import check_needs
+from jaxft.evaluation.items import Item, items_of
+from jaxft.evaluation.metrics import metrics_of
 from jaxft.models import Config
 from jaxft.objectives.kind import warnings_of
 from jaxft.objectives.objective import objective_of
@@ -43,6 +46,7 @@ class Data:
         train: gives training batches without end.
         held_out: gives one pass over each held-out set, by name; "" where `config.data.eval` is one file.
         prompts: rows of the first held-out set that are answered at each evaluation.
+        items: questions of that set on which `config.eval_metrics` are computed.
         lines: what became of the rows, to be said.
         parts: the training data and the held-out sets as they were read.
         chats: whether what is trained is asked by messages, and not by texts.
@@ -52,6 +56,7 @@ class Data:
     train: Feed
     held_out: dict[str, Feed]
     prompts: list[Row]
+    items: list[Item]
     lines: list[str]
     parts: list[Part]
     chats: bool = False
@@ -119,9 +124,25 @@ def prepare_data(
     prompts, more = _prompts(others, config.samples.count, tokenizer, room)
     chats = are_chats(training.rows)
     parts = [training, *others]
-    return Data(
-        tokenizer, feed(train, config.batch_size), held_out, prompts, lines + more, parts, chats
-    )
+    items = _items(config, others)
+    train_feed = feed(train, config.batch_size)
+    return Data(tokenizer, train_feed, held_out, prompts, items, lines + more, parts, chats)
+
+
+def _items(config: ConfigDict, held_out: list[Part]) -> list[Item]:
+    """The questions of the first held-out set on which `config.eval_metrics` are computed."""
+    if not config.eval_metrics:
+        return []
+    part, reported = held_out[0], {metric.name for metric in objective_of(config).metrics}
+    for name in config.eval_metrics:
+        if name in reported:
+            raise UserError(f"config.eval_metrics: {name} is reported in any case; leave it out")
+    items = items_of(rows_at(part.rows, spread(range(part.summary.rows), config.eval_rows)))
+    try:
+        check_needs(metrics_of(config.eval_metrics, "spaces"), items)
+    except UserError as error:
+        raise UserError(f"config.eval_metrics: {error}") from error
+    return items
 
 
 def _prompts(

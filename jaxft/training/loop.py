@@ -25,7 +25,7 @@ from jaxft.models import Transformer
 from jaxft.objectives.objective import objective_of
 from jaxft.objectives.reading import updates_of
 from jaxft.runs.dating import dated
-from jaxft.runs.evaluation import Evaluation, samples
+from jaxft.runs.evaluation import Evaluation, samples, scores
 from jaxft.runs.export import export
 from jaxft.runs.extension import Past, extend, past_of
 from jaxft.runs.folder import check_folder, open_folder, tidy
@@ -321,6 +321,15 @@ def _begun(
         tokenizer=data.tokenizer,
         max_new_tokens=config.samples.max_new_tokens,
     )
+    scored = functools.partial(
+        scores,
+        parts.model,
+        items=data.items,
+        names=config.eval_metrics,
+        tokenizer=data.tokenizer,
+        max_new_tokens=config.samples.max_new_tokens,
+        batch_size=config.eval_batch_size,
+    )
 
     def check(step: int) -> None:
         stop.check()
@@ -333,7 +342,7 @@ def _begun(
         steps=steps,
         feed=data.train,
         update=update,
-        evaluate=Evaluation(sums, data.held_out, answered, stop.check),
+        evaluate=Evaluation(sums, data.held_out, answered, scored, stop.check),
         reference=reference,
         method=parts.method,
         record=record,
@@ -427,7 +436,7 @@ def _plotted(config: ConfigDict, logs: Logs) -> Path:
     """The curves of the loss and of what else the objective reports; the file of the first."""
     loss, *others = objective_of(config).metrics
     plot = plot_run(logs.folder, loss.per)
-    plot_averages(logs.folder, [metric.name for metric in others])
+    plot_averages(logs.folder, [*(metric.name for metric in others), *config.eval_metrics])
     return plot
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import jaxft
 from jaxft.data import load_tokenizer
 from jaxft.errors import UserError
 from jaxft.formats.manifest import check_manifest
@@ -90,6 +91,41 @@ def test_the_runs_folder_is_the_contracts(configure: Callable[..., Any], tmp_pat
     again = train(config, tmp_path / "run")  # a finished run has nothing left to do
     assert again.steps == result.steps
     assert len(lines(tmp_path / "run")) == 6
+
+
+def test_metrics_of_answers_are_those_of_evaluate(
+    configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    """They join the held-out numbers of each evaluation; at the end they are the exported adapter's."""
+    names = ("f1", "chrf")
+    settings = {"eval_metrics": names, "eval_rows": 100, "samples.max_new_tokens": 8}
+    config = configure(**held_out(), **settings)
+    result = train(config, tmp_path / "run")
+    found = lines(tmp_path / "run", "eval")
+    assert all({"loss", *names} <= line.keys() for line in found)
+    model, params = jaxft.load(config.model)
+    params = jaxft.load_adapter(params, result.output)
+    rows, options = config.data.eval, {"tokenizer": config.model, "max_new_tokens": 8}
+    told = jaxft.evaluate(model, params, rows, names, **options).metrics
+    for name in names:
+        assert found[-1][name] == pytest.approx(told[name].value, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("exct", "metric 'exct' is unknown .nearest: 'exact'"),
+        ("loss", "loss is reported in any case"),
+        ("preference_accuracy", "needs rows of prompt, chosen and rejected"),
+    ],
+)
+def test_a_metric_that_cannot_be_had_is_told_before_anything_is_written(
+    name: str, says: str, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = configure(**held_out(), eval_metrics=(name,))
+    with pytest.raises(UserError, match=f"config.eval_metrics: .*{says}"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
