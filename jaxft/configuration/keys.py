@@ -57,11 +57,11 @@ def schema_of(flat: Mapping[str, Any]) -> ConfigDict:
     return min(found, key=lambda schema: len(flatten(schema).keys() ^ flat.keys()))
 
 
-def conform(config: ConfigDict, where: str) -> ConfigDict:
+def conform(config: ConfigDict, where: str, older: bool = False) -> ConfigDict:
     """A locked copy that has exactly the keys of the schema for its objective and method, each of its type.
 
-    Raises UserError, naming `where` the configuration is from, for a missing key, an unknown key
-    and a value of another type.
+    Raises UserError, naming `where` the configuration is from, for a missing key (with `older` it gets its default), an
+    unknown key and a value of another type.
     """
     given = flatten(config)
     if "method.name" not in given:
@@ -72,11 +72,11 @@ def conform(config: ConfigDict, where: str) -> ConfigDict:
         if key not in defaults:
             raise UserError(f"{where}: {unknown(key, defaults)}")
     missing = [f"config.{key}" for key in defaults if key not in given]
-    if missing:
+    if missing and not older:
         raise UserError(f"{where}: {', '.join(missing)}: missing")
     with schema.unlocked(), schema.ignore_type():  # walks over every value: once, not for each key
         for key, default in defaults.items():
-            _put(schema, key, from_value(key, given[key], default))
+            _put(schema, key, from_value(key, given.get(key, default), default))
     return schema.lock()
 
 

@@ -55,8 +55,10 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str, where: str = "config.json") -> ConfigDict:
+def from_json(text: str, where: str = "config.json", older: bool = False) -> ConfigDict:
     """The configuration that `to_json` wrote: lists become tuples again, and every key is there.
+
+    With `older` an earlier jaxft may have written it: keys that it did not have yet get their defaults.
 
     Raises UserError, beginning with `where`, for text that is no configuration.
     """
@@ -71,7 +73,7 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
     sections = [part for part in written.values() if isinstance(part, dict)]
     if dotted := [name for part in (written, *sections) for name in part if "." in name]:
         raise UserError(f"{where}: no key {shown(dotted[0])}")
-    return conform(ConfigDict(_sections(written)), where)
+    return conform(ConfigDict(_sections(written)), where, older)
 
 
 def difference(old: ConfigDict, new: ConfigDict) -> list[str]:

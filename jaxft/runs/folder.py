@@ -47,7 +47,7 @@ def written(path: Path) -> Iterator[None]:
 def config_in(workdir: Path) -> ConfigDict | None:
     """The configuration of the run in a folder; None where there is none."""
     file = workdir / "config.json"
-    return from_json(file.read_text(), str(file)) if file.exists() else None
+    return from_json(file.read_text(), str(file), older=True) if file.exists() else None
 
 
 def check_folder(config: ConfigDict, workdir: Path) -> None:
