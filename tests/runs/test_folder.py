@@ -28,5 +28,5 @@ def test_a_run_of_an_earlier_version_has_the_defaults_of_keys_that_came_since(tm
 
 def test_another_value_of_such_a_key_is_another_configuration(tmp_path):
     written_without(tmp_path, load_config("configs/sft.py:lora"), "eval_rows")
-    with pytest.raises(UserError, match="another configuration.*eval_rows: 64 -> 8"):
+    with pytest.raises(UserError, match=r"another configuration.*eval_rows: 64 -> 8"):
         check_folder(load_config("configs/sft.py:lora", {"eval_rows": 8}), tmp_path)
