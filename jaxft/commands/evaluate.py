@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jaxft.commands.flags import add_words, whole
+from jaxft.commands.flags import add_retrieval, add_words, retrieval_of, whole
 from jaxft.defaults import MAX_NEW_TOKENS
 
 HELP = "score a model on held-out rows, or compare several"
@@ -53,6 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="a prompt is a user's message, or not; by default as the model was trained",
     )
     add_words(parser)
+    add_retrieval(parser)
     parser.add_argument(
         "--max-new-tokens",
         type=whole(1),
@@ -115,4 +116,5 @@ def run(**flags: Any) -> None:
     """Runs the verb."""
     from jaxft.evaluation.command import main
 
-    main(**flags)
+    before = retrieval_of(flags)
+    main(**flags, before=before)

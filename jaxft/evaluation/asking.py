@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.data.chat import encode_chat
+from jaxft.data.questions import prompt_and_reference
 from jaxft.data.sources import Row
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.errors import counted
 from jaxft.evaluation.items import PROMPT, Item, Likelihood
 from jaxft.evaluation.likelihood import likelihoods
 from jaxft.evaluation.metrics import ANSWER, LIKELIHOOD, PAIR, Metric
+from jaxft.inference.asked import Before, Prompt
 from jaxft.inference.generate import answers
 from jaxft.inference.opening import conversation
 from jaxft.models import Transformer
@@ -77,6 +79,45 @@ def as_chats(items: Sequence[Item], chat: bool, system: str) -> list[Item]:
         prompt = conversation(item.prompt, system) if asks else item.prompt
         found.append(dataclasses.replace(item, rows=rows, prompt=prompt))
     return found
+
+
+def with_passages(items: Sequence[Item], before: Before, room: int) -> list[Item]:
+    """The items with passages of an index before their questions, and refused ones answered. A text asks nothing.
+
+    Args:
+        items: as a model is asked them.
+        before: ({origin: prompt}, room) -> what is asked instead, as `Retriever.ask`.
+        room: tokens that the model reads of a prompt.
+
+    Raises:
+        UserError: as of `before`.
+    """
+    asking = {item.origin: item.prompt for item in items if not _is_text(item) and item.prompt}
+    put = dict(zip(asking, before(asking, room), strict=True))
+    found = []
+    for item in items:
+        if (one := put.get(item.origin)) is not None:
+            rows = tuple(_asking(row, one.prompt) for row in item.rows)
+            item = dataclasses.replace(
+                item, prompt=one.prompt, rows=rows, answer=one.answer, cite=one.row
+            )
+        found.append(item)
+    return found
+
+
+def _asking(row: Row, prompt: Prompt) -> Row:
+    """The row with another prompt before what it answers."""
+    values = dict(row.values)
+    if row.format == "messages":
+        asked, _ = prompt_and_reference(row)
+        values["messages"] = [*prompt, *values["messages"][len(asked) :]]
+    else:
+        values["prompt"] = prompt
+    return dataclasses.replace(row, values=values)
+
+
+def _is_text(item: Item) -> bool:
+    return any(row.format == "text" for row in item.rows)
 
 
 def _as_chat(row: Row, chat: bool, system: str) -> Row:
@@ -158,7 +199,8 @@ def _with_answers(
 ) -> list[Item]:
     room = model.config.max_length - max_new_tokens
     reasons = {item.origin: _not_asked(item, graded, tokenizer, room) for item in items}
-    asked = [item for item in items if not reasons[item.origin]]
+    refused = {item.origin for item in items if item.answer is not None}
+    asked = [item for item in items if not reasons[item.origin] and item.origin not in refused]
     said = answers(
         model,
         params,
@@ -178,6 +220,8 @@ def _with_answers(
             tokens = {**item.tokens, "prompt": answer.prompt_tokens, "answer": answer.tokens}
             tokens["ended"] = int(answer.ended)
             found.append(dataclasses.replace(item, answer=answer.text, tokens=tokens))
+        elif item.origin in refused and not reasons[item.origin]:
+            found.append(item)
         else:
             unscored = {**item.unscored, ANSWER: reasons[item.origin]}
             found.append(dataclasses.replace(item, unscored=unscored))
@@ -209,7 +253,7 @@ def _seen(item: Item) -> Mapping[str, Any]:
 
 def _not_asked(item: Item, graded: bool, tokenizer: Tokenizer, room: int) -> str:
     """Why the model cannot be asked this; "" where it can. What is graded needs no reference."""
-    if not item.prompt or any(row.format == "text" for row in item.rows):
+    if not item.prompt or _is_text(item):
         return "nothing is asked"
     if not item.references and not graded:
         return "the row has no reference"

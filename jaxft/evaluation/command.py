@@ -6,9 +6,10 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxft.data.tokenizer import Tokenizer
 from jaxft.defaults import MAX_NEW_TOKENS
 from jaxft.errors import UserError, counted, worded
 from jaxft.evaluation.comparing import compare, figures_in, read_results
@@ -20,6 +21,7 @@ from jaxft.evaluation.metrics import Metric, metrics_of
 from jaxft.evaluation.reading import read_items
 from jaxft.evaluation.report import as_object, comparison_lines, table_lines
 from jaxft.evaluation.tasks import run_tasks
+from jaxft.inference.asked import Before
 from jaxft.inference.opening import Words, as_chat, open_model, open_words
 from jaxft.objectives.graders import read_graders
 from jaxft.runtime.storage import place
@@ -71,6 +73,7 @@ def main(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 8,
     dtype: str = "float32",
+    before: Callable[[Tokenizer], Before] | None = None,
 ) -> None:
     """Prints the figures of a model, an adapter or several on held-out rows, and how they differ.
 
@@ -99,6 +102,7 @@ def main(
         max_new_tokens: the most tokens of an answer.
         batch_size: rows at once.
         dtype: of weights and computation.
+        before: for the model's tokenizer, what puts passages before the questions; None for nothing.
 
     Raises:
         UserError: what cannot be read, or does not fit together.
@@ -107,15 +111,15 @@ def main(
         _compare_files(compare, as_json)
         return
     _check_flags(model, data, tasks, adapters, untouched, output)
+    if tasks and before is not None:
+        raise UserError("evaluate: --retrieve goes with --data: a task writes its own prompts")
     graders = read_graders(grader) if grader else ()
     table = table_of(split(metrics) or ([] if graders else DEFAULT), normalize, graders)
     options = {"tokenizer": tokenizer, "chat_template": chat_template, "date": date}
     systems = list(_systems(model, adapters, base or bool(untouched), chat, system, options))
     if tasks:
         on_tasks = _on_tasks(model, systems, split(tasks), dtype, batch_size, system, limit)
-        if output:
-            _write(output, on_tasks)
-        _tell(on_tasks, {}, [], cluster, as_json)
+        _tell(output, on_tasks, {}, [], cluster, as_json)
         return
     renamed = _fields_of(fields)
     as_messages = systems[0].words.tokenizer.chat_template is not None
@@ -127,12 +131,11 @@ def main(
         "system": system,
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
+        "graders": graders,
+        "before": before,
     }
-    settings["graders"] = graders
     results, forgot = _evaluated(model, systems, items, aside, table, dtype, settings)
-    if output:
-        _write(output, results)
-    _tell(results, forgot, seen, cluster, as_json)
+    _tell(output, results, forgot, seen, cluster, as_json)
 
 
 def _check_flags(
@@ -230,7 +233,7 @@ def _evaluated(
         if aside:
             loss = metrics_of(["loss"])
             forgot[one.name] = evaluate_items(
-                network, params, aside, loss, words, **{**asked, "graders": ()}
+                network, params, aside, loss, words, **{**asked, "graders": (), "before": None}
             )
         del network, params
     return results, forgot
@@ -246,13 +249,16 @@ def _write(output: str, results: Mapping[str, Result]) -> None:
 
 
 def _tell(
+    output: str,
     results: Mapping[str, Result],
     forgot: Mapping[str, Result],
     seen: Sequence[Found],
     cluster: str,
     as_json: bool,
 ) -> None:
-    """Prints figures, differences and what is to be known of the items."""
+    """Writes the items and prints figures, differences and what is to be known."""
+    if output:
+        _write(output, results)
     figures = {name: result.metrics for name, result in results.items()}
     records = next(iter(results.values())).records
     differences = _differences({name: result.records for name, result in results.items()})
@@ -261,6 +267,8 @@ def _tell(
     if as_json:
         said: dict[str, Any] = as_object(figures)
         said |= {"items": len(records), "cluster": cluster, "unscored": unscored}
+        if refused := _refused(results):
+            said["refused"] = refused
         if differences:
             said["comparisons"] = _as_objects(differences)
         if forgot:
@@ -275,6 +283,11 @@ def _tell(
     groups = len({record["cluster"] for record in records})
     drawn = f"{resamples_of(groups):,} resamples of {counted(len(records), 'item')}"
     print(f"(95 % intervals from {drawn}, {together})")
+    for name, count in _refused(results).items():
+        stand = worded(count, "was", "were")
+        print(
+            f"{name}: {count:,} of {counted(len(records), 'question')} {stand} refused: no passage answers it"
+        )
     for (first, second), found in differences.items():
         print(*comparison_lines(first, second, found), sep="\n")
     if forgot:
@@ -283,6 +296,15 @@ def _tell(
         for (first, second), found in changes.items():
             print(*comparison_lines(first, second, found), sep="\n")
     _tell_notes(unscored, seen, len(records))
+
+
+def _refused(results: Mapping[str, Result]) -> dict[str, int]:
+    """How many questions each system refused; only those that refused any."""
+    counts = {
+        name: sum(record.get("refused", False) for record in result.records)
+        for name, result in results.items()
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def _tell_notes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.defaults import MAX_NEW_TOKENS
 from jaxft.errors import UserError
-from jaxft.evaluation.asking import as_chats, score
+from jaxft.evaluation.asking import as_chats, score, with_passages
 from jaxft.evaluation.confidence import Figure, figure
 from jaxft.evaluation.items import PROMPT, Item
 from jaxft.evaluation.metrics import ANSWER, LIKELIHOOD, PAIR, Metric, metrics_of, of_grader
 from jaxft.evaluation.reading import Data, read_items
+from jaxft.inference.asked import Before
 from jaxft.models import Transformer
 from jaxft.objectives.graders import Grader, check_items, read_graders
 
@@ -119,12 +120,19 @@ def evaluate_items(
     batch_size: int,
     packing: bool = False,
     progress: bool = False,
+    before: Callable[[Tokenizer], Before] | None = None,
 ) -> Result:
-    """`evaluate` of questions and metrics that are known already; the arguments are its."""
+    """`evaluate` of questions and metrics that are known already; the arguments are its.
+
+    `before`, if given, is for the tokenizer what puts passages before the questions.
+    """
+    asked = as_chats(items, chat, system)
+    if before is not None:
+        asked = with_passages(asked, before(tokenizer), model.config.max_length - max_new_tokens)
     scored = score(
         model,
         params,
-        as_chats(items, chat, system),
+        asked,
         tokenizer,
         table,
         graders,
@@ -210,6 +218,8 @@ def _record(item: Item) -> dict[str, Any]:
         "scores": {},
         "statistics": {},
     }
+    if item.cite is not None and item.answer is not None:
+        record |= item.cite(item.answer)
     if item.unscored:
         record["unscored"] = dict(item.unscored)
     return record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxft.data.questions import prompt_and_reference
@@ -46,6 +46,7 @@ class Item:
         unscored: what could not be found, "answer", "likelihood" or a grader's verdict, and why.
         values: the first row as it stands in the data, for graders.
         grades: what graders gave to the answer, by their names.
+        cite: of an answer, what is told of the passages put before its question; None where none were.
     """
 
     origin: str
@@ -60,6 +61,7 @@ class Item:
     unscored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     grades: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    cite: Callable[[str], dict[str, Any]] | None = None
 
     @property
     def tools(self) -> Any:

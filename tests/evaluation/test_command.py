@@ -10,6 +10,7 @@ import pytest
 import jaxft
 from jaxft import cli
 from jaxft.evaluation.comparing import compare
+from jaxft.retrieval import update_index
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "trl"
 FOLDER = str(GOLDEN / "model")
@@ -126,3 +127,27 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, data):
     assert "nearest: 'rougeL'" in refused(capsys, *model, data, "--metrics", "rouge")
     assert "give --adapter DIR" in refused(capsys, *model, data, "--untouched", data)
     assert "--field takes KEY=NAME" in refused(capsys, *model, data, "--field", "prompt")
+
+
+def test_passages_of_an_index_stand_before_the_questions(data, tmp_path, capsys, monkeypatch):
+    """Answers and likelihoods are those under the passages, which every item's line lists."""
+    monkeypatch.chdir(tmp_path)
+    Path("trades.txt").write_text("Greta is a beekeeper. Elif is a baker. Omar is a smith.")
+    update_index("INDEX", ["trades.txt"], {"tokens": 48})
+    words = ["--model", FOLDER, "--data", data, "--max-new-tokens", "4", "--json"]
+    told = [json.loads(run(capsys, *words, *more)[1]) for more in ([], ["--retrieve", "INDEX"])]
+    plain, retrieved = (one["metrics"]["loss"]["value"] for one in told)
+    assert abs(plain - retrieved) > 1e-3
+    status, _, _ = run(capsys, *words, "--retrieve", "INDEX", "--output", "scores.jsonl")
+    assert status == 0
+    for line, row in zip(Path("scores.jsonl").read_text().splitlines(), ROWS, strict=True):
+        record = json.loads(line)
+        assert record["prompt"] == row["prompt"]
+        assert [one["source"] for one in record["passages"]] == ["trades.txt"]
+        assert record["refused"] is False
+
+
+def test_passages_go_with_rows_alone(capsys, tmp_path):
+    assert "go with --retrieve INDEX" in refused(capsys, "--model", "m", "--data", "d", "--refuse")
+    words = ["--model", FOLDER, "--tasks", "t.yaml", "--retrieve", str(tmp_path)]
+    assert "--retrieve goes with --data" in refused(capsys, *words)

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 import jaxft
-from jaxft.data import load_tokenizer
+from jaxft.data import Row, load_tokenizer
 from jaxft.errors import UserError
+from jaxft.evaluation.asking import with_passages
+from jaxft.evaluation.items import items_of
 from jaxft.evaluation.likelihood import likelihoods
 from jaxft.evaluation.reading import read_items
+from jaxft.inference.asked import Asked
 from jaxft.inference.generate import generate
 from jaxft.training.sharding import make_mesh, shardings
 
@@ -214,3 +217,23 @@ def test_a_conversation_that_ends_with_the_user_is_asked_whole():
 
 def test_no_rows_have_no_likelihoods():
     assert likelihoods(model.config, params, [], tokenizer) == ({}, {})
+
+
+def test_what_is_put_before_a_question_stands_in_its_rows_too():
+    """So that likelihoods are under it as well; a refused question has its answer, and a text asks nothing."""
+    talk = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+    rows = [
+        Row("a:1", "prompt_completion", {"prompt": "Who?", "completion": " Ola."}),
+        Row("a:2", "messages", {"messages": talk}),
+        Row("a:3", "text", {"text": "Ola lives here."}),
+    ]
+
+    def before(prompts, room):
+        assert (list(prompts), room) == (["a:1", "a:2"], 9)
+        new = [{"role": "user", "content": "P. Where?"}]
+        return [Asked("P. Who?", "No.", dict), Asked(new, None, dict)]
+
+    first, second, third = with_passages(items_of(rows), before, 9)
+    assert (first.rows[0].values["prompt"], first.answer) == ("P. Who?", "No.")
+    assert second.rows[0].values["messages"] == [{"role": "user", "content": "P. Where?"}, talk[1]]
+    assert (second.answer, third.rows[0].values) == (None, {"text": "Ola lives here."})
