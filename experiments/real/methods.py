@@ -37,10 +37,10 @@ MIDDLES = {
     "dora": 3e-4,
     "qlora": 3e-4,
 }
-RATES, FACTOR = 4, 3.0
+RATES, FACTOR = 3, 3.0
 SETTINGS: Mapping[str, Any] = {
     "data.packing": True,
-    "batch_size": 4,
+    "batch_size": 2,
     "eval_batch_size": 16,
     "samples.count": 0,
     "checkpoint.every": 0,
@@ -98,8 +98,8 @@ def gsm8k_rows(folder: Path) -> tuple[list[Row], list[Row]]:
 
 
 TASKS = {
-    "e2e": Task(e2e_rows, length=192, train=640, tuning=96, test=96, answer_tokens=64),
-    "gsm8k": Task(gsm8k_rows, length=256, train=320, tuning=64, test=64, answer_tokens=0),
+    "e2e": Task(e2e_rows, length=192, train=160, tuning=48, test=48, answer_tokens=48),
+    "gsm8k": Task(gsm8k_rows, length=256, train=64, tuning=32, test=48, answer_tokens=0),
 }
 
 
