@@ -162,11 +162,11 @@ def _known_flags(
 ) -> None:
     """Raises UserError for a flag that the verb does not have: what is meant by it, or the nearest."""
     flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag not in flags:
             if not equals:
-                behind = itertools.takewhile(lambda w: not w.startswith("--"), words[place + 1 :])
+                behind = itertools.takewhile(lambda w: not w.startswith("--"), words[index + 1 :])
                 value = ",".join(behind)
             close = _meant(flag, value, flags, configured) or nearest(flag, flags)
             close = close or f"; there are: {', '.join(flags)}"

@@ -1,4 +1,4 @@
-"""Puts quantized weights in the places of a tree's kernels, and says what a tree's base is quantized to."""
+"""Puts quantized weights instead of a tree's kernels, and says what a tree's base is quantized to."""
 
 from __future__ import annotations
 

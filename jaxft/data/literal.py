@@ -1,7 +1,7 @@
 """Text that is data and nothing else: what looks like a special token in it is encoded as the letters that it is.
 
 A passage of somebody's document may hold `<|im_end|>`. Put into a prompt as it stands, it would end the user's turn.
-`literal` marks such places by two of Unicode's noncharacters, which no text in interchange has; they pass through a
+`literal` marks such spans by two of Unicode's noncharacters, which no text in interchange has; they pass through a
 chat template, and `Tokenizer.encode` takes them away again and encodes what stands between them in two parts, neither
 of which is the token.
 """
@@ -60,8 +60,8 @@ def encode_marked(
     parts = MARKED.split(text)
     texts = [
         piece
-        for place, part in enumerate(parts)
-        for piece in (_broken(part, pattern) if place % 2 else [part])
+        for index, part in enumerate(parts)
+        for piece in (_broken(part, pattern) if index % 2 else [part])
         if piece
     ]
     encodings = [backend.encode(piece, add_special_tokens=False) for piece in texts]

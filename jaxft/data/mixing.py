@@ -24,9 +24,9 @@ class Mixed(Examples):
         self.lines = base.lines[order]
         self._base, self._order = base, order
 
-    def place(self, index: int) -> slice:
+    def span(self, index: int) -> slice:
         """Where an example stands in `tokens` and `trained`."""
-        return self._base.place(int(self._order[index]))
+        return self._base.span(int(self._order[index]))
 
     @property
     def starts(self) -> Int64[np.ndarray, " examples"]:

@@ -82,10 +82,10 @@ class Examples(Sequence[Example]):
         """The example, whose arrays are views; or a list of those in a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = self.place(index)
-        return Example(self.tokens[place], self.trained[place], self.origin(index))
+        span = self.span(index)
+        return Example(self.tokens[span], self.trained[span], self.origin(index))
 
-    def place(self, index: int) -> slice:
+    def span(self, index: int) -> slice:
         """Where an example stands in `tokens` and `trained`."""
         end = int(self._ends[index])
         return slice(end - int(self.lengths[index]), end)
@@ -112,9 +112,9 @@ class Examples(Sequence[Example]):
                 break
             of_lengths, *of_arrays = hashes[self.sources[self.source[first]]]
             of_lengths.update(self.lengths[first:last].data)
-            place = slice(self.place(first).start, self.place(last - 1).stop)
+            span = slice(self.span(first).start, self.span(last - 1).stop)
             for digest, flat in zip(of_arrays, arrays, strict=True):
-                digest.update(flat[place].data)
+                digest.update(flat[span].data)
         return {
             source: hashlib.sha256(b"".join(part.digest() for part in parts)).hexdigest()
             for source, parts in hashes.items()

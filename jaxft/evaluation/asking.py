@@ -231,17 +231,17 @@ def _with_answers(
 def _with_grades(items: Sequence[Item], graders: Sequence[Grader]) -> list[Item]:
     """The items with what the graders say of their answers, and why they cannot where they cannot."""
     found = list(items)
-    places = [place for place, item in enumerate(found) if item.answer is not None]
-    cases = [case_of(_seen(found[place]), found[place].answer or "") for place in places]
+    answered = [index for index, item in enumerate(found) if item.answer is not None]
+    cases = [case_of(_seen(found[index]), found[index].answer or "") for index in answered]
     for grader, verdicts in zip(graders, grade(graders, cases) if graders else [], strict=True):
-        for place, verdict in zip(places, verdicts, strict=True):
-            item = found[place]
+        for index, verdict in zip(answered, verdicts, strict=True):
+            item = found[index]
             if verdict.reward is None:
                 reason = {**item.unscored, f"grader/{grader.name}": verdict.reason}
-                found[place] = dataclasses.replace(item, unscored=reason)
+                found[index] = dataclasses.replace(item, unscored=reason)
             else:
                 grades = {**item.grades, grader.name: verdict.reward}
-                found[place] = dataclasses.replace(item, grades=grades)
+                found[index] = dataclasses.replace(item, grades=grades)
     return found
 
 

@@ -90,7 +90,7 @@ def main(
         output: a new file for every item's scores; "" for none.
         as_json: print one object instead of lines.
         compare: files that `output` made: they are compared, and no model is read.
-        tasks: names of lm-eval's tasks, or YAML files, with commas between, in the place of `data`.
+        tasks: names of lm-eval's tasks, or YAML files, with commas between, instead of `data`.
         limit: documents of each task; None for all.
         training: rows among which the items are looked for; "" for none.
         untouched: rows that were not trained on; "" for none.

@@ -107,8 +107,8 @@ def cut(text: str, until: Sequence[str]) -> str:
     >>> cut("4 cats. Q: next", ["Q:", "cats"])
     '4 '
     """
-    places = [text.find(one) for one in until if one and one in text]
-    return text[: min(places)] if places else text
+    ends = [text.find(one) for one in until if one and one in text]
+    return text[: min(ends)] if ends else text
 
 
 def _single_tokens(tokenizer: Tokenizer, until: Sequence[str]) -> list[int]:

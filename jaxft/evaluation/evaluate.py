@@ -195,13 +195,13 @@ def summarize(table: Sequence[Metric], items: Sequence[Item]) -> Result:
 def rows_of(metric: Metric, items: Sequence[Item]) -> np.ndarray:
     """The metric's numbers of every item; NaN where an item lacks what it needs."""
     able = [
-        place
-        for place, item in enumerate(items)
+        index
+        for index, item in enumerate(items)
         if getattr(item, metric.needs) is not None and (item.references or not metric.compares)
     ]
     if not able:
         return np.full((len(items), 2), np.nan)
-    some = metric.rows([items[place] for place in able])
+    some = metric.rows([items[index] for index in able])
     rows = np.full((len(items), some.shape[1]), np.nan)
     rows[able] = some
     return rows

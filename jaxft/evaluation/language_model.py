@@ -126,11 +126,11 @@ class LanguageModel(TemplateLM):  # type: ignore[misc, unused-ignore]
         del disable_tqdm
         found: dict[int, str] = {}
         alike: dict[str, list[int]] = {}
-        for place, request in enumerate(requests):
-            alike.setdefault(repr(request.args[1]), []).append(place)
-        for places in alike.values():
-            settings = self._settings(requests[places[0]].args[1])
-            contexts = [self.tok_encode(requests[place].args[0]) for place in places]
+        for index, request in enumerate(requests):
+            alike.setdefault(repr(request.args[1]), []).append(index)
+        for indices in alike.values():
+            settings = self._settings(requests[indices[0]].args[1])
+            contexts = [self.tok_encode(requests[index].args[0]) for index in indices]
             said = answers_until(
                 self.config,
                 self.params,
@@ -139,10 +139,10 @@ class LanguageModel(TemplateLM):  # type: ignore[misc, unused-ignore]
                 batch_size=self.batch_size,
                 **settings,
             )
-            found |= dict(zip(places, said, strict=True))
-        for place, request in enumerate(requests):
-            self.cache_hook.add_partial("generate_until", request.args, found[place])
-        return [found[place] for place in range(len(requests))]
+            found |= dict(zip(indices, said, strict=True))
+        for index, request in enumerate(requests):
+            self.cache_hook.add_partial("generate_until", request.args, found[index])
+        return [found[index] for index in range(len(requests))]
 
     def _settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """What a task asks of a generation, in our words."""

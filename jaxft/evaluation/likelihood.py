@@ -49,7 +49,7 @@ def token_scores(
         batch_size: rows at once; on a mesh, rounded up to what it divides.
         packing: put several examples into a row.
     """
-    lengths = [len(example.tokens) - 1 for example in examples]  # places that predict a token
+    lengths = [len(example.tokens) - 1 for example in examples]  # positions that predict a token
     longest = max(lengths, default=0)
     if longest > config.max_length:
         raise ValueError(f"{counted(longest, 'token')}, and the model reads {config.max_length}")
@@ -57,14 +57,14 @@ def token_scores(
     some = [index for index, length in enumerate(lengths) if length > 0]
     room = min(longest * 4, config.max_length) if packing else 0
     packed = pack([lengths[index] for index in some], room) if packing and some else None
-    rows = [[some[place] for place in row] for row in packed] if packed else [[i] for i in some]
+    rows = [[some[span] for span in row] for row in packed] if packed else [[i] for i in some]
     for chosen, batch in _batches(examples, rows, _divisible(batch_size), config.max_length):
         log_p, hits = map(to_host, _scores(config, params, batch))
         for row, members in enumerate(chosen):
             start = 0
             for index in members:
-                place = slice(start, start + lengths[index])
-                found[index][0][1:], found[index][1][1:] = log_p[row, place], hits[row, place]
+                span = slice(start, start + lengths[index])
+                found[index][0][1:], found[index][1][1:] = log_p[row, span], hits[row, span]
                 start += lengths[index]
     return found
 
@@ -77,22 +77,22 @@ def _batches(
     def length(row: Sequence[int]) -> int:
         return sum(len(examples[index].tokens) - 1 for index in row)
 
-    def part(index: int, place: slice) -> Example:
-        tokens = examples[index].tokens[place]
+    def part(index: int, span: slice) -> Example:
+        tokens = examples[index].tokens[span]
         return Example(tokens, np.ones(len(tokens), bool), "")
 
     order = sorted(rows, key=length, reverse=True)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        places = smallest_bucket(length(chosen[0]), length_buckets(most))
+        length_of_row = smallest_bucket(length(chosen[0]), length_buckets(most))
         read, wanted = (
             collate(
-                [[part(index, place) for index in row] for row in chosen],
+                [[part(index, span) for index in row] for row in chosen],
                 batch_size=size,
-                length=places,
+                length=length_of_row,
                 pad_id=0,
             )
-            for place in (slice(None, -1), slice(1, None))
+            for span in (slice(None, -1), slice(1, None))
         )
         yield chosen, {**read, "targets": wanted["tokens"]}
 
@@ -108,7 +108,7 @@ def _divisible(batch_size: int) -> int:
 def _scores(
     config: Config, params: Mapping[str, Any], batch: Mapping[str, Any]
 ) -> tuple[Float[Array, "batch length"], Bool[Array, "batch length"]]:
-    """Of the token after each place; what stands after the end of an example means nothing."""
+    """Of the token after each position; what stands after the end of an example means nothing."""
     read = (jnp.asarray(batch[name]) for name in ("tokens", "segments", "positions"))
     hidden = hidden_states(config, params, *read)
     targets = jnp.asarray(batch["targets"])

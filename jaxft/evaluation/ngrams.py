@@ -77,9 +77,9 @@ def _rouge_l(answer: Tokens, reference: Tokens) -> float:
     lengths = [0] * (len(reference) + 1)
     for token in answer:
         before = 0
-        for place, other in enumerate(reference, start=1):
-            above = lengths[place]
-            lengths[place] = before + 1 if token == other else max(above, lengths[place - 1])
+        for index, other in enumerate(reference, start=1):
+            above = lengths[index]
+            lengths[index] = before + 1 if token == other else max(above, lengths[index - 1])
             before = above
     return _f_score(lengths[-1], len(answer), len(reference))
 

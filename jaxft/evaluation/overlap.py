@@ -21,7 +21,7 @@ def statistics(
     """
     most = max(map(len, references))
     streams = [
-        [each[place] if place < len(each) else None for each in references] for place in range(most)
+        [each[index] if index < len(each) else None for each in references] for index in range(most)
     ]
     return np.asarray(metric._extract_corpus_statistics(list(answers), streams), float)
 

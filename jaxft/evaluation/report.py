@@ -77,7 +77,7 @@ def _items(found: Figure) -> str:
 
 
 def shown(value: float | None) -> str:
-    """A figure with four places behind the point; of a large one, fewer.
+    """A figure with four digits behind the point; of a large one, fewer.
 
     >>> shown(0.51234), shown(61.234), shown(None)
     ('0.5123', '61.23', 'none')

@@ -121,11 +121,11 @@ def _summarized(found: Mapping[str, Any]) -> Result:
             scores = [one.get(metric) for one in of_filter]
             if scores and all(isinstance(score, int | float) for score in scores):
                 rows = np.asarray([(float(score), 1.0) for score in scores])
-                places = [f"{task}:{one['doc_id']}" for one in of_filter]
+                items = [f"{task}:{one['doc_id']}" for one in of_filter]
                 whole = float(mean(rows.sum(axis=0)))
                 if abs(whole - value) <= 1e-9 * max(abs(whole), 1.0):
-                    figures[name] = figure(rows, places, mean, most=1.0)
-                    _record(records, name, places, of_filter, rows)
+                    figures[name] = figure(rows, items, mean, most=1.0)
+                    _record(records, name, items, of_filter, rows)
                     continue
             figures[name] = _by_error(
                 value, results.get(f"{metric}_stderr,{chosen}"), len(of_filter)
@@ -143,18 +143,18 @@ def _by_error(value: float, error: Any, n: int) -> Figure:
 def _record(
     records: dict[str, dict[str, Any]],
     name: str,
-    places: Sequence[str],
+    items: Sequence[str],
     samples: Sequence[Mapping[str, Any]],
     rows: np.ndarray,
 ) -> None:
     """Adds each document's score to its record."""
-    for place, sample, row in zip(places, samples, rows, strict=True):
+    for name_of_item, sample, row in zip(items, samples, rows, strict=True):
         record = records.setdefault(
-            place,
+            name_of_item,
             {
-                "origin": place,
-                "cluster": place,
-                "prompt": [place, sample.get("doc_hash", "")],
+                "origin": name_of_item,
+                "cluster": name_of_item,
+                "prompt": [name_of_item, sample.get("doc_hash", "")],
                 "references": [str(sample.get("target", ""))],
                 "answer": _answer(sample),
                 "tokens": {},

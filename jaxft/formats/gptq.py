@@ -124,7 +124,7 @@ def _zeros(
     words = (shape[0], shape[1] * bits // WORD)
     stored_words = expected(stored, f"{module}.qzeros", ("I32",), words).read()
     if _format(settings) == "gptq":
-        ones = np.uint32(sum(1 << place for place in range(0, WORD, bits)))
+        ones = np.uint32(sum(1 << bit for bit in range(0, WORD, bits)))
         stored_words = (stored_words.view(np.uint32) + ones).view(np.int32)
     return unpack(stored_words, bits)
 

@@ -51,9 +51,9 @@ def measure(module: Transformer, params: PyTree, text: Text) -> Measured:
         padded = np.zeros((1, longest), np.int32)
         padded[0, : len(ids)] = ids
         loss, choice, logits = apply(params, jnp.asarray(padded))
-        places = np.flatnonzero(targets) - 1
-        losses.append(np.asarray(loss)[places])
-        choices.append(np.asarray(choice)[places])
+        indices = np.flatnonzero(targets) - 1
+        losses.append(np.asarray(loss)[indices])
+        choices.append(np.asarray(choice)[indices])
         first = np.asarray(logits[: len(ids)]) if first is None else first
     assert first is not None
     return Measured(float(np.concatenate(losses).mean()), np.concatenate(choices), first)

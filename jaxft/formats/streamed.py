@@ -37,7 +37,7 @@ def stacked_on_devices(
 ) -> Any:
     """The layers' weights, or arrays, stacked as one on its devices; an unstacked leaf has but one.
 
-    Each layer is written into its place as it comes, so that the host holds the leaf once and one layer beside it.
+    Each layer is written into the leaf as it comes, so that the host holds the leaf once and one layer beside it.
 
     Raises:
         UserError: the layers are quantized in different ways.
@@ -52,12 +52,12 @@ def stacked_on_devices(
         return aligned((count, *part.shape) if stacked else part.shape, part.dtype)
 
     whole, kind = jax.tree.map(room, first), _kind(first)
-    for place, layer in enumerate(itertools.chain([first], layers)):
+    for number, layer in enumerate(itertools.chain([first], layers)):
         if _kind(layer) != kind:
             raise UserError(
                 f"{path}: its layers are quantized in different ways: jaxft stacks like with like"
             )
-        index = place if stacked else ...
+        index = number if stacked else ...
         for room_, part in zip(jax.tree.leaves(whole), jax.tree.leaves(layer), strict=True):
             room_[index] = part
     first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -18,7 +18,7 @@ Prompt = str | Messages
 
 
 class Asked(NamedTuple):
-    """What is asked in the place of a prompt, where something is put before it.
+    """What is asked instead of a prompt, where something is put before it.
 
     Attributes:
         prompt: what the model reads.
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
     row: Callable[[str], dict[str, Any]]
 
 
-# (prompts by what an error calls each, tokens that the model reads of one at most) -> what is asked in their place
+# (prompts by what an error calls each, tokens that the model reads of one at most) -> what is asked instead
 Before = Callable[[Mapping[str, Prompt], int], list[Asked]]
 
 # What answers a prompt, which `generate` is to find by itself.

@@ -286,7 +286,7 @@ def main(
 
     Args:
         model: a Hugging Face folder, or "tiny": the base embedded in jaxft.
-        adapter: a PEFT folder; "" for none. A chat template in it takes the place of the model's, and a base that was
+        adapter: a PEFT folder; "" for none. A chat template in it goes before the model's, and a base that was
             quantized in training is quantized so again.
         prompts: texts.
         data: a file, or whatever `read_rows` takes, instead: rows with "prompt" (a text or messages)
@@ -337,20 +337,20 @@ def _answers(
     settings: Mapping[str, Any],
 ) -> list[str]:
     """What is said to each, of the model or without it; says how many were refused."""
-    open_ones = [place for place, one in enumerate(each) if one.answer is None]
+    open_ones = [index for index, one in enumerate(each) if one.answer is None]
     said = generate(
         network,
         params,
-        [each[place].prompt for place in open_ones],
-        origins=[origins[place] for place in open_ones],
-        tools=[tools[place] for place in open_ones] if tools else (),
+        [each[index].prompt for index in open_ones],
+        origins=[origins[index] for index in open_ones],
+        tools=[tools[index] for index in open_ones] if tools else (),
         **settings,
     )
     if len(open_ones) < len(each):
         refused = len(each) - len(open_ones)
         print(f"jaxft: {refused:,} of {counted(len(each), 'question')} refused", file=sys.stderr)
     model_says = dict(zip(open_ones, said, strict=True))
-    return [one.answer or model_says[place] for place, one in enumerate(each)]
+    return [one.answer or model_says[index] for index, one in enumerate(each)]
 
 
 def _frame(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> int:

@@ -109,7 +109,7 @@ def norm_of(config: Config, norm: Params, x: jax.Array) -> jax.Array:
 
 
 def normalized(config: Config, norm: Params, x: jax.Array) -> jax.Array:
-    """What a kernel reads: where `tensor` divides the kernel, and the residual's length, all places of a row's part."""
+    """What a kernel reads: where `tensor` divides the kernel, and the residual's length, all tokens of a row's part."""
     return constrain(norm_of(config, norm, x), "normalized")
 
 
@@ -144,9 +144,9 @@ def _project(
 
     policy = jax.checkpoint_policies.save_only_these_names(KEPT, NARROW, SMALL)
     outputs = jax.checkpoint(products, prevent_cse=False, policy=policy)(*inputs)
-    for place, (y, name) in enumerate(zip(outputs, names, strict=True)):
+    for index, (y, name) in enumerate(zip(outputs, names, strict=True)):
         if "bias" in layer[name]:
-            outputs[place] = y + jnp.broadcast_to(layer[name]["bias"].astype(y.dtype), y.shape)
+            outputs[index] = y + jnp.broadcast_to(layer[name]["bias"].astype(y.dtype), y.shape)
     return outputs
 
 
@@ -186,8 +186,8 @@ def block(
     layer = bind(layer, params)
     x = constrain(x, "residual")
     norm = _before(config, layer, "attention_norm")
-    places = (segments, positions, reach, branches, past, given)
-    y, keys, values = _attend(config, layer["attention"], norm, data, x, *places)
+    located = (segments, positions, reach, branches, past, given)
+    y, keys, values = _attend(config, layer["attention"], norm, data, x, *located)
     after = _after(config, layer, "post_attention_norm", y)
     if config.norm_place == "parallel":
         y = _feed_forward(config, layer["mlp"], norm, x)
@@ -286,8 +286,8 @@ def _query_key_value(
         parts = _project(norm, layer, attention_projections(config), x)
     names = query_key_norms(config)
     if config.query_key_norm == "width":
-        for place, name in enumerate(names):
-            parts[place] = norm_of(config, layer[name], parts[place])
+        for index, name in enumerate(names):
+            parts[index] = norm_of(config, layer[name], parts[index])
     split = [
         constrain(split_heads(part, heads), "heads")
         for part, heads in zip(parts, sizes, strict=False)
@@ -295,8 +295,8 @@ def _query_key_value(
     if config.keys_are_values:
         split += split[1:]
     if config.query_key_norm in ("head", "heads"):
-        for place, name in enumerate(names):
-            split[place] = norm_of(config, _by_head(layer[name]), split[place])
+        for index, name in enumerate(names):
+            split[index] = norm_of(config, _by_head(layer[name]), split[index])
     if config.value_norm:
         split[2:] = [rms_norm(value, None, epsilon=config.norm_epsilon) for value in split[2:]]
     return tuple(split)

@@ -1,4 +1,4 @@
-"""The rotary settings of a config.json, which may stand in several places: read as transformers 5 reads them."""
+"""The rotary settings of a config.json, which may stand under several keys: read as transformers 5 reads them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from jaxft.errors import UserError, shown
 from jaxft.models.config import Rotary
 
-PLACES = ("rope_parameters", "rope_scaling")  # of transformers 5, and of those before
+KEYS = ("rope_parameters", "rope_scaling")  # of transformers 5, and of those before
 ORIGINAL = "original_max_position_embeddings"
 PARTIAL = "partial_rotary_factor"
 STRETCHED = ("llama3", "yarn", "longrope")  # kinds that ask for the original length
@@ -28,12 +28,12 @@ def rope_settings(raw: Mapping[str, Any], default_theta: float, max_length: int)
         max_length: its `max_position_embeddings`, or the family's own.
 
     Raises:
-        UserError: both places are filled and say different things, or there are settings for each kind of layer.
+        UserError: both keys are filled and say different things, or there are settings for each kind of layer.
     """
-    filled = [place for place in PLACES if raw.get(place)]
-    found = [_settings(raw, place, default_theta, max_length) for place in filled]
+    filled = [key for key in KEYS if raw.get(key)]
+    found = [_settings(raw, key, default_theta, max_length) for key in filled]
     if len(found) == 2 and found[0] != found[1]:
-        both = " and ".join(f"{place} {shown(raw[place], 300)}" for place in filled)
+        both = " and ".join(f"{key} {shown(raw[key], 300)}" for key in filled)
         kept = json.dumps({"rope_theta": found[0]["rope_theta"], **_spelled(raw["rope_scaling"])})
         raise UserError(
             f"config.json: {both} say different things: keep one of them; if rope_scaling is meant, write "
@@ -52,14 +52,14 @@ def _plain(theta: Any) -> dict[str, Any]:
 
 
 def _settings(
-    raw: Mapping[str, Any], place: str, default_theta: float, max_length: int
+    raw: Mapping[str, Any], key: str, default_theta: float, max_length: int
 ) -> dict[str, Any]:
-    """What one of the two places says, with what the top level adds to it or overrules."""
-    items = {key: value for key, value in dict(raw[place]).items() if value is not None}
+    """What one of the two keys says, with what the top level adds to it or overrules."""
+    items = {key: value for key, value in dict(raw[key]).items() if value is not None}
     inner = [key for key, value in items.items() if isinstance(value, dict)]
     if inner:
         raise UserError(
-            f"config.json: {place} has settings of its own for {', '.join(inner)}: "
+            f"config.json: {key} has settings of its own for {', '.join(inner)}: "
             f"{raw.get('model_type')} turns all layers alike"
         )
     theta = items.pop("rope_theta", None) or raw.get("rope_theta") or default_theta
@@ -71,7 +71,7 @@ def _settings(
         items[ORIGINAL] = raw[ORIGINAL]
     if raw.get(PARTIAL) is not None:
         items.setdefault(PARTIAL, raw[PARTIAL])
-    if kind == "yarn" and "factor" in raw[place]:  # null: the ratio of the two lengths
+    if kind == "yarn" and "factor" in raw[key]:  # null: the ratio of the two lengths
         items.setdefault("factor", max_length / items.get(ORIGINAL, max_length))
     items = {key: tuple(x) if isinstance(x, list) else x for key, x in items.items()}
     scaling = tuple(sorted((items | {"rope_type": kind}).items()))
@@ -101,7 +101,7 @@ def rope_by_kind(
         items = dict(own.get(kind) or {})
         if kind == stretched:
             items |= raw.get("rope_scaling") or {}
-        plain = {"model_type": raw.get("model_type"), PLACES[0]: {"rope_type": "default", **items}}
+        plain = {"model_type": raw.get("model_type"), KEYS[0]: {"rope_type": "default", **items}}
         found = rope_settings(plain, theta, max_length)
         rotaries[kind] = Rotary(found["rope_theta"], found["rope_scaling"])
     return rotary_fields([rotaries[kind] for kind in kinds])

@@ -102,7 +102,7 @@ def hidden_states(
     positions = positions_of(segments) if positions is None else positions
     numbered = None if branches is None else Branches(branches, positions)
 
-    places = (segments, positions, reach_of(config, segments, positions), numbered)
+    located = (segments, positions, reach_of(config, segments, positions), numbered)
     x = _embed(config, params, tokens, positions)
     inputs = layer_inputs(config, params, tokens, x)
     parts = segments_of(config)
@@ -118,7 +118,7 @@ def hidden_states(
             layer, taps, data = scanned
             layer = joined(layer, taps)
             x = carry[0] if lends else carry
-            x, *made = block(own, params, layer, data, x, *places, given=given)
+            x, *made = block(own, params, layer, data, x, *located, given=given)
             return ((x, made) if lends else x), None
 
         layers, taps = narrowed(params[segment.name], config.dtype)
@@ -209,7 +209,7 @@ def logits(
 
 
 def positions_of(segments: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
-    """Each token's place in its sequence: 0 where a segment begins."""
+    """Each token's position in its sequence: 0 where a segment begins."""
     index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
     before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     start = jax.lax.cummax(jnp.where(segments != before, index, 0), axis=1)

@@ -96,7 +96,7 @@ def whitened_returns(
         weights: as of `advantages`.
 
     Returns:
-        (n, length), 0 at masked places and in rows that cannot be judged, which have no part in mean and variance.
+        (n, length), 0 at masked positions and in rows that cannot be judged, which have no part in mean and variance.
 
     Raises:
         UserError: a shape that does not fit.
@@ -183,7 +183,7 @@ COMBINE: dict[str, Callable[..., Array]] = {"sum": _summed, "normalize": _normal
 
 
 def _whitened(x: Float[Array, "n length"], seen: Bool[Array, "n length"]) -> Array:
-    """(x - mean) / sqrt(variance + 1e-8) over the places that are seen, and 0 at the others."""
+    """(x - mean) / sqrt(variance + 1e-8) over the positions that are seen, and 0 at the others."""
     x = jnp.where(seen, x, 0.0)
     many = jnp.sum(seen).astype(x.dtype)
     away = jnp.where(seen, x - jnp.sum(x) / jnp.maximum(many, 1.0), 0.0)

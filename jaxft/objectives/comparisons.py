@@ -107,7 +107,7 @@ def batches(config: ConfigDict, examples: Examples, *, max_length: int, **settin
     Args:
         config: of the run.
         examples: the pairs.
-        max_length: tokens of a prompt with a completion; a row has twice as many places.
+        max_length: tokens of a prompt with a completion; a row has twice as many tokens.
         settings: the other arguments of `Batches`.
     """
     packing = config.data.packing
@@ -133,9 +133,9 @@ def shapes(config: ConfigDict, max_length: int) -> dict[str, jax.ShapeDtypeStruc
     """
     found: dict[str, tuple[tuple[int, ...], Any]] = {}
     rows = config.batch_size
-    places, slots = (rows, 2 * max_length), (rows, PACKED if config.data.packing else 1)
+    row_length, slots = (rows, 2 * max_length), (rows, PACKED if config.data.packing else 1)
     for name in ("tokens", "segments", "positions", "branches", "pairs", "weights"):
-        found[name] = (places, jnp.float32 if name == "weights" else jnp.int32)
+        found[name] = (row_length, jnp.float32 if name == "weights" else jnp.int32)
     for name in ("present", "labels", "index"):
         found[name] = (slots, jnp.int32 if name == "index" else jnp.float32)
     if config.objective.precompute:
@@ -148,10 +148,10 @@ def _findings(config: ConfigDict, part: Part, tokenizer: Tokenizer, vocabulary: 
     return pair_findings(part, tokenizer, vocabulary, weight)
 
 
-def _lengths(part: Part, places: int) -> list[str]:
+def _lengths(part: Part, row_length: int) -> list[str]:
     """Of prompts and completions, and of the pairs."""
     said = "  tokens of a pair, its prompt once, as it trains:"
-    return [*side_lines(part), said, *histogram_lines(part.examples.lengths, places)]
+    return [*side_lines(part), said, *histogram_lines(part.examples.lengths, row_length)]
 
 
 def _shown(
@@ -170,7 +170,7 @@ def _kind(*, judged: bool) -> Kind:
         rows=rows,
         read=functools.partial(read, judged=judged),
         batches=batches,
-        places=lambda max_length: 2 * max_length,
+        row_length=lambda max_length: 2 * max_length,
         shapes=shapes,
         findings=_findings,
         lengths=_lengths,

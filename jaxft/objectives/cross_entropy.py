@@ -26,7 +26,7 @@ MOST_CHUNKS = 64
 
 
 class _Setting(NamedTuple):
-    """What is static: the head's structure, the loss's form, the places per chunk."""
+    """What is static: the head's structure, the loss's form, the positions per chunk."""
 
     structure: Any
     softcap: float | None
@@ -69,11 +69,11 @@ def cross_entropy(
     Args:
       hidden: the states that the head reads.
       head: a weight (hidden, vocabulary); its leaves may be trained or frozen, in part too.
-      targets: the token to predict at each place.
-      weights: of each place in the sum; 0 leaves it out.
+      targets: the token to predict at each position.
+      weights: of each position in the sum; 0 leaves it out.
       softcap: bounds the logits, softcap tanh(logits / softcap) (gemma 2).
       label_smoothing: the share of the target's probability spread evenly over the vocabulary.
-      chunk: places per chunk; by default as many as keep a chunk's logits near 48 MiB.
+      chunk: positions per chunk; by default as many as keep a chunk's logits near 48 MiB.
 
     The gradient of the head accumulates in float32. There is no second derivative.
     """
@@ -89,7 +89,7 @@ def token_log_probabilities(
     softcap: float | None = None,
     chunk: int | None = None,
 ) -> Float[Array, "batch length"]:
-    """The log p(target) of every place in float32, in chunks; arguments are `cross_entropy`'s."""
+    """The log p(target) of every position in float32, in chunks; arguments are `cross_entropy`'s."""
     leaves, setting = _prepare(hidden, head, softcap, 0.0, chunk)
     return -_token_losses(setting, hidden, leaves, targets)
 
@@ -101,7 +101,7 @@ def collision_log_probabilities(
     softcap: float | None = None,
     chunk: int | None = None,
 ) -> Float[Array, "batch length"]:
-    """log sum_v p(v)^2 at every place in float32, in chunks and without a gradient: how sure the model is there.
+    """log sum_v p(v)^2 at every position in float32, in chunks and without a gradient: how sure the model is there.
 
     That is logsumexp(2 z) - 2 logsumexp(z) for the logits z; arguments are `cross_entropy`'s.
     """
@@ -127,7 +127,7 @@ def target_scores(
     softcap: float | None = None,
     chunk: int | None = None,
 ) -> tuple[Float[Array, "batch length"], Bool[Array, "batch length"]]:
-    """The log p(target) of every place in float32, and whether the target is the likeliest token there.
+    """The log p(target) of every position in float32, and whether the target is the likeliest token there.
 
     In chunks and without a gradient; arguments are `cross_entropy`'s.
     """
@@ -152,7 +152,7 @@ def target_scores(
 def chunk_length(
     batch: int, length: int, vocabulary: int, devices: int = 1, tensor: int = 1
 ) -> int:
-    """Places per chunk: its logits near 48 MiB on each device, and no more than 64 chunks.
+    """Positions per chunk: its logits near 48 MiB on each device, and no more than 64 chunks.
 
     On a mesh of `devices`, of which `tensor` divide the vocabulary and the others the tokens, a chunk has at least
     `LEAST_TOKENS` on each of them.
@@ -195,21 +195,21 @@ def _scan(
     form_hidden: bool,
     trained: tuple[int, ...],
 ) -> tuple[Array, Array | None, list[Array | None]]:
-    """The losses of all places and, as asked, the gradients of their weighted sum.
+    """The losses of all positions and, as asked, the gradients of their weighted sum.
 
     Returns the losses (batch, length), the hidden states' gradient if `form_hidden`, and for every
-    leaf of the head None or, at the places `trained`, its gradient, summed in float32.
+    leaf of the head None or, at the indices `trained`, its gradient, summed in float32.
     """
 
     def product(states: Array, picked: list[Array]) -> Array:
         whole = list(leaves)
-        for place, leaf in zip(trained, picked, strict=True):
-            whole[place] = leaf
+        for index, leaf in zip(trained, picked, strict=True):
+            whole[index] = leaf
         return contract(states, jax.tree.unflatten(setting.structure, whole))
 
     def step(sums: list[Array], piece: tuple[Array, Array, Array]) -> tuple[list[Array], Any]:
         states, targets, weights = piece
-        picked = [leaves[place] for place in trained]
+        picked = [leaves[index] for index in trained]
         if form_hidden:
             logits, transpose = jax.vjp(product, states, picked)
         else:
@@ -223,14 +223,14 @@ def _scan(
         ]
         return sums, (losses, d_states[0] if form_hidden else None)
 
-    zeros = [jnp.zeros(leaves[place].shape, jnp.float32) for place in trained]
+    zeros = [jnp.zeros(leaves[index].shape, jnp.float32) for index in trained]
     pieces = jax.tree.map(
         lambda x: _cut(x, setting.chunk, setting.parts), (hidden, targets, weights)
     )
     sums, (losses, d_hidden) = jax.lax.scan(step, zeros, pieces)
     d_leaves: list[Array | None] = [None] * len(leaves)
-    for place, total in zip(trained, sums, strict=True):
-        d_leaves[place] = total.astype(leaves[place].dtype)
+    for index, total in zip(trained, sums, strict=True):
+        d_leaves[index] = total.astype(leaves[index].dtype)
     whole = functools.partial(_join, length=hidden.shape[1], parts=setting.parts)
     return whole(losses), whole(d_hidden) if form_hidden else None, d_leaves
 
@@ -238,7 +238,7 @@ def _scan(
 def _losses(
     setting: _Setting, logits: Array, targets: Array, weights: Array
 ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length vocabulary"]]:
-    """The loss of each place, and the derivative of the weighted sum to the logits."""
+    """The loss of each position, and the derivative of the weighted sum to the logits."""
     softcap, smooth, vocabulary = setting.softcap, setting.label_smoothing, logits.shape[-1]
     if softcap is not None:
         tanh = jnp.tanh(logits.astype(jnp.float32) / softcap)
@@ -269,7 +269,7 @@ def _cut(x: Array, chunk: int, parts: int) -> Array:
     """(batch, length, ...) -> (chunks, batch, chunk, ...); the last is filled up with zeros.
 
     Of each of the `parts` into which devices divide the length, every chunk takes an equal share: so all devices
-    work at every chunk, and none sends its places to another.
+    work at every chunk, and none sends its positions to another.
     """
     batch, here = x.shape[0], x.shape[1] // parts
     share = -(-chunk // parts)
@@ -299,7 +299,7 @@ def _loss_sum(
 def _loss_sum_forward(
     setting: _Setting, hidden: Any, leaves: Any, targets: Any, weights: Any
 ) -> Any:
-    trained = tuple(place for place, leaf in enumerate(leaves) if leaf.perturbed)
+    trained = tuple(index for index, leaf in enumerate(leaves) if leaf.perturbed)
     values = [leaf.value for leaf in leaves]
     losses, d_hidden, d_leaves = _scan(
         setting, hidden.value, values, targets.value, weights.value, hidden.perturbed, trained
@@ -326,11 +326,11 @@ def _token_losses(
 
 
 def _token_losses_forward(setting: _Setting, hidden: Any, leaves: Any, targets: Any) -> Any:
-    """With a frozen head a place's loss moves its own hidden state alone: its gradient is formed
+    """With a frozen head a position's loss moves its own hidden state alone: its gradient is formed
     now and weighed later. With a trained one the weights are needed first: all is done again.
     """
-    trained = {place: leaf.value for place, leaf in enumerate(leaves) if leaf.perturbed}
-    frozen = {place: leaf.value for place, leaf in enumerate(leaves) if not leaf.perturbed}
+    trained = {index: leaf.value for index, leaf in enumerate(leaves) if leaf.perturbed}
+    frozen = {index: leaf.value for index, leaf in enumerate(leaves) if not leaf.perturbed}
     values = [leaf.value for leaf in leaves]
     ones = jnp.ones(targets.value.shape)
     form = hidden.perturbed and not trained

@@ -51,17 +51,17 @@ class Kind:
         rows: (config, paths, held_out, as_messages, strict) -> the rows of files, to be asked for samples.
         read: see `Read`.
         batches: (config, examples, **settings) -> `Batches`; the settings are its other arguments.
-        places: max_length -> the places of the longest row of a batch.
+        row_length: max_length -> the tokens of the longest row of a batch.
         shapes: (config, max_length) -> a training batch of the longest rows as shapes, before data are read.
         findings: (config, part, tokenizer, vocabulary) -> a line for each thing that the data's owner should know.
-        lengths: (part, places) -> lines of how long the rows are.
+        lengths: (part, row_length) -> lines of how long the rows are.
         shown: (part, example, tokenizer, marks) -> how many of its tokens train, and its text in lines.
     """
 
     rows: Callable[..., Iterable[Row]]
     read: Read
     batches: Callable[..., Batches]
-    places: Callable[[int], int]
+    row_length: Callable[[int], int]
     shapes: Callable[[ConfigDict, int], dict[str, jax.ShapeDtypeStruct]]
     findings: Callable[[ConfigDict, Part, Tokenizer, int], list[str]]
     lengths: Callable[[Part, int], list[str]]

@@ -2,7 +2,7 @@
 
 A pair stands in a row as one segment, its prompt once: the prompt's tokens but the last are branch 0, and each
 completion, behind a copy of the prompt's last token, is a branch of its own, 1 the chosen and 2 the rejected. So a
-place predicts the next one of its branch, and every token is computed once.
+position predicts the next one of its branch, and every token is computed once.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def settings_of(settings: Mapping[str, Any]) -> Settings:
 
 
 def next_places(batch: Batch) -> dict[str, Array]:
-    """tokens, weights, branches and pairs of the place after each; weight 0 where that is no successor.
+    """tokens, weights, branches and pairs of the position after each; weight 0 where that is no successor.
 
-    A place predicts the one after it if that one sees it.
+    A position predicts the one after it if that one sees it.
     """
     now = {name: jnp.asarray(batch[name]) for name in ("segments", "branches")}
     after = {
@@ -127,10 +127,10 @@ def next_places(batch: Batch) -> dict[str, Array]:
     return after | {"weights": jnp.where(sees, after["weights"], 0.0), "follows": sees}
 
 
-def place_log_probabilities(
+def position_log_probabilities(
     config: Config, params: Params, batch: Batch, *, collisions: bool = False
 ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"] | None]:
-    """log p of the token after each place and, if asked, log sum_v p(v)^2 there, a constant to the gradient."""
+    """log p of the token after each position and, if asked, log sum_v p(v)^2 there, a constant to the gradient."""
     tokens, segments, positions, branches = (
         jnp.asarray(batch[name]) for name in ("tokens", "segments", "positions", "branches")
     )
@@ -143,7 +143,7 @@ def place_log_probabilities(
 
 
 def pair_sums(values: Float[Array, "batch length"], batch: Batch) -> Pair:
-    """The sums over the tokens of each completion, (batch, slots), of what stands at the places before them."""
+    """The sums over the tokens of each completion, (batch, slots), of what stands at the positions before them."""
     after = next_places(batch)
     slots = jnp.asarray(batch["present"]).shape[1]
     number = jnp.arange(1, slots + 1, dtype=jnp.int32)
@@ -159,7 +159,7 @@ def pair_sums(values: Float[Array, "batch length"], batch: Batch) -> Pair:
 
 def completion_log_probabilities(config: Config, params: Params, batch: Batch) -> Pair:
     """log p(completion | prompt) of every pair of a batch, (batch, slots) each."""
-    return pair_sums(place_log_probabilities(config, params, batch)[0], batch)
+    return pair_sums(position_log_probabilities(config, params, batch)[0], batch)
 
 
 def preference_loss(
@@ -186,7 +186,7 @@ def preference_loss(
     A likelihood term is a mean over the tokens of the whole batch, whose pairs by tokens are its scale.
     """
     loss = settings.loss
-    log_p, collisions = place_log_probabilities(config, params, batch, collisions=settings.wpo)
+    log_p, collisions = position_log_probabilities(config, params, batch, collisions=settings.wpo)
     policy = pair_sums(log_p, batch)
     lengths = jax.tree.map(lambda x: jnp.maximum(x, 1.0), pair_sums(jnp.ones_like(log_p), batch))
     held = _reference(reference_config or config, reference, batch, policy)
@@ -234,13 +234,13 @@ def _losses(
         reference = jax.tree.map(jnp.divide, reference, divisor)
     flat = [jax.tree.map(lambda x: x.reshape(-1), pair) for pair in (policy, reference)]
     each = loss.function(*flat, **arguments)
-    # Quantiles stand in the first places, whatever places hold pairs.
+    # Quantiles stand in the first entries, whichever entries hold pairs.
     kept = jnp.ones_like(present) if loss.sorts else present
     return jnp.where(kept > 0, each.reshape(present.shape), 0.0)
 
 
-def likelihood_places(batch: Batch, *, whole: bool) -> Float[Array, "batch length"]:
-    """1.0 at the places that predict a token of a chosen completion or, if `whole`, of its prompt."""
+def likelihood_positions(batch: Batch, *, whole: bool) -> Float[Array, "batch length"]:
+    """1.0 at the positions that predict a token of a chosen completion or, if `whole`, of its prompt."""
     after = next_places(batch)
     if whole:
         kept = (after["branches"] != REJECTED) & after["follows"]
@@ -251,9 +251,9 @@ def likelihood_places(batch: Batch, *, whole: bool) -> Float[Array, "batch lengt
 
 def with_likelihood_scale(batch: Batch, *, settings: Settings) -> Batch:
     """The batch with the factor of its likelihood term: pairs by tokens, the same for all of its parts."""
-    places = likelihood_places(batch, whole=settings.loss.likelihood > 0)
+    positions = likelihood_positions(batch, whole=settings.loss.likelihood > 0)
     present = jnp.asarray(batch["present"])
-    scale = jnp.sum(present) / jnp.maximum(jnp.sum(places), 1.0)
+    scale = jnp.sum(present) / jnp.maximum(jnp.sum(positions), 1.0)
     return {**batch, "likelihood_scale": jnp.broadcast_to(scale, present.shape)}
 
 
@@ -261,11 +261,11 @@ def _likelihood(
     log_p: Array, batch: Batch, settings: Settings
 ) -> tuple[Float[Array, ""], tuple[Array, Array]]:
     """-log p of the likelihood term's tokens times its scale; and (sum, tokens) without."""
-    places = likelihood_places(batch, whole=settings.loss.likelihood > 0)
+    positions = likelihood_positions(batch, whole=settings.loss.likelihood > 0)
     if "likelihood_scale" not in batch:
         batch = with_likelihood_scale(batch, settings=settings)
-    total = -jnp.sum(log_p * places)
-    return jnp.max(jnp.asarray(batch["likelihood_scale"])) * total, (total, jnp.sum(places))
+    total = -jnp.sum(log_p * positions)
+    return jnp.max(jnp.asarray(batch["likelihood_scale"])) * total, (total, jnp.sum(positions))
 
 
 def _metrics(
@@ -291,8 +291,8 @@ def _metrics(
         sums = {"rewards/accuracies": (jnp.sum(ahead * present), jnp.sum(present))}
         if not settings.loss.free:
             sums["kl"] = (jnp.sum(present * (ratio.chosen + ratio.rejected)), tokens)
-    for place, side in enumerate(Pair._fields):
-        weight = jnp.sum(kept[place])
+    for index, side in enumerate(Pair._fields):
+        weight = jnp.sum(kept[index])
         for name, values in (("rewards", rewards), ("logps", logps), ("lengths", lengths)):
-            sums[f"{name}/{side}"] = (jnp.sum(values[place] * kept[place]), weight)
+            sums[f"{name}/{side}"] = (jnp.sum(values[index] * kept[index]), weight)
     return sums

@@ -17,7 +17,7 @@ a row of `LOSSES` says which rho it has, what a token loses, and how the tokens 
     remax         2310.10505   -A log pi                           as dapo
 
 Their advantages are in `baselines`. Values and gradients are those of TRL 1.16 where it has the loss, but for two
-things: nothing of a masked place reaches value or gradient, whatever stands there, and |d| is cut off at 80, so that
+things: nothing of a masked position reaches value or gradient, whatever stands there, and |d| is cut off at 80, so that
 an endless ratio has no gradient rather than NaN.
 """
 
@@ -39,7 +39,7 @@ stop = jax.lax.stop_gradient
 
 
 class Sampled(NamedTuple):
-    """A micro-batch, with 0 at masked places.
+    """A micro-batch, with 0 at masked positions.
 
     Attributes:
         new: log pi (n, length).
@@ -297,7 +297,7 @@ def policy_parts(
 
 
 def divergence(log_probabilities: Tokens, reference: Tokens, mask: Any, kl: str = "k1") -> Tokens:
-    """An estimate of KL(pi || pi_ref) at each token, 0 at masked places.
+    """An estimate of KL(pi || pi_ref) at each token, 0 at masked positions.
 
     With d = log pi - log pi_ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1.
 
@@ -379,7 +379,7 @@ def _wide(x: Any) -> Any:
 
 
 def _masked(name: str, x: Any, mask: Array, dtype: Any) -> Array:
-    """x in a wide dtype, with 0 at masked places; UserError where it has not the mask's shape."""
+    """x in a wide dtype, with 0 at masked positions; UserError where it has not the mask's shape."""
     x = jnp.asarray(x)
     if mask.ndim != 2 or x.shape != mask.shape:
         raise UserError(
@@ -389,7 +389,7 @@ def _masked(name: str, x: Any, mask: Array, dtype: Any) -> Array:
 
 
 def _gains(advantages: Any, mask: Array, dtype: Any, row: Loss) -> Array:
-    """The advantages as (n, 1) or (n, length), 0 at masked places, without a gradient."""
+    """The advantages as (n, 1) or (n, length), 0 at masked positions, without a gradient."""
     gains = stop(jnp.asarray(advantages).astype(dtype))
     if gains.shape == mask.shape[:1]:
         return gains[:, None]

@@ -6,7 +6,7 @@ loss a pair. The papers' quantities are
     r(y) = log pi(y | x) - log pi_ref(y | x)        delta = r(chosen) - r(rejected)        reward(y) = beta r(y)
 
 Two changes of r serve the losses that are functions of r alone (`scores`): an f-divergence other than the reverse KL,
-and the mean over a completion's tokens in the place of the sum. Names are those of TRL 1.16 where it has them.
+and the mean over a completion's tokens instead of the sum. Names are those of TRL 1.16 where it has them.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def ascending(values: Losses, present: Losses) -> Losses:
 def sorted_logits(
     left: Losses, right: Losses, present: Losses, beta: float
 ) -> tuple[Losses, Losses]:
-    """beta (sorted left - sorted right), and which places hold it: the first as many as are present."""
+    """beta (sorted left - sorted right), and which entries hold it: as many of the first as are present."""
     held = jnp.arange(present.shape[0]) < jnp.sum(present > 0)
     left, right = (jnp.where(held, ascending(x, present), 0.0) for x in (left, right))
     return beta * (left - right), held.astype(left.dtype)
@@ -163,7 +163,7 @@ def aot(
     """`smoothed` of beta (sort(log pi_w - log pi_l) - sort(log pi_ref,w - log pi_ref,l)).
 
     AOT on pairs (arXiv 2406.05882, equation 9): the one distribution of margins is to dominate the other. The loss at
-    place i is that of the i-th quantile and not of pair i; `present` tells pairs from places that hold none.
+    entry i is that of the i-th quantile and not of pair i; `present` tells pairs from entries that hold none.
     """
     left, right = policy.chosen - policy.rejected, reference.chosen - reference.rejected
     logits, held = sorted_logits(left, right, present, beta)

@@ -77,21 +77,21 @@ def preview(
     model = model_config(model_folder(config.model, weights=False))
     max_length, tokenizer = max_length_of(config, model), tokenizer_of(config)
     kind = objective_of(config).examples
-    places = kind.places(max_length)
+    row_length = kind.row_length(max_length)
     more = {} if reading is None else reading(config, tokenizer, max_length)
     parts = parts_of(config, tokenizer=tokenizer, max_length=max_length, **more)
     lines = list[str]()
     for part in parts:
         lines += [f"{part.name}: {part.summary}", *_filling(config, part, max_length, tokenizer)]
         lines += [f"  {line}" for line in source_lines(part.rows)]
-        lines += ["", *_sources(part), "", *kind.lengths(part, places), ""]
+        lines += ["", *_sources(part), "", *kind.lengths(part, row_length), ""]
     lines += date_lines(tokenizer)
     warnings = warnings_of(config, kind, parts, tokenizer, model.vocabulary)
     lines += ["warnings:", *(f"  - {line}" for line in warnings or ["none"]), ""]
     lines += _shown(kind, parts[0], tokenizer, shown, colour)
     if plot:
         lengths = [(part.name, part.examples.row_lengths) for part in parts]
-        lines.append(str(plot_lengths(plot, lengths, places)))
+        lines.append(str(plot_lengths(plot, lengths, row_length)))
     return lines
 
 
@@ -112,18 +112,18 @@ def _filling(
         shuffle=False,
         pad_id=tokenizer.pad_id,
     )
-    places = kind.places(max_length)
+    row_length = kind.row_length(max_length)
     if packing:
         yield (
-            f"  packed: {counted(len(examples), 'example')} in {counted(batches.rows, 'row')} of {places}, "
+            f"  packed: {counted(len(examples), 'example')} in {counted(batches.rows, 'row')} of {row_length}, "
             f"{100 * batches.fill:.1f} % filled"
         )
     else:
-        rows = len(pack(examples.lengths.tolist(), places))
-        filled = 100 * int(examples.lengths.sum()) / (rows * places)
+        rows = len(pack(examples.lengths.tolist(), row_length))
+        filled = 100 * int(examples.lengths.sum()) / (rows * row_length)
         yield (
             f"  not packed: a row an example; data.packing=True would make {counted(rows, 'row')} of "
-            f"{places}, {filled:.1f} % filled"
+            f"{row_length}, {filled:.1f} % filled"
         )
     if training:
         yield (

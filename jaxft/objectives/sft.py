@@ -20,7 +20,7 @@ def next_tokens(
     weights: Float[Array, "batch length"],
     segments: Int[Array, "batch length"],
 ) -> tuple[Int[Array, "batch length"], Float[Array, "batch length"]]:
-    """What each place predicts, and its weight: those of the place after it, if in the same segment."""
+    """What each position predicts, and its weight: those of the position after it, if in the same segment."""
     following = jnp.roll(segments, -1, axis=1) == segments
     inside = jnp.arange(tokens.shape[1]) < tokens.shape[1] - 1
     kept = following & jnp.broadcast_to(inside[None, :], following.shape)

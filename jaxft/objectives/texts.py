@@ -92,9 +92,9 @@ def _findings(config: ConfigDict, part: Part, tokenizer: Tokenizer, vocabulary: 
     return findings(part, tokenizer, vocabulary)
 
 
-def _lengths(part: Part, places: int) -> list[str]:
+def _lengths(part: Part, row_length: int) -> list[str]:
     said = "  lengths, in tokens of a row before it is cut:"
-    return [said, *histogram_lines(part.examples.row_lengths, places)]
+    return [said, *histogram_lines(part.examples.row_lengths, row_length)]
 
 
 def _shown(
@@ -109,7 +109,7 @@ TEXTS = Kind(
     rows=rows,
     read=read,
     batches=batches,
-    places=lambda max_length: max_length,
+    row_length=lambda max_length: max_length,
     shapes=shapes,
     findings=_findings,
     lengths=_lengths,

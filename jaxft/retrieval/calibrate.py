@@ -71,21 +71,23 @@ def calibrate(output: str | Path, questions: str) -> Calibration:
     threshold = best_threshold(confidences[answerable], confidences[~answerable])
     about = read_manifest(folder)["index"] | {"threshold": threshold}
     note(folder, index=about)
-    named = [place for place, source in enumerate(sources) if source]
+    named = [number for number, source in enumerate(sources) if source]
     return Calibration(
         threshold,
         int(answerable.sum()),
         int((~answerable).sum()),
         float(np.mean(confidences[answerable] >= threshold)),
         float(np.mean(confidences[~answerable] < threshold)),
-        _measured(index, [asked[place] for place in named], [sources[place] for place in named]),
+        _measured(
+            index, [asked[number] for number in named], [sources[number] for number in named]
+        ),
     )
 
 
 def best_threshold(answerable: np.ndarray, others: np.ndarray) -> float:
     """Where the share of the first at or above it plus the share of the others below it is highest.
 
-    Of several such places the middle of the lowest gap: a refusal is the dearer mistake.
+    Of several such thresholds the middle of the lowest gap: a refusal is the dearer mistake.
 
     >>> best_threshold(np.array([0.6, 0.9]), np.array([0.1, 0.2]))
     0.4

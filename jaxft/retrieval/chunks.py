@@ -46,7 +46,7 @@ class Chunk:
 
     @property
     def key(self) -> int:
-        """A number of 63 bits that is this chunk's: of its place and of what it says."""
+        """A number of 63 bits that is this chunk's: of its source, of where it begins and of what it says."""
         told = f"{self.source}\0{self.start}\0{self.end}\0{self.heading}\0{self.text}".encode()
         return int.from_bytes(hashlib.sha256(told).digest()[:8], "little") >> 1
 

@@ -170,15 +170,15 @@ def _read(file: Path, root: str, text_key: str, unreadable: Unreadable) -> Itera
 
 def _plain(file: Path, root: str) -> Document:
     text, first = _decoded(file)
-    places = byte_places(text) + first
-    return Document(file.as_posix(), text, places[:-1], places[1:], root)
+    offsets = byte_offsets(text) + first
+    return Document(file.as_posix(), text, offsets[:-1], offsets[1:], root)
 
 
 def _html(file: Path, root: str) -> Document:
     markup, first = _decoded(file)
     text, starts, ends = read_html(markup)
-    places = byte_places(markup) + first
-    return Document(file.as_posix(), text, places[starts], places[ends], root)
+    offsets = byte_offsets(markup) + first
+    return Document(file.as_posix(), text, offsets[starts], offsets[ends], root)
 
 
 def _decoded(file: Path) -> tuple[str, int]:
@@ -193,10 +193,10 @@ def _decoded(file: Path) -> tuple[str, int]:
         raise UserError(f"{file}: not text in UTF-8: byte {first + error.start}") from error
 
 
-def byte_places(text: str) -> Int64[np.ndarray, " characters+1"]:
+def byte_offsets(text: str) -> Int64[np.ndarray, " characters+1"]:
     """The byte of the text's UTF-8 at which each character begins, and the end.
 
-    >>> byte_places("aé€").tolist()
+    >>> byte_offsets("aé€").tolist()
     [0, 1, 3, 6]
     """
     if text.isascii():
@@ -207,8 +207,8 @@ def byte_places(text: str) -> Int64[np.ndarray, " characters+1"]:
 
 
 def _of_text(source: str, text: str, root: str) -> Document:
-    places = byte_places(text)
-    return Document(source, text, places[:-1], places[1:], root)
+    offsets = byte_offsets(text)
+    return Document(source, text, offsets[:-1], offsets[1:], root)
 
 
 def _rows(file: Path, root: str, text_key: str, unreadable: Unreadable) -> Iterator[Document]:

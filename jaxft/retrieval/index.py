@@ -1,6 +1,6 @@
-"""An index's folder: chunks with their places, what finds them, and a manifest of the digests of all its files.
+"""An index's folder: chunks with their offsets, what finds them, and a manifest of the digests of all its files.
 
-    INDEX/chunks.arrow      a row a chunk: key, source, start, end, tokens, heading, text; by source and place
+    INDEX/chunks.arrow      a row a chunk: key, source, start, end, tokens, heading, text; by source and offset
     INDEX/documents.arrow   a row a document: source, root (the path that was named), digest, chunks
     INDEX/lexical/          BM25, which bm25s alone can load too
     INDEX/vectors/          where it embeds: unit vectors
@@ -175,13 +175,13 @@ class Index:
 
     def passage(self, key: int, score: float = 0.0) -> Passage:
         """The chunk with this key."""
-        place = int(np.searchsorted(self._keys, key))
-        if place >= len(self._keys) or self._keys[place] != key:
+        index = int(np.searchsorted(self._keys, key))
+        if index >= len(self._keys) or self._keys[index] != key:
             raise UserError(
                 f"{self.name}: {self.settings.store} gives a chunk that the index does not have: it was changed by "
                 "another; make the index again"
             )
-        row = self.chunks.slice(int(self._order[place]), 1).to_pylist()[0]
+        row = self.chunks.slice(int(self._order[index]), 1).to_pylist()[0]
         return Passage(**row, score=score)
 
     def confidence(self, query: str) -> float:

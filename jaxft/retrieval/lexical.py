@@ -80,12 +80,12 @@ class Lexical:
         self.vocabulary = {word: number for number, word in enumerate(kept)}
         self._scored = None
 
-    def _take(self, places: np.ndarray) -> None:
-        lengths = np.diff(self.starts)[places]
+    def _take(self, indices: np.ndarray) -> None:
+        lengths = np.diff(self.starts)[indices]
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        gathered = np.repeat(self.starts[:-1][places] - starts[:-1], lengths)
+        gathered = np.repeat(self.starts[:-1][indices] - starts[:-1], lengths)
         self.terms = self.terms[gathered + np.arange(starts[-1])]
-        self.ids, self.starts, self._scored = self.ids[places], starts, None
+        self.ids, self.starts, self._scored = self.ids[indices], starts, None
 
     @property
     def scored(self) -> Any:
@@ -111,8 +111,8 @@ class Lexical:
         rows = []
         for query in queries:
             scores = self.scores(query)
-            places = best(scores, k, above=0.0)
-            rows.append((self.ids[places], scores[places]))
+            indices = best(scores, k, above=0.0)
+            rows.append((self.ids[indices], scores[indices]))
         return together(rows, k)
 
     def most(self, query: str) -> float:

@@ -32,7 +32,7 @@ def read_html(markup: str) -> tuple[str, Characters, Characters]:
 
 
 class _Reader(HTMLParser):
-    """Collects the characters of a page with their places."""
+    """Collects the characters of a page with their offsets."""
 
     def __init__(self, markup: str) -> None:
         super().__init__(convert_charrefs=False)
@@ -76,8 +76,8 @@ class _Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.silent:
             return
-        for place, letter in enumerate(data, start=self.here):
-            self._letter(letter, place, place + 1)
+        for offset, letter in enumerate(data, start=self.here):
+            self._letter(letter, offset, offset + 1)
 
     def handle_entityref(self, name: str) -> None:
         self._reference(f"&{name}")

@@ -1,6 +1,6 @@
 """What is put before a question: passages of an index, through a template, cut to a budget, and cited.
 
-A passage is data. The template's own places are filled once, and nothing in a passage is looked at: `{question}`,
+A passage is data. The template's own fields are filled once, and nothing in a passage is looked at: `{question}`,
 `{{ }}` or `{% %}` in a document are the letters that they are, and `<|im_end|>` is no special token (`data.literal`).
 """
 
@@ -17,7 +17,7 @@ from jaxft.data.tokenizer import Tokenizer
 from jaxft.defaults import PASSAGES
 from jaxft.errors import UserError, nearest
 from jaxft.inference.asked import Asked, Prompt
-from jaxft.retrieval.documents import byte_places
+from jaxft.retrieval.documents import byte_offsets
 from jaxft.retrieval.index import Index, Passage, open_index
 from jaxft.retrieval.quotes import quotes_of
 from jaxft.runtime.untrusted import read_text
@@ -29,7 +29,7 @@ Answer the question from these passages.
 
 Question: {question}"""
 PASSAGE = "[{number}] {text}"
-PLACE = re.compile(r"\{(\w+)\}")
+FIELD = re.compile(r"\{(\w+)\}")
 BUDGET = 1024  # tokens of passages, template and question, where the model reads as many
 FEWEST = 16  # tokens of a passage that is cut: of less nothing is put
 REFUSAL = "The documents do not answer this."
@@ -58,10 +58,10 @@ class Retriever:
     refuse: bool = False
 
     def ask(self, prompts: Mapping[str, Prompt], room: int) -> list[Asked]:
-        """What is asked in the place of each prompt, and what its row tells besides.
+        """What is asked instead of each prompt, and what its row tells besides.
 
         Args:
-          prompts: texts or conversations, whose last message is the question, by the place that an error names.
+          prompts: texts or conversations, whose last message is the question, by the name that an error gives them.
           room: tokens that the model reads of a prompt, at most.
 
         Raises:
@@ -138,7 +138,7 @@ class Retriever:
         plain = passage.end - passage.start == len(
             passage.text.encode()
         )  # the bytes are the text's
-        last = passage.start + int(byte_places(cut)[-1]) if plain else passage.end
+        last = passage.start + int(byte_offsets(cut)[-1]) if plain else passage.end
         return dataclasses.replace(passage, text=cut, end=last, tokens=tokens)
 
 
@@ -197,28 +197,28 @@ def read_template(given: str) -> str:
     """A template: what is written, or what the file holds; the default for "".
 
     Raises:
-      UserError: it lacks {passages} or {question}, or has another place.
+      UserError: it lacks {passages} or {question}, or has another field.
     """
     if not given:
         return TEMPLATE
     written = "{" in given or "\n" in given
     text = given if written else read_text(Path(given))
-    places = PLACE.findall(text)
+    fields = FIELD.findall(text)
     for needed in ("passages", "question"):
-        if needed not in places:
-            close = nearest(needed, places) if places else ""
+        if needed not in fields:
+            close = nearest(needed, fields) if fields else ""
             where = "" if written else f" {given}:"
             raise UserError(f"the template:{where} has no {{{needed}}}{close}")
     return text
 
 
 def filled(template: str, **values: str) -> str:
-    """The template with its places filled, once: what is filled in is not looked at.
+    """The template with its fields filled, once: what is filled in is not looked at.
 
     >>> filled("{a} and {b} {c}", a="{b}", b="2")
     '{b} and 2 {c}'
     """
-    return PLACE.sub(lambda found: values.get(found[1], found[0]), template)
+    return FIELD.sub(lambda found: values.get(found[1], found[0]), template)
 
 
 def question_of(origin: str, prompt: Prompt) -> str:

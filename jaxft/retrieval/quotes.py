@@ -27,8 +27,8 @@ def quotes_of(answer: str, passages: Sequence[str]) -> list[dict[str, Any]]:
     for match in QUOTED.finditer(answer):
         text = next(group for group in match.groups() if group is not None)
         asked = _plain(text).strip(".,;:!? ")
-        places = [n for n, passage in enumerate(plain, start=1) if asked and asked in passage]
-        found.append({"text": text, "passage": places[0] if places else None})
+        numbers = [n for n, passage in enumerate(plain, start=1) if asked and asked in passage]
+        found.append({"text": text, "passage": numbers[0] if numbers else None})
     return found
 
 

@@ -38,7 +38,7 @@ class Searcher(Protocol):
 
 
 def best(scores: Float32[np.ndarray, " chunks"], k: int, above: float | None = None) -> np.ndarray:
-    """The places of the k highest scores, the highest first; of equal ones the first place first.
+    """The indices of the k highest scores, the highest first; of equal ones the lowest index first.
 
     Args:
         scores: of each chunk.
@@ -48,14 +48,14 @@ def best(scores: Float32[np.ndarray, " chunks"], k: int, above: float | None = N
     >>> best(np.float32([1, 3, 0, 3]), 3).tolist(), best(np.float32([1, 3, 0, 3]), 4, above=0).tolist()
     ([1, 3, 0], [1, 3, 0])
     """
-    places = np.arange(len(scores)) if above is None else np.flatnonzero(scores > above)
-    k = min(k, len(places))
-    if k < len(places):
-        of_those = scores[places]
-        least = np.partition(of_those, len(places) - k)[len(places) - k] if k else np.inf
-        places = places[of_those >= least]
-    order = np.lexsort((places, -scores[places]))
-    chosen: np.ndarray = places[order][:k]
+    indices = np.arange(len(scores)) if above is None else np.flatnonzero(scores > above)
+    k = min(k, len(indices))
+    if k < len(indices):
+        of_those = scores[indices]
+        least = np.partition(of_those, len(indices) - k)[len(indices) - k] if k else np.inf
+        indices = indices[of_those >= least]
+    order = np.lexsort((indices, -scores[indices]))
+    chosen: np.ndarray = indices[order][:k]
     return chosen
 
 

@@ -1,6 +1,6 @@
 """Stores past one machine behind the protocol of `Searcher`: LanceDB and Qdrant, embedded here or as a service.
 
-The index's folder keeps the chunks and their places; a store holds their keys, texts and vectors, and finds them.
+The index's folder keeps the chunks and their offsets; a store holds their keys, texts and vectors, and finds them.
 LanceDB finds by words (its full-text index) and by vectors, Qdrant by vectors alone. OpenSearch is refused by name:
 no server of it could be tested against.
 """
@@ -28,21 +28,21 @@ def open_store(name: str, embed: Embed | None) -> dict[str, Searcher]:
     """What finds chunks in a store: {"lexical": ..., "dense": ...}, of which it may have one alone.
 
     Args:
-        name: "lancedb:URI" or "qdrant:PLACE", where a place is a folder, ":memory:", or a service's URL.
+        name: "lancedb:URI" or "qdrant:LOCATION", where a location is a folder, ":memory:", or a service's URL.
         embed: gives the vectors of texts; None for none.
 
     Raises:
         UserError: an unknown kind, a package that is not installed, or a store that cannot be reached.
     """
-    kind, colon, place = name.partition(":")
+    kind, colon, location = name.partition(":")
     if kind == "opensearch":
         raise UserError(
             f"{name}: OpenSearch is not served: it could not be tested; take lancedb:URI or qdrant:URL"
         )
-    if kind not in EXTRAS or not (colon and place):
+    if kind not in EXTRAS or not (colon and location):
         close = nearest(kind, EXTRAS)
         raise UserError(
-            f"--store {name!r}: no such store{close}; write lancedb:URI or qdrant:PLACE"
+            f"--store {name!r}: no such store{close}; write lancedb:URI or qdrant:LOCATION"
         )
     try:
         __import__(EXTRAS[kind])
@@ -54,8 +54,8 @@ def open_store(name: str, embed: Embed | None) -> dict[str, Searcher]:
     if kind == "qdrant":
         if embed is None:
             raise UserError(f"{name}: Qdrant finds by vectors: it needs --embed static or model")
-        return {"dense": QdrantStore(place, embed)}
-    table = LanceTable(place, embed)
+        return {"dense": QdrantStore(location, embed)}
+    table = LanceTable(location, embed)
     words: dict[str, Searcher] = {"lexical": LanceWords(table)}
     return words | ({"dense": LanceVectors(table)} if embed is not None else {})
 
@@ -169,16 +169,16 @@ class LanceVectors:
 class QdrantStore:
     """A collection of Qdrant, searched exactly by cosine."""
 
-    def __init__(self, place: str, embed: Embed) -> None:
+    def __init__(self, location: str, embed: Embed) -> None:
         import qdrant_client
         from qdrant_client import models
 
-        self.name, self.embed, self.models = f"qdrant:{place}", embed, models
-        where: dict[str, Any] = {"path": place}
-        if place == ":memory:":
-            where = {"location": place}
-        elif scheme_of(place):
-            where = {"url": place}
+        self.name, self.embed, self.models = f"qdrant:{location}", embed, models
+        where: dict[str, Any] = {"path": location}
+        if location == ":memory:":
+            where = {"location": location}
+        elif scheme_of(location):
+            where = {"url": location}
         # in this process every search is exact, and Qdrant warns where it is asked for
         self.exact = models.SearchParams(exact=True) if "url" in where else None
         with _told(self.name):

@@ -47,8 +47,8 @@ class Vectors:
         order = np.argsort(self.ids, kind="stable")
         self._take(order[np.searchsorted(self.ids[order], ids)])
 
-    def _take(self, places: np.ndarray) -> None:
-        self.ids, self.vectors = self.ids[places], self.vectors[places]
+    def _take(self, indices: np.ndarray) -> None:
+        self.ids, self.vectors = self.ids[indices], self.vectors[indices]
 
     def search(self, queries: Sequence[str], k: int) -> Found:
         """The k nearest chunks of each query, and their cosines."""
@@ -59,9 +59,9 @@ class Vectors:
         for start in range(0, len(self), BLOCK):
             near = asked @ np.asarray(self.vectors[start : start + BLOCK]).T
             for row, scores in enumerate(near):
-                places = best(scores, k)
-                ids = np.concatenate([rows[row][0], self.ids[start + places]])
-                values = np.concatenate([rows[row][1], scores[places]])
+                indices = best(scores, k)
+                ids = np.concatenate([rows[row][0], self.ids[start + indices]])
+                values = np.concatenate([rows[row][1], scores[indices]])
                 chosen = best(values, k)
                 rows[row] = ids[chosen], values[chosen]
         return together(rows, k)

@@ -72,14 +72,14 @@ def skipped(step: int, numbers: Mapping[str, float], ids: Sequence[str]) -> str:
 
 
 def shortened(ids: Sequence[str], most: int = 64) -> str:
-    """Places "path:line" in a line: those of one file together, and how many more there are than `most`.
+    """Origins "path:line" in a line: those of one file together, and how many more there are than `most`.
 
     >>> shortened(["a.jsonl:3", "a.jsonl:1", "b.jsonl:2"], most=2)
     'a.jsonl:3,1 and 1 more'
     """
     files: dict[str, list[str]] = {}
-    for place in ids[:most]:
-        path, _, line = place.rpartition(":")
+    for origin in ids[:most]:
+        path, _, line = origin.rpartition(":")
         files.setdefault(path, []).append(line)
     text = " ".join(f"{path}:{','.join(lines)}" for path, lines in files.items())
     return text + (f" and {len(ids) - most} more" if len(ids) > most else "")

@@ -40,5 +40,5 @@ def pinned(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 def _of_first(commit: str) -> str:
     """The first process's commit, which is told in numbers."""
-    parts = [int(commit[place : place + 4], 16) for place in range(0, len(commit), 4)]
+    parts = [int(commit[index : index + 4], 16) for index in range(0, len(commit), 4)]
     return "".join(f"{processes.as_first(part):04x}" for part in parts)

@@ -12,7 +12,7 @@ from jaxft.runtime.processes import several
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and stands at a place where it can."""
+    """The run was asked to stop, and has come to where it can."""
 
 
 class Stop:

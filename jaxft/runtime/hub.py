@@ -149,14 +149,14 @@ def cached_folder(repository: Repository) -> Path | None:
 def _cached(repository: Repository) -> Path | None:
     from huggingface_hub import constants
 
-    place = Path(
+    cache = Path(
         constants.HF_HUB_CACHE, f"{repository.kind}s--{repository.name.replace('/', '--')}"
     )
     try:
         revision = repository.revision or "main"
         if not COMMIT.fullmatch(revision):
-            revision = (place / "refs" / revision).read_text(encoding="utf-8")[:64].strip()
-        folder = place / "snapshots" / revision
+            revision = (cache / "refs" / revision).read_text(encoding="utf-8")[:64].strip()
+        folder = cache / "snapshots" / revision
         return folder if revision.isalnum() and folder.is_dir() else None
     except (OSError, ValueError):
         return None
@@ -317,10 +317,10 @@ def _told(repository: Repository, *, writing: bool = False) -> Iterator[None]:
                 raise UserError(f"{repository}: {line(repository, writing)}") from error
         number = getattr(error, "errno", None) or getattr(error.__cause__, "errno", None)
         if number == FULL:
-            place = Path(constants.HF_HUB_CACHE)
-            there = next(p for p in (place, *place.parents) if p.exists())
+            cache = Path(constants.HF_HUB_CACHE)
+            there = next(p for p in (cache, *cache.parents) if p.exists())
             raise UserError(
-                f"{repository}: no room in {place} ({shutil.disk_usage(there).free:,} bytes are free): set HF_HOME to "
+                f"{repository}: no room in {cache} ({shutil.disk_usage(there).free:,} bytes are free): set HF_HOME to "
                 "a folder on another disk"
             ) from error
         reason = " ".join(str(error).split())[:200]

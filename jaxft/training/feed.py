@@ -80,7 +80,7 @@ def prepare_data(
     row, max_length = objective_of(config), max_length_of(config, model)
     for key in ("batch_size", "eval_batch_size"):
         require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
-    buckets = lengths_on(length_buckets(row.examples.places(max_length)), mesh)
+    buckets = lengths_on(length_buckets(row.examples.row_length(max_length)), mesh)
     tokenizer = tokenizer_of(config)
     training, *others = parts_of(
         config,

@@ -138,10 +138,10 @@ class Precomputed:
         """Raises UserError where a few of the log-probabilities, computed again, are not the same."""
         index, found = probe
         close = TOLERANCE[self.config.dtype] * (1.0 + np.abs(found))
-        for place, was, now in zip(index, values[index], found, strict=True):
+        for row, was, now in zip(index, values[index], found, strict=True):
             if not np.all(np.abs(was - now) <= close.max()):
                 raise UserError(
-                    f"{path}: the log-probabilities are of another reference: {examples[place].origin} has "
+                    f"{path}: the log-probabilities are of another reference: {examples[row].origin} has "
                     f"{was[0]:.4f} there and {now[0]:.4f} now; the base or the adapter changed"
                 )
 

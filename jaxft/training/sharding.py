@@ -24,7 +24,7 @@ from jaxft.weights.placement import fitted, leaf_spec
 def make_mesh(sizes: ConfigDict, devices: list[Any] | None = None) -> Mesh:
     """A mesh (data, fsdp, context, tensor) of the sizes in `config.mesh`; -1 takes the devices that are left.
 
-    Neighbours on the last axes are neighbours on the machine's network where the devices tell their places.
+    Neighbours on the last axes are neighbours on the machine's network where the devices tell where they are.
 
     Raises:
         UserError: the sizes do not fit the devices, or leave a process without one.
@@ -120,8 +120,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def host_rows(rows: int, mesh: Mesh) -> tuple[int, int]:
     """(first, last + 1) of the rows of a batch that the devices of this process hold."""
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
-    places = sharding.addressable_devices_indices_map((rows,))
-    spans = [place[0].indices(rows) for place in places.values() if place is not None]
+    slices = sharding.addressable_devices_indices_map((rows,))
+    spans = [part[0].indices(rows) for part in slices.values() if part is not None]
     return min(start for start, _, _ in spans), max(stop for _, stop, _ in spans)
 
 

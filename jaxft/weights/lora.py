@@ -81,7 +81,7 @@ def draw_a(site: Site) -> Float[Array, "*layers in rank"]:
     """a ~ U(-1/sqrt(in), 1/sqrt(in)), which is PyTorch's Kaiming-uniform with a = sqrt(5).
 
     On an embedding, whose input is one-hot, a ~ N(0, 1): there PEFT draws b so and leaves a at zero,
-    under which a frozen a (LoRA-FA) could never learn. Places beyond a layer's own rank are 0.
+    under which a frozen a (LoRA-FA) could never learn. Entries beyond a layer's own rank are 0.
     """
     shape = site.stack(site.matrix_shape[0], site.rank)
     if site.embedding:

@@ -11,7 +11,7 @@ from jaxft.models.rope import rope_settings
 YARN = {"rope_type": "yarn", "factor": 4.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
-PLACES = ("rope_parameters", "rope_scaling")
+KEYS = ("rope_parameters", "rope_scaling")
 ORIGINAL = "original_max_position_embeddings"
 
 
@@ -20,7 +20,7 @@ def read(**raw):
     return settings["rope_theta"], dict(settings["rope_scaling"])
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", KEYS)
 @pytest.mark.parametrize("settings", [YARN, LLAMA3])
 def test_an_original_length_at_the_top_overrules_the_one_inside(place, settings):
     inside = {place: settings | {ORIGINAL: 512}}
@@ -37,7 +37,7 @@ def test_kinds_without_an_original_length_ignore_it(settings):
     )
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", KEYS)
 @pytest.mark.parametrize("settings", [YARN, LLAMA3, LINEAR, {"rope_type": "default"}])
 def test_a_theta_inside_goes_before_the_one_at_the_top(place, settings):
     assert read(**{place: settings | {"rope_theta": 5e5}}, rope_theta=2e4)[0] == 5e5
@@ -45,7 +45,7 @@ def test_a_theta_inside_goes_before_the_one_at_the_top(place, settings):
     assert read(**{place: settings})[0] == 10000.0
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", KEYS)
 def test_a_partial_factor_inside_goes_before_the_one_at_the_top_and_the_plain_kind_has_none(place):
     key = "partial_rotary_factor"
     assert read(**{place: LINEAR}, **{key: 0.5})[1][key] == 0.5

@@ -8,11 +8,11 @@ import pytest
 
 from jaxft.errors import UserError
 from jaxft.retrieval.chunks import count_tokens, cut
-from jaxft.retrieval.documents import Document, Unreadable, byte_places, read_documents
+from jaxft.retrieval.documents import Document, Unreadable, byte_offsets, read_documents
 
 
 def document(text):
-    places = byte_places(text)
+    places = byte_offsets(text)
     return Document("a", text, places[:-1], places[1:], "a")
 
 
@@ -69,7 +69,7 @@ def test_chunks_are_the_bytes_they_name_and_cover_every_letter(tokenizer, parts,
         assert data[chunk.start : chunk.end].decode() == chunk.text
         assert chunk.text == chunk.text.strip() != ""
         covered.update(range(chunk.start, chunk.end))
-    places = byte_places(text)
+    places = byte_offsets(text)
     assert all(int(places[i]) in covered for i, letter in enumerate(text) if not letter.isspace())
     assert [chunk.tokens for chunk in found] == count_tokens(tokenizer, [c.text for c in found])
     assert len({chunk.key for chunk in found}) == len(found)

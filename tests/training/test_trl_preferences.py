@@ -132,13 +132,13 @@ class Eager:
 @pytest.fixture(scope="session")
 def model() -> Callable[..., Any]:
     """Log-probabilities of a batch: one compiled function for all curves."""
-    return jax.jit(pairs.place_log_probabilities, static_argnums=0, static_argnames="collisions")
+    return jax.jit(pairs.position_log_probabilities, static_argnums=0, static_argnames="collisions")
 
 
 @pytest.fixture
 def shared(model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's own step, run as it stands around the compiled model, so that no curve compiles the model again."""
-    monkeypatch.setattr(pairs, "place_log_probabilities", model)
+    monkeypatch.setattr(pairs, "position_log_probabilities", model)
     monkeypatch.setattr(loop, "jax", Eager())
     monkeypatch.setattr(loop.Loop, "weigh", lambda *_: None)  # nothing is compiled
 

@@ -176,7 +176,7 @@ def _pair(merge: Any) -> tuple[str, str]:
 
 
 def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
-    """{token: id} without the places that only fill up the embedding's rows."""
+    """{token: id} without the entries that only fill up the embedding's rows."""
     return {
         token: index
         for index, token in enumerate(tokens)

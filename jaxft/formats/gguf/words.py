@@ -28,7 +28,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, rows: int, kind: str) -> dict[str, 
 
     Args:
         tokenizer: of a folder.
-        rows: of the embedding: places that no token has are filled up.
+        rows: of the embedding: rows that no token has are filled up.
         kind: how the architecture reads a SentencePiece vocabulary: "gemma", or "" as llama.
 
     Raises:

@@ -19,7 +19,7 @@ from jaxft.models.families.common import (
     write_rope_by_kind,
 )
 from jaxft.models.families.family import Family
-from jaxft.models.rope import PLACES, rope_by_kind
+from jaxft.models.rope import KEYS, rope_by_kind
 
 THETA, WINDOW = 500_000.0, 4096
 
@@ -32,7 +32,7 @@ def read(raw: Mapping[str, Any]) -> Config:
     # As in transformers, a base at the top level is that of the layers that see everything.
     thetas = {FULL: raw.get("rope_theta", THETA), SLIDING: THETA}
     length = raw.get("max_position_embeddings", 2048)
-    plain = {key: value for key, value in raw.items() if key not in PLACES}
+    plain = {key: value for key, value in raw.items() if key not in KEYS}
     return dataclasses.replace(
         olmo2.read(plain),
         **rope_by_kind(raw, kinds, thetas, FULL, length),

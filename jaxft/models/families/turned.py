@@ -9,7 +9,7 @@ from typing import Any
 from jaxft.errors import UserError
 from jaxft.models.config import Config, Rotary
 from jaxft.models.families.common import spelled
-from jaxft.models.rope import PARTIAL, PLACES, rope_settings
+from jaxft.models.rope import KEYS, PARTIAL, rope_settings
 
 
 def read_turned(
@@ -24,14 +24,14 @@ def read_turned(
         theta: the family's base, and
         part: its `partial_rotary_factor`, where config.json has none.
     """
-    inner = [raw[place] for place in reversed(PLACES) if raw.get(place)]
+    inner = [raw[key] for key in reversed(KEYS) if raw.get(key)]
     found = [one[PARTIAL] for one in (*inner, raw) if one.get(PARTIAL) is not None]
     size = int(head_dim * (found[0] if found else part))
     if size % 2 or not 0 < size <= head_dim:
         raise UserError(
             f"config.json: {PARTIAL} turns {size} of a head's {head_dim} features: they pair, so an even number"
         )
-    plain = {key: _unparted(value) if key in PLACES else value for key, value in raw.items()}
+    plain = {key: _unparted(value) if key in KEYS else value for key, value in raw.items()}
     settings = rope_settings(_unparted(plain), theta, length)
     return settings | {"rotary_dim": size if size < head_dim else 0}
 

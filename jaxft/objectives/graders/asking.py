@@ -32,10 +32,10 @@ Messages = list[dict[str, str]]
 
 def check(settings: Mapping[str, Any]) -> None:
     """Raises UserError for messages, a range, or a url that is none."""
-    for place, message in enumerate(settings["input"]):
+    for index, message in enumerate(settings["input"]):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise UserError(f"input[{place}] is no message: role and content are expected")
-        parts_of(_content(message, place))
+            raise UserError(f"input[{index}] is no message: role and content are expected")
+        parts_of(_content(message, index))
     if not settings["input"]:
         raise UserError("input has no message")
     low, high = _bounds(settings["range"])
@@ -51,13 +51,13 @@ def _bounds(given: Sequence[Any]) -> tuple[float, float]:
     return float(given[0]), float(given[1])
 
 
-def _content(message: Mapping[str, Any], place: int) -> str:
+def _content(message: Mapping[str, Any], index: int) -> str:
     """A message's text, which may stand alone, or as OpenAI's input_text."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [content]
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"input[{place}]: content must be a text")
+        raise UserError(f"input[{index}]: content must be a text")
     return "".join(map(str, texts))
 
 
@@ -66,8 +66,8 @@ def conversation(
 ) -> Messages:
     """The messages for an item and an answer, with a sentence behind the last that asks for a number in JSON."""
     messages = [
-        {"role": message["role"], "content": filled(_content(message, place), item, sample)}
-        for place, message in enumerate(settings["input"])
+        {"role": message["role"], "content": filled(_content(message, index), item, sample)}
+        for index, message in enumerate(settings["input"])
     ]
     low, high = _bounds(settings["range"])
     messages[-1]["content"] += (

@@ -85,7 +85,7 @@ class Kind(NamedTuple):
         fields: by name, beside `type`, `name` and `weight`, which all have.
         judge: says of each case what it is worth.
         check: raises UserError for settings that could not judge anything.
-        templates: the fields that hold places for the item and the answer.
+        templates: the fields that hold placeholders for the item and the answer.
     """
 
     fields: Mapping[str, Field]
@@ -192,18 +192,18 @@ def _multi(settings: Settings, cases: Sequence[Case], outside: Outside) -> list[
     tree = parsed(settings["calculate_output"], parts)
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & parts.keys()
 
-    def one(place: int) -> Judged:
+    def one(index: int) -> Judged:
         for name in sorted(used):
-            if parts[name][place].reward is None:
-                return Judged(None, f"{name}: {parts[name][place].reason}")
-        rewards = {name: parts[name][place].reward or 0.0 for name in used}
+            if parts[name][index].reward is None:
+                return Judged(None, f"{name}: {parts[name][index].reason}")
+        rewards = {name: parts[name][index].reward or 0.0 for name in used}
         try:
             value = value_of(tree, rewards)
         except (ArithmeticError, ValueError, TypeError, RecursionError) as error:
             return Judged(None, f"the formula has no value: {error}")
         return Judged(value) if np.isfinite(value) else Judged(None, f"the formula gives {value}")
 
-    return [one(place) for place in range(len(cases))]
+    return [one(index) for index in range(len(cases))]
 
 
 def _score_model(settings: Settings, cases: Sequence[Case], outside: Outside) -> list[Judged]:
@@ -232,7 +232,7 @@ def _score_model(settings: Settings, cases: Sequence[Case], outside: Outside) ->
 
 
 def _check_tried(action: str, *shared: str) -> Callable[[Settings], None]:
-    """A check that judges an empty answer, where the fields have no places that a case would fill."""
+    """A check that judges an empty answer, where the fields have no placeholders that a case would fill."""
 
     def check(settings: Settings) -> None:
         package = similarity.NEEDED.get(action)

@@ -29,8 +29,8 @@ def read_graders(source: Any, where: str = "config.graders") -> tuple[Grader, ..
         The graders; one without a name has its type for one.
 
     Raises:
-        UserError: what is no JSON, an unknown type, field or place, a field that is missing or of another kind, two
-            graders of a name, a package that is not installed, code that does not compile. One line with the file,
+        UserError: what is no JSON, an unknown type, field or placeholder, a field that is missing or of another kind,
+            two graders of a name, a package that is not installed, code that does not compile. One line with the file,
             the grader, and the nearest right name.
 
     >>> read_graders([{"type": "regex", "pattern": "^yes"}])[0].settings["input"]
@@ -85,8 +85,8 @@ def _plain(value: Any) -> Any:
 
 def _all(given: Sequence[Any], where: str) -> tuple[Grader, ...]:
     graders: list[Grader] = []
-    for place, values in enumerate(given):
-        grader = _read(_plain(values), f"{where}: grader {place + 1}")
+    for index, values in enumerate(given):
+        grader = _read(_plain(values), f"{where}: grader {index + 1}")
         if any(grader.name == other.name for other in graders):
             raise UserError(
                 f"{where}: two graders are called {shown(grader.name)}: give them other names"

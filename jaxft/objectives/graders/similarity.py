@@ -28,13 +28,13 @@ def common_length(left: Sequence[str], right: Sequence[str]) -> int:
     >>> common_length("kitten", "sitting")
     4
     """
-    places: dict[str, int] = {}
-    for place, element in enumerate(left):
-        places[element] = places.get(element, 0) | 1 << place
+    indices: dict[str, int] = {}
+    for index, element in enumerate(left):
+        indices[element] = indices.get(element, 0) | 1 << index
     full = (1 << len(left)) - 1
     row = full
     for element in right:
-        hits = row & places.get(element, 0)
+        hits = row & indices.get(element, 0)
         row = (row + hits | row - hits) & full
     return len(left) - row.bit_count()
 
@@ -88,14 +88,14 @@ def meteor(said: str, reference: str) -> float:
 
 
 def _matched(left: Sequence[str], right: Sequence[str]) -> list[tuple[int, int]]:
-    """Places of equal words, each used once, from the last on, as NLTK pairs them."""
-    places = collections.defaultdict(list)
-    for place, word in enumerate(right):
-        places[word].append(place)
+    """Indices of equal words, each used once, from the last on, as NLTK pairs them."""
+    indices = collections.defaultdict(list)
+    for index, word in enumerate(right):
+        indices[word].append(index)
     pairs = [
-        (place, places[left[place]].pop())
-        for place in range(len(left) - 1, -1, -1)
-        if places.get(left[place])
+        (index, indices[left[index]].pop())
+        for index in range(len(left) - 1, -1, -1)
+        if indices.get(left[index])
     ]
     return pairs[::-1]
 
@@ -130,7 +130,7 @@ def _words(text: str) -> list[str]:
 
 def _grams(words: Sequence[str], n: int) -> collections.Counter[tuple[str, ...]]:
     return collections.Counter(
-        tuple(words[place : place + n]) for place in range(len(words) - n + 1)
+        tuple(words[index : index + n]) for index in range(len(words) - n + 1)
     )
 
 

@@ -1,4 +1,4 @@
-"""`{{ item.x }}` and `{{ sample.output_text }}`: texts of a grader with places for what it judges."""
+"""`{{ item.x }}` and `{{ sample.output_text }}`: texts of a grader with placeholders for what it judges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxft.errors import UserError, nearest, shown
 
-PLACE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 STEP = re.compile(
     r"""\.\s*([^\W\d]\w*)|\[\s*(-?\d+)\s*\]|\[\s*"([^"\]]*)"\s*\]|\[\s*'([^'\]]*)'\s*\]"""
 )
@@ -27,16 +27,16 @@ def parts_of(template: str) -> tuple[str | Path, ...]:
     """The texts of a template and, as paths, what stands between them.
 
     Raises:
-        UserError: a place that is no path of the item or the sample.
+        UserError: a placeholder that is no path of the item or the sample.
 
     >>> parts_of("a {{ item.b[0].c }}")
     ('a ', ('item', 'b', 0, 'c'))
     """
     found: list[str | Path] = []
     end = 0
-    for place in PLACE.finditer(template):
-        found += [template[end : place.start()], _path(place[1])]
-        end = place.end()
+    for placeholder in PLACEHOLDER.finditer(template):
+        found += [template[end : placeholder.start()], _path(placeholder[1])]
+        end = placeholder.end()
     found.append(template[end:])
     return tuple(part for part in found if part != "")
 
@@ -51,7 +51,7 @@ def _path(text: str) -> Path:
     where = f"{{{{{text}}}}}"
     if root not in ("item", "sample") or not steps or end < len(rest):
         raise UserError(
-            f"{shown(where)} is no place: {{{{ item.FIELD }}}} or {{{{ sample.output_text }}}} is expected"
+            f"{shown(where)} is no placeholder: {{{{ item.FIELD }}}} or {{{{ sample.output_text }}}} is expected"
         )
     if root == "sample" and steps[0] not in SAMPLE:
         close = nearest(str(steps[0]), SAMPLE) or f": there are {', '.join(SAMPLE)}"
@@ -60,7 +60,7 @@ def _path(text: str) -> Path:
 
 
 def fields_of(value: Any) -> Iterator[str]:
-    """The first field of each place of the item's in the templates of a value, which may hold lists and objects."""
+    """The first field of each of the item's placeholders in the templates of a value, lists and objects included."""
     if isinstance(value, str):
         for part in parts_of(value):
             if isinstance(part, tuple) and part[0] == "item":

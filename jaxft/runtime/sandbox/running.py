@@ -39,7 +39,7 @@ class Limits(NamedTuple):
 class Running(NamedTuple):
     """A process that judges."""
 
-    place: int
+    number: int
     pid: int
     pipe: int
     deadline: float
@@ -83,18 +83,18 @@ def judged(action: str, request: Mapping[str, Any], each: Mapping[str, Any], lim
         return [None, f"{type(error).__name__}: {one_line(error)}"]
 
 
-def start(place: int, silent: int, limits: Limits, action: str, request: Any, each: Any) -> Running:
+def start(index: int, silent: int, limits: Limits, action: str, request: Any, each: Any) -> Running:
     """Forks a process that judges, and nothing else of this one's is open in it."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
         os.close(writing)
-        return Running(place, pid, reading, time.monotonic() + limits.waiting, bytearray())
+        return Running(index, pid, reading, time.monotonic() + limits.waiting, bytearray())
     try:
         os.setsid()
         die_with_parent()
-        for place in (0, 1, 2):
-            os.dup2(silent, place)
+        for descriptor in (0, 1, 2):
+            os.dup2(silent, descriptor)
         output = os.dup2(writing, 3)
         os.closerange(4, 1024)
         confine(limits)
@@ -145,14 +145,14 @@ def verdicts(
     silent = os.open(os.devnull, os.O_RDWR)
     running: dict[int, Running] = {}
     while True:
-        for place, asked in _upto(waiting_jobs, together - len(running)):
-            job = start(place, silent, bounds, action, request, asked)
+        for index, asked in _upto(waiting_jobs, together - len(running)):
+            job = start(index, silent, bounds, action, request, asked)
             running[job.pipe] = job
         if not running:
             break
         for job in _ready(running):
             del running[job.pipe]
-            found[job.place] = finish(job, bounds)
+            found[job.number] = finish(job, bounds)
     os.close(silent)
     return found
 
