@@ -28,6 +28,7 @@ ORDER = (
     ("runs",),
     ("training",),
     ("planning",),
+    ("comparison",),
     ("quickstart",),
     ("commands",),
     ("cli", "__main__"),
