@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from jaxft.formats import load as load
     from jaxft.formats import load_adapted as load_adapted
     from jaxft.formats import load_adapter as load_adapter
+    from jaxft.formats import put_adapter as put_adapter
     from jaxft.formats import save as save
     from jaxft.formats import save_adapter as save_adapter
+    from jaxft.formats import stack_adapters as stack_adapters
     from jaxft.inference import generate as generate
     from jaxft.objectives.baselines import advantages as advantages
     from jaxft.objectives.policy import policy_loss as policy_loss
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from jaxft.tree import combine as combine
     from jaxft.weights import base_of as base_of
     from jaxft.weights import bind as bind
+    from jaxft.weights import bind_groups as bind_groups
     from jaxft.weights import contract as contract
     from jaxft.weights import contract_transposed as contract_transposed
     from jaxft.weights import materialize as materialize
@@ -44,7 +47,15 @@ _HOMES = {
     "jaxft.errors": ("UserError",),
     "jaxft.evaluation": ("evaluate",),
     "jaxft.flax_modules": ("adapted",),
-    "jaxft.formats": ("load", "load_adapted", "load_adapter", "save", "save_adapter"),
+    "jaxft.formats": (
+        "load",
+        "load_adapted",
+        "load_adapter",
+        "put_adapter",
+        "save",
+        "save_adapter",
+        "stack_adapters",
+    ),
     "jaxft.inference": ("generate",),
     "jaxft.objectives.baselines": ("advantages",),
     "jaxft.objectives.policy": ("policy_loss",),
@@ -54,6 +65,7 @@ _HOMES = {
     "jaxft.weights": (
         "base_of",
         "bind",
+        "bind_groups",
         "contract",
         "contract_transposed",
         "materialize",

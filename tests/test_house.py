@@ -39,6 +39,7 @@ WEIGHTS = {
     "DoRA",
     "VeRA",
     "DeltaLoRA",
+    "Bank",
     "Tied",
     "Transposed",
     "Quantized",

@@ -1,5 +1,6 @@
 """Hugging Face folders and PEFT adapters: reading and writing, nothing in between."""
 
+from jaxft.formats.banks import put_adapter, stack_adapters
 from jaxft.formats.huggingface import load
 from jaxft.formats.low_rank_starts import load_adapted
 from jaxft.formats.peft import load_adapter, saved_leaves
@@ -11,7 +12,9 @@ __all__ = [
     "load",
     "load_adapted",
     "load_adapter",
+    "put_adapter",
     "save",
     "save_adapter",
     "saved_leaves",
+    "stack_adapters",
 ]

@@ -29,6 +29,7 @@ from jaxft.models.transformer import (
     positions_of,
 )
 from jaxft.runtime.processes import to_host
+from jaxft.weights import bind_groups
 
 LEAST_LENGTH = 32  # shorter prompts and answers share one program
 CHUNK = 256  # tokens of a prompt taken at once: bounds the scores in memory to CHUNK x length
@@ -71,6 +72,7 @@ def generate_tokens(
     top_p: float,
     eos_ids: Sequence[int],
     streams: Int[np.ndarray, " batch"] | None = None,
+    groups: Int[np.ndarray, " batch"] | None = None,
 ) -> tuple[Int32[np.ndarray, "batch new"], Int32[np.ndarray, " batch"]]:
     """Continues each row's prompt by at most `max_new_tokens` tokens, up to and with its first EOS.
 
@@ -86,6 +88,7 @@ def generate_tokens(
         top_p: the probability that they have together; 1.0 for all.
         eos_ids: the ids after which a row ends; () for none.
         streams: (batch,) uint32, by default 0, 1, ...
+        groups: (batch,) of a bank: the adapter of each row, -1 for none.
 
     Returns:
         ids (batch, max_new_tokens), 0 behind a row's end, and how many of them each row has
@@ -94,6 +97,8 @@ def generate_tokens(
     rows, length = tokens.shape
     streams = np.arange(rows) if streams is None else streams
     more = _rows(rows) - rows
+    if groups is not None:
+        params = bind_groups(params, jnp.asarray(np.pad(groups, (0, more)), jnp.int32))
     to_size = ((0, more), (bucket(length, LEAST_LENGTH) - length, 0))
     rules = Rules(
         key=key,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Int32, UInt32
 from tqdm import tqdm
 
 from jaxft.data.chat import Ending, Tools, encode_chat_and_text, end_of_turn, template_for
@@ -25,6 +25,7 @@ from jaxft.inference.asked import Asked, Before, Prompt, read_prompts
 from jaxft.inference.decoding import generate_tokens
 from jaxft.inference.opening import as_chat, conversation, open_model, open_words, tell_how
 from jaxft.models import Config, Transformer
+from jaxft.weights import SLOTS, slots_of
 
 
 def generate(
@@ -42,6 +43,7 @@ def generate(
     progress: bool = False,
     origins: Sequence[str] = (),
     tools: Sequence[Tools] = (),
+    adapters: Sequence[str | None] | None = None,
 ) -> list[str]:
     """What the model says to each prompt, up to its first EOS, without special tokens.
 
@@ -50,7 +52,7 @@ def generate(
 
     Args:
         model: the decoder; its `config` is all that is used.
-        params: its tree, with or without adapters of any kind.
+        params: its tree, with or without adapters of any kind; or a bank, of `jaxft.stack_adapters`.
         prompts: texts, to which the tokenizer adds the BOS that it adds in training, or lists of
             messages, which go through its chat template, the assistant's turn begun.
         tokenizer: the model's, or the Hugging Face folder where it stands.
@@ -63,6 +65,8 @@ def generate(
         progress: show a bar on a terminal's stderr, and say there what the chat template leaves out.
         origins: what an error calls each prompt; by default "prompt 1", ...
         tools: of each prompt, the functions that its template names; () for none.
+        adapters: for each prompt, the name of its adapter in the bank; None for the base alone. A prompt's answer is
+            the one that its adapter alone gives.
 
     Returns:
         A text for each prompt.
@@ -70,7 +74,7 @@ def generate(
     Raises:
         UserError: a setting out of its range, a prompt without tokens, one that with
             `max_new_tokens` is longer than the model's `max_length`, or a token that the model
-            does not have.
+            does not have; a bank without `adapters`, or a name that it does not have.
     """
     if isinstance(prompts, str):
         raise UserError("generate takes a list of prompts: [prompt] for one")
@@ -88,6 +92,7 @@ def generate(
         progress=progress,
         origins=origins,
         tools=tools,
+        adapters=adapters,
     )
     return [answer.text for answer in said]
 
@@ -123,6 +128,7 @@ def answers(
     progress: bool = False,
     origins: Sequence[str] = (),
     tools: Sequence[Tools] = (),
+    adapters: Sequence[str | None] | None = None,
 ) -> list[Answer]:
     """`generate` with what is counted of each answer."""
     check_settings(max_new_tokens, temperature, top_k, top_p, batch_size)
@@ -131,15 +137,11 @@ def answers(
     unwritten = Unwritten()
     asked = list(zip(prompts, tools or [None] * len(prompts), origins, strict=True))
     encoded = [_encode(tokenizer, *one, unwritten) for one in asked]
-    if progress and any(isinstance(prompt, str) and own for prompt, own, _ in asked):
-        print("jaxft: texts are asked without their tools: --chat asks them with", file=sys.stderr)
-    for part in unwritten.left_out if progress else ():
-        if (
-            "reasoning" not in part.what
-        ):  # of earlier turns, which templates leave out with good reason
-            print(f"jaxft: {part}", file=sys.stderr)
+    if progress:
+        _tell_what_is_left_out(asked, unwritten)
     _check_lengths(model.config, encoded, origins, max_new_tokens)
-    streams, found = streams_of(encoded), dict[int, Answer]()
+    groups = groups_of(params, adapters, len(prompts))
+    streams, found = streams_of(encoded, groups), dict[int, Answer]()
     hidden = None if progress else True  # None: hidden where stderr is no terminal
     chats = [not isinstance(prompt, str) for prompt in prompts]
     turn = end_of_turn(tokenizer) if any(chats) else Ending()
@@ -160,6 +162,7 @@ def answers(
             top_p=top_p,
             eos_ids=(*tokenizer.eos_ids, *ending.ids),
             streams=streams[batch],
+            groups=None if groups is None else groups[batch],
         )
         for i, row, length in zip(batch, ids, lengths, strict=True):
             ending = turn if chats[i] else Ending()
@@ -168,6 +171,17 @@ def answers(
             text = decoded(tokenizer, said, ending)
             found[i] = Answer(text, len(said), len(encoded[i]), ended)
     return [found[i] for i in range(len(encoded))]
+
+
+def _tell_what_is_left_out(
+    asked: Sequence[tuple[Prompt, Tools, str]], unwritten: Unwritten
+) -> None:
+    if any(isinstance(prompt, str) and own for prompt, own, _ in asked):
+        print("jaxft: texts are asked without their tools: --chat asks them with", file=sys.stderr)
+    for part in unwritten.left_out:
+        # Reasoning is of earlier turns: templates leave it out with good reason.
+        if "reasoning" not in part.what:
+            print(f"jaxft: {part}", file=sys.stderr)
 
 
 def check_settings(
@@ -219,13 +233,37 @@ def _check_lengths(
             )
 
 
-def streams_of(encoded: Sequence[list[int]]) -> UInt32[np.ndarray, " prompts"]:
-    """A number for each prompt, of its tokens and of how often they stood in the list before."""
+def groups_of(
+    params: Mapping[str, Any], adapters: Sequence[str | None] | None, count: int
+) -> Int32[np.ndarray, " prompts"] | None:
+    """The index in the bank of each prompt's adapter, -1 for none; None where `params` is no bank.
+
+    Raises UserError where a bank's prompts have no names, or other than as many, or names that the bank does not have.
+    """
+    if adapters is None and SLOTS not in params:
+        return None
+    slots = slots_of(params)
+    if adapters is None or isinstance(adapters, str):
+        raise UserError(
+            "generate: the tree is a bank: adapters=[...] says each prompt's, None is the base"
+        )
+    if len(adapters) != count:
+        raise UserError(
+            f"generate: {counted(len(adapters), 'adapter')} for {counted(count, 'prompt')}"
+        )
+    return np.asarray([-1 if name is None else slots.index(name) for name in adapters], np.int32)
+
+
+def streams_of(
+    encoded: Sequence[list[int]], groups: Int32[np.ndarray, " prompts"] | None = None
+) -> UInt32[np.ndarray, " prompts"]:
+    """A number for each prompt, of its tokens and of how often they stood in the list before, for the same adapter."""
     seen = collections.Counter[tuple[int, ...]]()
     streams = []
-    for ids in map(tuple, encoded):
-        streams.append(zlib.crc32(np.asarray([seen[ids], *ids], "<i4").tobytes()))
-        seen[ids] += 1
+    for place, ids in enumerate(map(tuple, encoded)):
+        own = ids if groups is None else (int(groups[place]), *ids)
+        streams.append(zlib.crc32(np.asarray([seen[own], *ids], "<i4").tobytes()))
+        seen[own] += 1
     return np.asarray(streams, np.uint32)
 
 

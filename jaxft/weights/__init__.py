@@ -1,5 +1,6 @@
 """What a kernel leaf can be, one file a weight, and the rule that multiplies, merges and describes them."""
 
+from jaxft.weights.bank import SLOTS, Bank, Slots, bind_groups, slots_of
 from jaxft.weights.base import (
     Adapter,
     Peft,
@@ -39,6 +40,7 @@ from jaxft.weights.quantized.permuted import Permuted
 from jaxft.weights.quantized.weight import SCHEMES, Flattened, Quantized, quantized_in
 from jaxft.weights.saved import SHARED, Saved, of_the_model, places, remember, saved_in
 from jaxft.weights.site import Site, key_of
+from jaxft.weights.stacking import stacked, written
 from jaxft.weights.tied import Tied, Transposed, is_tied_head
 from jaxft.weights.vera import VeRA, projections
 
@@ -47,8 +49,10 @@ __all__ = [
     "LINEAR_PARTS",
     "SCHEMES",
     "SHARED",
+    "SLOTS",
     "STARTS",
     "Adapter",
+    "Bank",
     "DeltaLoRA",
     "DoRA",
     "Flattened",
@@ -59,6 +63,7 @@ __all__ = [
     "Quantized",
     "Saved",
     "Site",
+    "Slots",
     "Tied",
     "Transposed",
     "VeRA",
@@ -67,6 +72,7 @@ __all__ = [
     "bare",
     "base_of",
     "bind",
+    "bind_groups",
     "contract",
     "contract_each",
     "contract_transposed",
@@ -89,10 +95,13 @@ __all__ = [
     "replace",
     "require_rank",
     "saved_in",
+    "slots_of",
+    "stacked",
     "stacked_start",
     "start_of_dense",
     "static",
     "take",
     "weight",
     "weights_of",
+    "written",
 ]

@@ -121,6 +121,12 @@ class Weight:
         """`x @ W'` (..., out), in x's dtype, marked by `keep`."""
         raise TypeError(f"{type(self).__name__} does not say how to contract")
 
+    def contract_groups(
+        self, x: Float[Array, "... in"], groups: Int[Array, "..."]
+    ) -> Float[Array, "... out"]:
+        """`contract` of each row with one of a stack of such weights. The plain way; one may know a cheaper."""
+        return grouped_product(x, self, groups, contract)
+
     def contract_transposed(self, x: Float[Array, "... out"]) -> Float[Array, "... in"]:
         """`x @ W'.T` (..., in): a tied head. The plain way; a weight may know a cheaper one."""
         return contract_transposed(x, self.materialize())
@@ -270,17 +276,17 @@ def contract(
     Args:
         x: (..., in).
         weight: an array (in, out), or a `Weight` that stands for one; with `groups` a stack of them, each array of it
-            with the groups as its leading axis.
+            with the groups as its leading axis, or a `Bank`.
         groups: (...): which of the stack each row of x is multiplied by: the expert or the adapter it belongs to. A row
-            of a group that the stack does not have gives 0.
+            of a group that the stack does not have gives 0, and of an adapter that a bank does not have the base's.
 
     Returns:
         (..., out) in x's dtype.
     """
+    if isinstance(weight, Weight):
+        return weight.contract(x) if groups is None else weight.contract_groups(x, groups)
     if groups is not None:
         return grouped_product(x, weight, groups, contract)
-    if isinstance(weight, Weight):
-        return weight.contract(x)
     if weight.dtype == x.dtype:
         return keep(_dense_product(x, weight))
     # The cast copy of a kernel must be no residual of the backward pass.

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 SAVED = "saved"
-SHARED = ("vera", SAVED)
+SHARED = ("vera", SAVED, "bank")
 """The names at the top of a tree that stand for all of it, and that no model has of itself."""
 
 Places = tuple[tuple[str, tuple[int, ...]], ...]

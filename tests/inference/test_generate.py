@@ -214,3 +214,48 @@ def test_an_empty_file_is_told(capsys, tmp_path):
     file.write_text("\n")
     assert command("--data", str(file)) == 2
     assert "no prompts: the file is empty" in capsys.readouterr().err
+
+
+def adapted_differently():
+    """Trees over the model with fresh adapters of different kinds, moved so far that they say other things."""
+    made = {}
+    for place, method in enumerate((jaxft.methods.lora, jaxft.methods.vera, jaxft.methods.dora)):
+        row = method(rank=4)
+        trainable, frozen = jaxft.partition(jaxft.adapt(params, row, jax.random.key(place)), row)
+        moved = jax.tree.map(
+            lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+            trainable,
+        )
+        made[row.name] = jaxft.combine(moved, frozen)
+    return made
+
+
+@pytest.mark.parametrize(
+    "temperature", [0.0, pytest.param(1.0, marks=pytest.mark.thorough)], ids=str
+)
+def test_a_mixed_batch_says_what_each_adapter_alone_says(temperature):
+    """Token for token, greedy or drawn, whatever stands beside it."""
+    trees = adapted_differently()
+    bank = jaxft.stack_adapters(params, trees)
+    names = ["dora", None, "lora", "vera", "lora", "lora"]
+    prompts = [*PROMPTS, *PROMPTS[:2], PROMPTS[0]]
+    given = {"tokenizer": tokenizer, "max_new_tokens": 8, "temperature": temperature}
+    found = jaxft.generate(model, bank, prompts, adapters=names, **given)
+    for name in set(names) if temperature else {"lora", "dora"}:
+        mine = [index for index, own in enumerate(names) if own == name]
+        own = trees.get(name, params)
+        alone = jaxft.generate(model, own, [prompts[index] for index in mine], **given)
+        assert [found[index] for index in mine] == alone, name
+    assert len(set(found)) > 3
+
+
+def test_a_bank_is_asked_by_names_that_it_has():
+    bank = jaxft.stack_adapters(params, {"lora": adapted_differently()["lora"]})
+    for tree, given, said in [
+        (bank, {}, "the tree is a bank"),
+        (bank, {"adapters": ["lora"]}, "1 adapter for 3 prompts"),
+        (bank, {"adapters": ["lora", "lara", None]}, "no adapter 'lara'.*'lora'"),
+        (params, {"adapters": [None] * 3}, "the tree is no bank"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            jaxft.generate(model, tree, PROMPTS, tokenizer=tokenizer, **given)
