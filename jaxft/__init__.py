@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jaxft.formats import save_adapter as save_adapter
     from jaxft.formats import stack_adapters as stack_adapters
     from jaxft.inference import generate as generate
+    from jaxft.inference import rollout as rollout
     from jaxft.objectives.baselines import advantages as advantages
     from jaxft.objectives.policy import policy_loss as policy_loss
     from jaxft.quantizing import quantize_params as quantize_params
@@ -56,7 +57,7 @@ _HOMES = {
         "save_adapter",
         "stack_adapters",
     ),
-    "jaxft.inference": ("generate",),
+    "jaxft.inference": ("generate", "rollout"),
     "jaxft.objectives.baselines": ("advantages",),
     "jaxft.objectives.policy": ("policy_loss",),
     "jaxft.quantizing": ("quantize_params",),

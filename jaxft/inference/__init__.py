@@ -4,3 +4,6 @@ from __future__ import annotations
 
 # From here on `jaxft.inference.generate` is the function; its module has `main`, the command.
 from jaxft.inference.generate import generate as generate
+
+# So is `rollout`.
+from jaxft.inference.rollout import rollout as rollout

@@ -140,7 +140,7 @@ def decode(
     greedy: bool,
 ) -> tuple[Int[Array, "batch room"], Int[Array, " batch"]]:
     """`generate_tokens` for shapes as they are: `rules` are data, and `rules.limit` <= `room`."""
-    tokens, segments = _left_padded(tokens, segments)
+    tokens, segments = left_padded(tokens, segments)
     rows, length = tokens.shape
     known = segments.sum(axis=1, dtype=jnp.int32)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rules.key, rules.streams)
@@ -184,7 +184,7 @@ def decode(
     }
     cache = empty_cache(config, rows, length + room)
     reach = known.max() - 1
-    state = record(start, *_read_prompts(config, params, tokens, segments, cache, reach))
+    state = record(start, *read_prompts(config, params, tokens, segments, cache, reach))
     state = jax.lax.while_loop(going, advance, state)
     return state["ids"], state["lengths"]
 
@@ -198,7 +198,7 @@ def _choose(
     return sample(scores, keys, rules.temperature, rules.top_k, rules.top_p)
 
 
-def _left_padded(tokens: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+def left_padded(tokens: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The padding behind a row's last token moved to its front: all rows go on at one index."""
     length = tokens.shape[1]
     places = jnp.arange(length, dtype=jnp.int32)[None, :]
@@ -208,7 +208,7 @@ def _left_padded(tokens: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax
     return tokens, segments
 
 
-def _read_prompts(
+def read_prompts(
     config: Config,
     params: Params,
     tokens: jax.Array,
@@ -259,7 +259,7 @@ def _read_again(
     tokens = jnp.concatenate([tokens, ids], axis=1)
     segments = jnp.concatenate([segments, new.astype(jnp.int32)], axis=1)
     empty = empty_cache(config, rows, tokens.shape[1])
-    return _read_prompts(config, params, tokens, segments, empty, reach)[1]
+    return read_prompts(config, params, tokens, segments, empty, reach)[1]
 
 
 def greedy_reference(

@@ -136,10 +136,10 @@ def answers(
     origins = origins or [f"prompt {number}" for number in range(1, len(prompts) + 1)]
     unwritten = Unwritten()
     asked = list(zip(prompts, tools or [None] * len(prompts), origins, strict=True))
-    encoded = [_encode(tokenizer, *one, unwritten) for one in asked]
+    encoded = [encode_prompt(tokenizer, *one, unwritten) for one in asked]
     if progress:
         _tell_what_is_left_out(asked, unwritten)
-    _check_lengths(model.config, encoded, origins, max_new_tokens)
+    check_lengths(model.config, encoded, origins, max_new_tokens)
     groups = groups_of(params, adapters, len(prompts))
     streams, found = streams_of(encoded, groups), dict[int, Answer]()
     hidden = None if progress else True  # None: hidden where stderr is no terminal
@@ -198,9 +198,10 @@ def check_settings(
         raise UserError(f"generate: top_p must be from 0 to 1, not {top_p}")
 
 
-def _encode(
+def encode_prompt(
     tokenizer: Tokenizer, prompt: Prompt, tools: Tools, origin: str, unwritten: Unwritten
 ) -> list[int]:
+    """The ids of a text, or of a conversation with the assistant's turn begun; `unwritten` notes what is left out."""
     if isinstance(prompt, str):
         return tokenizer.encode(prompt)
     if not prompt:
@@ -215,9 +216,10 @@ def _encode(
     return ids
 
 
-def _check_lengths(
+def check_lengths(
     config: Config, encoded: Sequence[list[int]], origins: Sequence[str], max_new_tokens: int
 ) -> None:
+    """Raises UserError for a prompt without tokens, without room behind it, or of another vocabulary."""
     for ids, origin in zip(encoded, origins, strict=True):
         if not ids:
             raise UserError(f"{origin}: the prompt has no tokens: there is nothing to go on from")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -32,8 +34,66 @@ def sample(
     return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
 
 
+class Drawn(NamedTuple):
+    """A token a row, and how likely it was.
+
+    Attributes:
+        token: (batch,) int32.
+        log_probability: (batch,) its log-probability among the tokens that could be drawn, at the temperature; of a
+            row of temperature 0, which draws nothing, at temperature 1.
+        log_mass: (batch,) the log of what those tokens have together among all: 0 without top-k and top-p. The two
+            added are the token's log-probability among all tokens.
+    """
+
+    token: Int[Array, " batch"]
+    log_probability: Float[Array, " batch"]
+    log_mass: Float[Array, " batch"]
+
+
+def draw(
+    scores: Float[Array, "batch vocabulary"],
+    keys: Key[Array, " batch"],
+    temperature: Float[Array, " batch"],
+    top_k: Int[Array, " batch"],
+    top_p: Float[Array, " batch"],
+) -> Drawn:
+    """argmax(restrict(scores / temperature) + Gumbel(key)): the tokens that `sample` draws, each row by its own rules.
+
+    The same scores and keys give the same token wherever they are asked: so a program can be told what another one,
+    whose scores differ by rounding, would have drawn.
+
+    Args:
+        scores: (batch, vocabulary) logits, float32.
+        keys: (batch,).
+        temperature: (batch,); 0 takes the likeliest token of all.
+        top_k: (batch,), as of `restrict`.
+        top_p: (batch,), as of `restrict`.
+    """
+    warm = (temperature > 0)[:, None]
+    scores = scores / jnp.where(warm, temperature[:, None], 1.0)
+    limited = warm[:, 0] & ((top_k > 0) | (top_p < 1.0))
+
+    def narrowed(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kept = jnp.where(limited[:, None], restrict(scores, top_k, top_p), scores)
+        return kept, jnp.where(limited, jax.nn.logsumexp(kept, axis=-1), whole)
+
+    whole = jax.nn.logsumexp(scores, axis=-1)
+    kept, total = jax.lax.cond(jnp.any(limited), narrowed, lambda scores: (scores, whole), scores)
+
+    def noisy(kept: jax.Array) -> jax.Array:
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, kept.shape[1:], kept.dtype))(keys)
+        return kept + jnp.where(warm, noise, 0.0)
+
+    noised = jax.lax.cond(jnp.any(warm), noisy, lambda kept: kept, kept)
+    token = jnp.argmax(noised, axis=-1).astype(jnp.int32)
+    chosen = jnp.take_along_axis(kept, token[:, None], axis=-1)[:, 0]
+    return Drawn(token, chosen - total, total - whole)
+
+
 def restrict(
-    scores: Float[Array, "batch vocabulary"], top_k: Int[Array, ""], top_p: Float[Array, ""]
+    scores: Float[Array, "batch vocabulary"],
+    top_k: Int[Array, "*batch"],
+    top_p: Float[Array, "*batch"],
 ) -> Float[Array, "batch vocabulary"]:
     """Scores with -inf for the tokens that top-k leaves out, then those that top-p does.
 
@@ -44,13 +104,14 @@ def restrict(
 
     Args:
         scores: (batch, vocabulary) logits divided by the temperature, float32.
-        top_k: how many are kept; 0 keeps all.
-        top_p: the probability kept; 1.0 keeps all.
+        top_k: how many are kept, of all rows or of each; 0 keeps all.
+        top_p: the probability kept, of all rows or of each; 1.0 keeps all.
     """
+    top_k, top_p = (jnp.broadcast_to(x, scores.shape[:1])[:, None] for x in (top_k, top_p))
     size = scores.shape[-1]
     ordered = jnp.sort(scores, axis=-1, descending=True)
     last = jnp.where(top_k > 0, jnp.minimum(top_k, size), size) - 1
-    lowest = jnp.take(ordered, last, axis=-1)[:, None]
+    lowest = jnp.take_along_axis(ordered, last, axis=-1)
     ordered = jnp.where(ordered >= lowest, ordered, -jnp.inf)
     probabilities = jax.nn.softmax(ordered, axis=-1)
     likelier = jnp.cumsum(probabilities, axis=-1) - probabilities

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.kernels.activations import activate, gated
-from jaxft.kernels.attention import Branches, attention_reference, joined_attention
+from jaxft.kernels.attention import Branches, joined_attention
 from jaxft.kernels.heads import joined_heads, split_heads
 from jaxft.kernels.norms import layer_norm, rms_norm
 from jaxft.kernels.remat import KEPT, NARROW, SMALL
@@ -30,6 +30,23 @@ from jaxft.weights.placement import gather
 
 Params = Mapping[str, Any]
 Reach = jax.Array | None
+
+
+class Past(NamedTuple):
+    """A cache that a layer's new keys and values are written to, and how its queries look at it.
+
+    Attributes:
+        keys, values: (layers, batch, key_heads, length, head_dim) of a segment.
+        number: of the layer in it.
+        column: where along the length the new ones are written.
+        attend: (query, keys, values, number, softcap=, scale=, window=) -> (batch, heads, length, head_dim).
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    number: jax.Array
+    column: jax.Array
+    attend: Callable[..., jax.Array]
 
 
 class LayerData(NamedTuple):
@@ -160,7 +177,7 @@ def block(
     positions: Int[Array, "batch length"],
     reach: Reach = None,
     branches: Branches | None = None,
-    past: tuple[jax.Array, ...] | None = None,
+    past: Past | None = None,
     given: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`; and its keys and values.
@@ -177,7 +194,7 @@ def block(
         positions: (batch, length) of the tokens.
         reach: of `reach_of`.
         branches: as of `attention_reference`.
-        past: (keys, values, number of the layer, segments, index) of the cache.
+        past: the cache that the tokens go on from.
         given: the keys and values of another layer, where this has none of its own and there is no cache.
 
     Returns:
@@ -217,7 +234,7 @@ def _attend(
     positions: jax.Array,
     reach: Reach,
     branches: Branches | None,
-    past: tuple[jax.Array, ...] | None,
+    past: Past | None,
     given: tuple[jax.Array, jax.Array] | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, *own = _query_key_value(config, layer, norm, x)
@@ -235,24 +252,25 @@ def _attend(
         "scale": scale,
         "window": data.window,
     }
-    if past is None:
-        made: Any = own or given
-        key, value = keys, values = made
-    else:
-        keys, values, number, seen, index = past
-        if own:
-            keys = _written(keys, own[0], number, index)
-            values = _written(values, own[1], number, index)
-        key, value = keys[number], values[number]
     if past is not None:
-        y = attention_reference(query, key, value, segments, seen, offset=index, **settings)
+        keys, values = past.keys, past.values
+        if own:
+            keys, values = (
+                _written(cache, new, past.number, past.column)
+                for cache, new in zip((keys, values), own, strict=True)
+            )
+        y = past.attend(query, keys, values, past.number, **settings)
         y = joined_heads(constrain(y, "heads"))
     elif sizes_in_force()["context"] > 1:
-        y = ring_attention(query, key, value, segments, segments, branches=branches, **settings)
+        made: Any = own or given
+        keys, values = made
+        y = ring_attention(query, keys, values, segments, segments, branches=branches, **settings)
         y = joined_heads(constrain(y, "heads"))
     else:
+        made = own or given
+        keys, values = made
         settings |= {"branches": branches, "windows": tuple(sorted(set(_reaches(config))))}
-        y = joined_attention(query, key, value, segments, segments, **settings)
+        y = joined_attention(query, keys, values, segments, segments, **settings)
     y = constrain(y, "joined_heads")
     y = row_parallel_output(_project(lambda y: y, layer, ["o_proj"], y)[0])
     return y, keys, values

@@ -10,7 +10,7 @@ is: `contract`, `take` and `bind` know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.kernels.attention import Branches
+from jaxft.kernels.attention import Branches, attention_reference
 from jaxft.kernels.gradient_dtype import joined, narrowed
 from jaxft.kernels.remat import KEPT, SMALL
 from jaxft.mesh import constrain
 from jaxft.models.block import (
     LayerData,
+    Past,
     Reach,
     block,
     layer_data,
@@ -41,6 +42,7 @@ __all__ = [
     "Params",
     "Transformer",
     "cached_hidden_states",
+    "continued",
     "empty_cache",
     "head_of",
     "hidden_states",
@@ -144,30 +146,68 @@ def cached_hidden_states(
     `reach` (), of `reach_of`, is that of the whole prompt where these tokens are a part of it.
     """
     seen = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments, index, axis=1)
+
+    def attend(
+        query: jax.Array, keys: jax.Array, values: jax.Array, number: Any, **settings: Any
+    ) -> jax.Array:
+        places = (segments, seen)
+        return attention_reference(
+            query, keys[number], values[number], *places, offset=index, **settings
+        )
+
+    places = (tokens, segments, positions)
+    hidden, written = continued(config, params, *places, cache, index, lambda _: attend, reach)
+    return hidden, {**written, "segments": seen}
+
+
+def continued(
+    config: Config,
+    params: Params,
+    tokens: Int[Array, "batch length"],
+    segments: Int[Array, "batch length"],
+    positions: Int[Array, "batch length"],
+    cache: Mapping[str, Any],
+    index: Int[Array, ""],
+    attend: Callable[[str], Callable[..., jax.Array]],
+    reach: Reach = None,
+) -> tuple[Float[Array, "batch length hidden"], dict[str, Any]]:
+    """The decoder over tokens whose keys and values are written to a cache at `index`, and that cache.
+
+    Args:
+        config: the decoder's.
+        params: its tree.
+        tokens: (batch, length) ids of what is read.
+        segments: (batch, length) of them.
+        positions: (batch, length) of them.
+        cache: "key" and "value", each by the name of a segment.
+        index: where along the cache's length the tokens are written.
+        attend: by the name of the segment whose cache is looked at, how: see `Past`.
+        reach: as of `cached_hidden_states`.
+    """
     reach = reach_of(config, segments, positions) if reach is None else reach
     x = _embed(config, params, tokens, positions)
     inputs = layer_inputs(config, params, tokens, x)
-    written: dict[str, Any] = {"key": {}, "value": {}, "segments": seen}
+    written: dict[str, Any] = {"key": {}, "value": {}}
     parts = segments_of(config)
     for segment in parts:
         own, name = segment.config, segment.name
+        # a segment without keys of its own looks at another's last layer, which is not written again
+        lender = segment if own.keys_from < 0 else parts[own.keys_from]
+        look = attend(lender.name)
 
-        def body(carry: Any, scanned: Any, own: Config = own) -> tuple[Any, None]:
+        def body(carry: Any, scanned: Any, own: Config = own, look: Any = look) -> tuple[Any, None]:
             # The cache is carried, and written in place, rather than scanned, which would copy it whole.
             x, keys, values = carry
             layer, data, number = scanned
-            past = (keys, values, number, seen, index)
+            past = Past(keys, values, number, index, look)
             return block(own, params, layer, data, x, segments, positions, reach, None, past), None
 
-        if (
-            own.keys_from >= 0
-        ):  # the cache of another segment's last layer, which is not written again
-            lender = parts[own.keys_from]
-            numbers = jnp.full(own.layers, lender.config.layers - 1, jnp.int32)
-            start = (x, written["key"][lender.name], written["value"][lender.name])
-        else:
+        if own.keys_from < 0:
             numbers = jnp.arange(own.layers, dtype=jnp.int32)
             start = (x, cache["key"][name], cache["value"][name])
+        else:
+            numbers = jnp.full(own.layers, lender.config.layers - 1, jnp.int32)
+            start = (x, written["key"][lender.name], written["value"][lender.name])
         scanned = (params[name], _data_of(segment, inputs), numbers)
         (x, keys, values), _ = jax.lax.scan(body, start, scanned)
         if own.keys_from < 0:
