@@ -43,8 +43,8 @@ def inputs(length: int = 48, heads: int = 4, key_heads: int = 2) -> tuple[jax.Ar
 @pytest.mark.parametrize(
     ("mesh", "settings"),
     [
-        ({"context": 2}, {}),
-        ({"context": 4, "data": 2}, {"window": 7}),
+        pytest.param({"context": 2}, {}, marks=pytest.mark.thorough),
+        pytest.param({"context": 4, "data": 2}, {"window": 7}, marks=pytest.mark.thorough),
         ({"context": 3, "tensor": 2}, {"softcap": 2.0}),
         ({"context": 8}, {"window": 20, "softcap": 2.0}),
         ({"context": 4}, {"window": 9, "branches": BRANCHES}),

@@ -42,11 +42,11 @@ def kernels_in(text):
 @pytest.mark.parametrize(
     ("length", "head_dim", "options"),
     [
-        (256, 64, {}),
-        (384, 64, {"softcap": 2.0}),
+        pytest.param(256, 64, {}, marks=pytest.mark.thorough),
+        pytest.param(384, 64, {"softcap": 2.0}, marks=pytest.mark.thorough),
         (512, 64, {"window": 100}),
         (768, 64, {"window": 300}),  # three blocks of keys: parts of the queries' gradient
-        (768, 64, {"softcap": 2.0}),
+        pytest.param(768, 64, {"softcap": 2.0}, marks=pytest.mark.thorough),
         (1152, 128, {}),  # nine blocks of 128: two kernels for the gradients
     ],
 )

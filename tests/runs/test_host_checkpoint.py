@@ -96,7 +96,7 @@ def test_without_a_folder_nothing_is_written() -> None:
     assert local.newest(tree_on(1), print) is None
 
 
-@pytest.mark.parametrize("method", ["lora", "vera"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("vera", marks=pytest.mark.thorough)])
 def test_going_on_from_the_disk_equals_never_stopping(
     method: str,
     configure: Callable[..., Any],

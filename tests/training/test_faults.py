@@ -64,7 +64,9 @@ def send(number: int) -> None:
     [
         (signal.SIGTERM, SystemExit, "evaluating at step 0"),
         (signal.SIGTERM, SystemExit, "compiling"),
-        (signal.SIGTERM, SystemExit, "evaluating at step 4"),
+        pytest.param(
+            signal.SIGTERM, SystemExit, "evaluating at step 4", marks=pytest.mark.thorough
+        ),
         (signal.SIGINT, KeyboardInterrupt, "compiling"),
     ],
 )

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
         ("lora", {"method.dropout": 0.1, "data.shuffle": True}),
         ("full", {"data.packing": True, "optimizer.learning_rate": 1e-3}),
         pytest.param("lora_fa", {"grad_accum": 2}, marks=pytest.mark.thorough),
-        ("delta_lora", {"method.start_step": 4}),
+        pytest.param("delta_lora", {"method.start_step": 4}, marks=pytest.mark.thorough),
         pytest.param("vera", {}, marks=pytest.mark.thorough),
     ],
 )

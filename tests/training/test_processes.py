@@ -139,6 +139,7 @@ def test_a_full_disk(small_disk: Path, environment: dict[str, str]) -> None:
     assert "going on from the checkpoint of step" in done.stderr
 
 
+@pytest.mark.thorough
 def test_no_room_for_a_file(tmp_path: Path, environment: dict[str, str]) -> None:
     """The same by a limit on the size of files, which anyone may set."""
     done = run(command(tmp_path / "run"), environment, largest=20_000)
