@@ -38,7 +38,8 @@ class Past(NamedTuple):
     Attributes:
         keys, values: (layers, batch, key_heads, length, head_dim) of a segment.
         number: of the layer in it.
-        column: where along the length the new ones are written.
+        column: where along the length the new ones are written: () of all rows, or (batch,) of each; a row whose
+            column lies behind the cache is then not written.
         attend: (query, keys, values, number, softcap=, scale=, window=) -> (batch, heads, length, head_dim).
     """
 
@@ -283,10 +284,18 @@ def _grown(query: jax.Array, positions: jax.Array, beta: float, length: float) -
 
 
 def _written(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
-    """The cache (layers, batch, key_heads, length, head_dim) with a layer's new keys or values at an index."""
-    zero = jnp.zeros((), jnp.int32)
-    start = (layer, zero, zero, jnp.asarray(index, jnp.int32), zero)
-    return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), start)
+    """The cache (layers, batch, key_heads, length, head_dim) with a layer's new keys or values at an index.
+
+    The index is one for all rows, or (batch,).
+    """
+    index, zero = jnp.asarray(index, jnp.int32), jnp.zeros((), jnp.int32)
+    new = new.astype(cache.dtype)
+    if index.ndim == 0:
+        return jax.lax.dynamic_update_slice(cache, new[None], (layer, zero, zero, index, zero))
+    rows, _, length, _ = new.shape
+    columns = index[:, None] + jnp.arange(length, dtype=jnp.int32)[None, :]
+    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
+    return cache.at[layer, row, :, columns].set(new.swapaxes(1, 2), mode="drop")
 
 
 def _query_key_value(

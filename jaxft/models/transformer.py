@@ -167,7 +167,7 @@ def continued(
     segments: Int[Array, "batch length"],
     positions: Int[Array, "batch length"],
     cache: Mapping[str, Any],
-    index: Int[Array, ""],
+    index: Int[Array, ""] | Int[Array, " batch"],
     attend: Callable[[str], Callable[..., jax.Array]],
     reach: Reach = None,
 ) -> tuple[Float[Array, "batch length hidden"], dict[str, Any]]:
@@ -180,7 +180,7 @@ def continued(
         segments: (batch, length) of them.
         positions: (batch, length) of them.
         cache: "key" and "value", each by the name of a segment.
-        index: where along the cache's length the tokens are written.
+        index: where along the cache's length the tokens are written, () or (batch,); see `Past`.
         attend: by the name of the segment whose cache is looked at, how: see `Past`.
         reach: as of `cached_hidden_states`.
     """

@@ -1,0 +1,77 @@
+"""`jaxft serve`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from jaxft.commands.flags import whole
+
+HELP = "answer by OpenAI's protocol over HTTP"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a folder, or OWNER/NAME of the hub"
+    )
+    parser.add_argument(
+        "--name", default="", metavar="NAME", help="what requests call it; default: as --model"
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="default: 127.0.0.1")
+    parser.add_argument(
+        "--port", type=whole(0), default=8000, metavar="N", help="default: 8000; 0: a free one"
+    )
+    parser.add_argument(
+        "--api-key", default="", metavar="KEY", help="answer only requests that bear it"
+    )
+    _add_sizes(parser)
+    parser.add_argument(
+        "--chat-template", default="", metavar="T", help="a name, as chatml, or a file"
+    )
+    parser.add_argument(
+        "--tokenizer", default="", metavar="DIR", help="a folder with another tokenizer.json"
+    )
+    parser.add_argument(
+        "--date", default="", metavar="DAY", help="what a chat template takes for today"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", metavar="D", help="float32 (default), bfloat16 or float16"
+    )
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--slots", type=whole(1), default=16, metavar="N", help="sequences at once; default: 16"
+    )
+    parser.add_argument(
+        "--context",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="tokens of a sequence, prompt and answer; default: the model's, at most 2048",
+    )
+    parser.add_argument(
+        "--waiting", type=whole(0), default=256, metavar="N", help="that may wait; default: 256"
+    )
+    parser.add_argument(
+        "--stop-within",
+        type=whole(0),
+        default=30,
+        metavar="S",
+        help="seconds for answers on their way at SIGTERM; default: 30",
+    )
+    parser.add_argument(
+        "--body-bytes",
+        type=whole(1),
+        default=2**22,
+        metavar="N",
+        help="of a request, at most; default: 4 MiB",
+    )
+
+
+def run(**flags: Any) -> None:
+    """Runs the verb."""
+    from jaxft.inference.serving.command import main
+
+    main(**flags)

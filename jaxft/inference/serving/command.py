@@ -1,0 +1,192 @@
+"""What `jaxft serve` runs: opens what is served, listens, and ends in order when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxft.errors import UserError, counted
+from jaxft.inference.opening import open_model, open_words
+from jaxft.inference.serving.engine import Ask, Engine
+from jaxft.inference.serving.models import Served, served
+from jaxft.models.block import original_length
+from jaxft.models.config import Config
+
+USUAL_CONTEXT = 2048  # tokens of a sequence, where the model reads so many and none are asked for
+
+
+def main(
+    model: str,
+    *,
+    name: str,
+    host: str,
+    port: int,
+    api_key: str,
+    slots: int,
+    context: int,
+    waiting: int,
+    stop_within: int,
+    body_bytes: int,
+    tokenizer: str,
+    chat_template: str,
+    date: str,
+    dtype: str,
+) -> None:
+    """Serves a model by OpenAI's protocol until SIGTERM or Ctrl-C.
+
+    Args:
+        model: a Hugging Face folder, a name of the hub, or "tiny".
+        name: what requests call it; "" for `model`.
+        host: the address where it listens.
+        port: likewise; 0 takes a free one.
+        api_key: what clients must know; "" for nothing.
+        slots: sequences at once.
+        context: tokens of a sequence; 0: what the model reads, at most `USUAL_CONTEXT`.
+        waiting: requests that may wait for a slot.
+        stop_within: seconds that answers on their way have when it is told to stop.
+        body_bytes: the most of a request.
+        tokenizer: as of `open_words`, like the next two.
+        chat_template: "" for the tokenizer's.
+        date: "" for the present moment.
+        dtype: of weights and computation.
+
+    Raises:
+        UserError: what cannot be read or listened at, or an engine that failed.
+    """
+    words = open_words(model, tokenizer=tokenizer, chat_template=chat_template, date=date)
+    with _listening(host, port) as listener:
+        network, params = open_model(model, "", dtype)
+        room = context_of(network.config, context)
+        engine = Engine(network.config, params, slots=slots, context=room, waiting=waiting)
+        models = [served(name or model, _root(model), words.tokenizer)]
+        engine.start()
+        try:
+            warm(engine, models[0])
+            listener.listen(1024)  # who connects from here on is answered
+            address = _address(listener)
+            print(
+                f"jaxft: {models[0].name} at {address}/v1: {counted(slots, 'slot')} of {counted(room, 'token')}",
+                file=sys.stderr,
+                flush=True,
+            )
+            run(engine, models, listener, api_key, body_bytes, stop_within)
+        finally:
+            engine.stop(stop_within)
+    if engine.failure is not None:
+        raise UserError(f"serve: the engine failed: {engine.failure}") from engine.failure
+
+
+def context_of(config: Config, asked: int) -> int:
+    """How many tokens a sequence may have.
+
+    Raises:
+        UserError: more than the model reads, or than longrope turns by one kind of angles.
+    """
+    most = config.max_length
+    if (original := original_length(config)) is not None:
+        most = min(most, original)  # beyond it one row's length would change the answers of all
+    if asked > most:
+        raise UserError(f"--context {asked:,}: the model reads {counted(most, 'token')} here")
+    return asked or min(most, USUAL_CONTEXT)
+
+
+def warm(engine: Engine, model: Served) -> None:
+    """Answers once, so that the first request waits for no compiler.
+
+    Raises:
+        UserError: the engine cannot: there is not enough memory, say.
+    """
+    done = threading.Event()
+    ids = tuple(range(min(16, engine.context - 2, engine.config.vocabulary)))
+    ask = Ask(ids=ids, tokenizer=model.tokenizer, limit=2)
+    engine.submit([ask], [lambda piece: done.set() if piece.end else None])
+    done.wait()
+    if engine.failure is not None:
+        reason = " ".join(str(engine.failure).split())[:300]
+        raise UserError(f"serve: the engine fails at its first answer: {reason}")
+
+
+def run(
+    engine: Engine,
+    models: list[Served],
+    listener: socket.socket,
+    key: str,
+    most_bytes: int,
+    stop_within: int,
+) -> None:
+    """Serves until a signal, or until the engine fails."""
+    try:
+        import uvicorn
+
+        from jaxft.inference.serving.http import Server
+    except ImportError as error:
+        raise UserError(f"serve needs {error.name}: pip install 'jaxft[serve]'") from None
+
+    class Listening(uvicorn.Server):
+        """uvicorn's server, for which a signal is the end and not a failure."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            before = {
+                number: signal.signal(number, self.handle_exit)
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    server = Server(engine, models, key=key, most_bytes=most_bytes)
+    settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "off"}
+    listening = Listening(
+        uvicorn.Config(
+            server.application(),
+            timeout_graceful_shutdown=stop_within,
+            timeout_keep_alive=30,
+            **settings,
+        )
+    )
+
+    async def serve() -> None:
+        watching = asyncio.create_task(_until_failure(engine, listening))
+        await listening.serve(sockets=[listener])
+        watching.cancel()
+
+    asyncio.run(serve())
+
+
+async def _until_failure(engine: Engine, listening: Any) -> None:
+    while engine.failure is None:
+        await asyncio.sleep(0.5)
+    listening.should_exit = True
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that is bound before anything long is done."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot listen at {host}:{port}: {reason}") from None
+        yield listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _root(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).is_dir() else model

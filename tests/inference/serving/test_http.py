@@ -1,0 +1,347 @@
+"""The server as its clients see it: every answer is that of `generate`, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+
+import httpx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxft
+from jaxft.assets import model_folder
+from jaxft.data.chat import encode_chat
+from jaxft.data.tokenizer import load_tokenizer
+from jaxft.inference.serving.command import context_of
+from jaxft.inference.serving.engine import Engine
+from jaxft.inference.serving.http import Server
+from jaxft.inference.serving.models import served
+from jaxft.models import hidden_states, logits
+
+model, params = jaxft.load("tiny")
+tokenizer = load_tokenizer(model_folder("tiny"), "chatml")
+PROMPTS = ["Tom has 3 apples and", "A", "She buys two pens. " * 3, "Question: five plus four"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    engine = Engine(model.config, params, slots=3, context=128, waiting=6)
+    engine.start()
+    yield Server(engine, [served("tiny", "tiny", tokenizer)], most_bytes=5000)
+    engine.stop()
+    assert engine.failure is None
+
+
+def asking(server, *requests, headers=None):
+    """The responses to requests (path, body) that are made at once; those without a body are GETs."""
+
+    async def all_of_them():
+        transport = httpx.ASGITransport(server.application())
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://jaxft", headers=headers
+        ) as client:
+            calls = [
+                client.get(path) if body is None
+                else client.post(path, content=body) if isinstance(body, bytes)
+                else client.post(path, json=body)
+                for path, body in requests
+            ]  # fmt: skip
+            return await asyncio.gather(*calls)
+
+    return asyncio.run(all_of_them())
+
+
+def completion(prompt, **others):
+    return "/v1/completions", {"model": "tiny", "prompt": prompt, "temperature": 0} | others
+
+
+def chat(text, **others):
+    messages = [{"role": "user", "content": text}]
+    return "/v1/chat/completions", {
+        "model": "tiny",
+        "messages": messages,
+        "temperature": 0,
+    } | others
+
+
+def said(response):
+    assert response.status_code == 200, response.text
+    return [choice["text"] for choice in response.json()["choices"]]
+
+
+def events(response):
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def generated(prompts, new=12):
+    return jaxft.generate(model, params, prompts, tokenizer=tokenizer, max_new_tokens=new)
+
+
+def test_answers_are_those_of_generate_in_any_mixture(server):
+    warm = completion(PROMPTS[0], temperature=1.5, top_p=0.5, seed=3, max_tokens=12)
+    requests = [completion(prompt, max_tokens=12) for prompt in PROMPTS]
+    *answers, _ = asking(server, *requests, warm)
+    assert [said(answer)[0] for answer in answers] == generated(PROMPTS)
+    together = asking(server, completion(PROMPTS, max_tokens=12))[0]
+    assert said(together) == generated(PROMPTS)
+    lengths = [len(tokenizer.encode(prompt)) for prompt in PROMPTS]
+    usage = together.json()["usage"]
+    assert usage["prompt_tokens"] == sum(lengths)
+    assert usage["completion_tokens"] == 48
+    assert usage["total_tokens"] == sum(lengths) + 48
+    assert {choice["finish_reason"] for choice in together.json()["choices"]} == {"length"}
+
+
+def test_a_prompt_may_be_ids(server):
+    ids = tokenizer.encode(PROMPTS[0])
+    both = asking(server, completion(ids, max_tokens=5), completion([ids, ids[:2]], max_tokens=5))
+    assert said(both[0])[0] == said(both[1])[0] == generated(PROMPTS[:1], 5)[0]
+
+
+def test_a_chat_is_answered_through_the_template(server):
+    messages = [{"role": "user", "content": "Hello"}]
+    answer, more = asking(
+        server, chat("Hello", max_tokens=6), chat("Hello", max_completion_tokens=6)
+    )
+    body = answer.json()
+    assert body["object"] == "chat.completion"
+    message = body["choices"][0]["message"]
+    assert message["role"] == "assistant"
+    assert (
+        message["content"]
+        == generated([messages], 6)[0]
+        == more.json()["choices"][0]["message"]["content"]
+    )
+    ids = encode_chat(tokenizer, messages, add_generation_prompt=True)
+    assert body["usage"]["prompt_tokens"] == len(ids)
+
+
+def test_a_stream_says_the_same_in_parts(server):
+    options = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 8}
+    text, turn, plain = asking(
+        server,
+        completion(PROMPTS[:2], **options),
+        chat("Hello", **options),
+        chat("Hello", stream=True, max_tokens=8),
+    )
+    parts = events(text)
+    for index, want in enumerate(generated(PROMPTS[:2], 8)):
+        own = [part["choices"][0] for part in parts[:-1] if part["choices"][0]["index"] == index]
+        assert "".join(choice["text"] for choice in own) == want
+        assert [choice["finish_reason"] for choice in own][-1] == "length"
+        assert len(own) > 4
+    assert parts[-1]["choices"] == []
+    assert parts[-1]["usage"]["completion_tokens"] == 16
+    assert all(part["usage"] is None for part in parts[:-1])
+    turns = events(turn)
+    assert turns[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    words = "".join(part["choices"][0]["delta"].get("content", "") for part in turns[:-1])
+    assert words == generated([[{"role": "user", "content": "Hello"}]], 8)[0]
+    assert "usage" not in events(plain)[-1]
+
+
+def log_probabilities(ids):
+    """Of the next token after each of some ids: the definition."""
+    hidden = hidden_states(model.config, params, jnp.asarray([ids]))
+    return np.asarray(jax.nn.log_softmax(logits(model.config, params, hidden)[0]))
+
+
+def test_probabilities_are_those_of_the_model_also_of_the_prompt(server):
+    ids = tokenizer.encode(PROMPTS[0])
+    response = asking(server, completion(ids, max_tokens=3, logprobs=2, echo=True))[0].json()
+    scores = response["choices"][0]["logprobs"]
+    text = response["choices"][0]["text"]
+    asked = tokenizer.decode(ids, skip_special_tokens=False)
+    assert text.startswith(asked)
+    every = ids + tokenizer.encode(text[len(asked) :], add_special_tokens=False)
+    want = log_probabilities(every)
+    assert scores["token_logprobs"][0] is scores["top_logprobs"][0] is None
+    found = scores["token_logprobs"][1:]
+    assert len(found) == len(every) - 1 == len(ids) + 2
+    assert found == pytest.approx([want[i, token] for i, token in enumerate(every[1:])], abs=1e-4)
+    for row, top, own in zip(want, scores["top_logprobs"][1:], found, strict=False):
+        assert max(top.values()) == pytest.approx(row.max(), abs=1e-4)
+        assert own in top.values()  # what was said is told too, as it stands
+        assert len(top) <= 3
+    assert "".join(scores["tokens"]) == text
+    assert scores["text_offset"] == [len("".join(scores["tokens"][:i])) for i in range(len(every))]
+    prompt_alone = asking(server, completion(ids, max_tokens=0, logprobs=1, echo=True))[0].json()
+    assert (
+        prompt_alone["choices"][0]["logprobs"]["token_logprobs"]
+        == scores["token_logprobs"][: len(ids)]
+    )
+    assert prompt_alone["usage"]["completion_tokens"] == 0
+
+
+def test_a_chats_probabilities_stand_beside_its_tokens(server):
+    response = asking(server, chat("Hello", max_tokens=3, logprobs=True, top_logprobs=2))[0].json()
+    rows = response["choices"][0]["logprobs"]["content"]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["logprob"] == row["top_logprobs"][0]["logprob"]
+        assert bytes(row["bytes"]).decode() == row["token"]
+        assert len(row["top_logprobs"]) == 2
+
+
+def test_a_stop_ends_the_answer_and_is_no_part_of_it(server):
+    whole = generated(PROMPTS[:1], 12)[0]
+    stop = whole[5:8]
+    response = asking(server, completion(PROMPTS[0], max_tokens=12, stop=[stop, "nowhere"]))[0]
+    assert said(response)[0] == whole[: whole.index(stop)]
+    assert response.json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_models_own_end_ends_it(server, monkeypatch):
+    ids = tokenizer.encode(PROMPTS[0])
+    first = int(log_probabilities(ids)[-1].argmax())
+    ending = dataclasses.replace(server.models["tiny"].tokenizer, eos_ids=(first,))
+    monkeypatch.setitem(
+        server.models, "tiny", dataclasses.replace(server.models["tiny"], tokenizer=ending)
+    )
+    response = asking(server, completion(PROMPTS[0], max_tokens=12))[0].json()
+    assert response["choices"][0] == {
+        "index": 0,
+        "finish_reason": "stop",
+        "logprobs": None,
+        "text": "",
+    }
+    assert response["usage"]["completion_tokens"] == 1
+    on = asking(server, completion(PROMPTS[0], max_tokens=3, ignore_eos=True))[0].json()
+    assert on["usage"]["completion_tokens"] == 3
+
+
+def test_draws_depend_on_the_seed_and_not_on_the_others(server):
+    draw = completion(PROMPTS[0], temperature=1.0, max_tokens=10, seed=7, n=2)
+    alone = said(asking(server, draw)[0])
+    among = asking(
+        server, completion(PROMPTS[1], max_tokens=9), draw, completion("x", temperature=2, seed=1)
+    )
+    assert said(among[1]) == alone
+    assert alone[0] != alone[1]
+    other = said(asking(server, completion(PROMPTS[0], temperature=1.0, max_tokens=10, seed=8))[0])
+    assert other[0] not in alone
+    narrow = completion(PROMPTS[0], temperature=5.0, top_k=1, max_tokens=10)
+    assert said(asking(server, narrow)[0]) == generated(PROMPTS[:1], 10)
+
+
+def test_a_beginning_that_was_read_is_not_read_again(server):
+    text = "The train leaves at nine. How many hours is it until noon? Count them slowly."
+    ids = tokenizer.encode(text)
+    first = asking(server, completion(text, max_tokens=4, n=3))[0].json()
+    assert first["usage"]["prompt_tokens"] == len(ids)
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] >= 2 * (len(ids) - 1)
+    longer = asking(server, completion(text + " Then add", max_tokens=4))[0].json()
+    assert longer["usage"]["prompt_tokens_details"]["cached_tokens"] >= len(ids) - 1
+    assert [choice["text"] for choice in longer["choices"]] == generated([text + " Then add"], 4)
+
+
+def test_models_are_listed(server):
+    listing, one, none = asking(
+        server, ("/v1/models", None), ("/v1/models/tiny", None), ("/v1/models/tin", None)
+    )
+    assert listing.json()["object"] == "list"
+    assert listing.json()["data"] == [one.json()]
+    assert (
+        one.json().items()
+        >= {"id": "tiny", "object": "model", "root": "tiny", "parent": None}.items()
+    )
+    assert none.status_code == 404
+    assert "'tiny'" in none.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "told"),
+    [
+        (("/v1/completions", b"{"), 400, "JSON"),
+        (("/v1/completions", b"x" * 6000), 413, "5,000"),
+        (completion("a", model="tny"), 404, "'tiny'"),
+        (completion("a" * 600, max_tokens=4), 400, "--context"),
+        (completion("a", max_tokens=500), 400, "--context"),
+        (completion([99_999]), 400, "99999"),
+        (chat("a", messages=[{"role": "usr", "content": "a"}]), 400, "'user'"),
+        (chat("a", messages=[{"role": "user"}]), 400, "content"),
+        (("/v1/embeddings", {"input": "a"}), 404, "/v1/embeddings"),
+        (("/v1/completions", None), 405, "GET"),
+    ],
+)  # fmt: skip
+def test_what_is_not_answered_is_an_error_object(server, request_, status, told):
+    response = asking(server, request_)[0]
+    assert response.status_code == status
+    assert told in response.json()["error"]["message"]
+
+
+def test_a_key_is_asked_for(server):
+    locked = Server(server.engine, list(server.models.values()), key="secret")
+    paths = (("/v1/models", None), ("/health", None))
+    without, health = asking(locked, *paths)
+    assert (without.status_code, health.status_code) == (401, 200)
+    assert asking(locked, *paths, headers={"Authorization": "Bearer secre"})[0].status_code == 401
+    assert asking(locked, *paths, headers={"Authorization": "Bearer secret"})[0].status_code == 200
+
+
+def test_more_than_may_wait_are_told_when_to_come_again(server):
+    responses = asking(server, *[completion(PROMPTS[0], max_tokens=30)] * 14)
+    codes = [response.status_code for response in responses]
+    assert set(codes) == {200, 429}
+    assert codes.count(200) >= 9
+    full = responses[codes.index(429)]
+    assert int(full.headers["retry-after"]) >= 1
+    assert full.json()["error"]["type"] == "rate_limit_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_row(server, stream):
+    """The ASGI application itself, whose client is gone after some parts."""
+    _, body = completion(PROMPTS[0], max_tokens=100, ignore_eos=True, stream=stream)
+    before = server.engine.load()["tokens"]
+    sent = []
+
+    async def leave():
+        gone, heard = asyncio.Event(), iter([json.dumps(body).encode()])
+
+        async def receive():
+            for part in heard:
+                return {"type": "http.request", "body": part, "more_body": False}
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+            if len(sent) == 4:
+                gone.set()
+
+        if not stream:
+            asyncio.get_running_loop().call_later(0.05, gone.set)
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/completions",
+            "headers": [],
+            "query_string": b"",
+        }
+        await server.application()(scope, receive, send)
+
+    asyncio.run(leave())
+    until = time.monotonic() + 20
+    while server.engine.load()["busy"] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert server.engine.load()["busy"] == 0
+    assert server.engine.load()["tokens"] - before < 100
+
+
+def test_a_context_is_what_the_model_reads_at_most():
+    assert context_of(model.config, 0) == min(model.config.max_length, 2048)
+    assert context_of(model.config, 64) == 64
+    with pytest.raises(jaxft.UserError, match="--context 1,000,000"):
+        context_of(model.config, 1_000_000)
+    rope = (("rope_type", "longrope"), ("original_max_position_embeddings", 32))
+    assert context_of(dataclasses.replace(model.config, rope_scaling=rope), 0) == 32
