@@ -1,17 +1,19 @@
 """How fast an index is made and asked, and how much memory that takes, beside bm25s alone and SQLite's FTS5.
 
-    python experiments/retrieval_speed.py [--chunks 100000] [--queries 200] [--record]
+    python experiments/retrieval_speed.py [--chunks 100000] [--queries 200] [--record FILE.json]
 
 The chunks are made up: 60 words each, drawn by Zipf's law from 100,000, the same for all; queries have four words
 that are not among the hundred commonest. Every column runs in a process of its own; seconds are of the processor,
 memory is the largest resident size. jaxft is what `jaxft index` does with ten files of JSON lines:
 reading, cutting by tokens, digests, BM25, writing; and then one file of ten changed. bm25s and FTS5 get the chunks
-ready cut. FTS5 matches any of the words and ranks by its bm25().
+ready cut. FTS5 matches any of the words and ranks by its bm25(). With `--record` each column is written as it comes,
+and those that the file holds already are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import sqlite3
@@ -19,19 +21,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 WORDS, LENGTH, COMMON, FILES = 100_000, 60, 100, 10
-COLUMNS = ("jaxft", "bm25s", "fts5")
+DRAWN = 10_000  # chunks drawn at once, so that what makes them needs no memory beside what is measured
+COLUMNS = ("fts5", "bm25s", "jaxft")
 
 
-def texts(chunks: int) -> list[str]:
-    """The chunks."""
+def texts(chunks: int) -> Iterator[str]:
+    """The chunks, one after the other."""
     draw = np.random.default_rng(0)
-    ids = np.minimum(draw.zipf(1.3, (chunks, LENGTH)), WORDS)
-    return [f"{' '.join(f'w{n}' for n in row)}." for row in ids.tolist()]
+    for begin in range(0, chunks, DRAWN):
+        ids = np.minimum(draw.zipf(1.3, (min(DRAWN, chunks - begin), LENGTH)), WORDS)
+        yield from (f"{' '.join(f'w{n}' for n in row)}." for row in ids.tolist())
 
 
 def queries(count: int) -> list[str]:
@@ -42,11 +47,12 @@ def queries(count: int) -> list[str]:
 
 def write(folder: Path, chunks: int) -> None:
     """The chunks as rows of ten files."""
-    said = texts(chunks)
-    for number in range(FILES):
-        rows = enumerate(said[number::FILES])
-        lines = [json.dumps({"id": place, "text": text}) + "\n" for place, text in rows]
-        (folder / f"{number}.jsonl").write_text("".join(lines))
+    with contextlib.ExitStack() as stack:
+        names = [folder / f"{number}.jsonl" for number in range(FILES)]
+        files = [stack.enter_context(name.open("w")) for name in names]
+        for number, text in enumerate(texts(chunks)):
+            row = {"id": number // FILES, "text": text}
+            files[number % FILES].write(json.dumps(row) + "\n")
 
 
 def of_jaxft(chunks: int, asked: list[str], folder: Path) -> dict[str, float]:
@@ -76,7 +82,7 @@ def of_bm25s(chunks: int, asked: list[str], folder: Path) -> dict[str, float]:
     """The same of bm25s alone."""
     import bm25s
 
-    said = texts(chunks)
+    said = list(texts(chunks))
     began = time.process_time()
     index = bm25s.BM25()
     index.index(bm25s.tokenize(said, stopwords=[], show_progress=False), show_progress=False)
@@ -93,7 +99,7 @@ def of_bm25s(chunks: int, asked: list[str], folder: Path) -> dict[str, float]:
 
 def of_fts5(chunks: int, asked: list[str], folder: Path) -> dict[str, float]:
     """The same of SQLite."""
-    said = texts(chunks)
+    said = list(texts(chunks))
     began = time.process_time()
     base = sqlite3.connect(folder / "INDEX")
     base.execute("create virtual table chunks using fts5(text)")
@@ -136,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunks", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--record", action="store_true", help="write retrieval_speed.json")
+    parser.add_argument("--record", type=Path, help="where what was measured is kept")
     parser.add_argument("--column", choices=COLUMNS, help="this one alone, as JSON")
     options = parser.parse_args()
     if options.column:
@@ -148,14 +154,17 @@ def main() -> None:
         return
     words = [sys.executable, __file__, "--chunks", str(options.chunks)]
     words += ["--queries", str(options.queries), "--column"]
-    told = {}
+    told: dict[str, dict[str, dict[str, float]]] = {}
+    if options.record and options.record.exists():
+        told = json.loads(options.record.read_text())
+    found = told.setdefault(str(options.chunks), {})
     for name in COLUMNS:
-        said = subprocess.run([*words, name], stdout=subprocess.PIPE, text=True, check=True).stdout
-        told[name] = json.loads(said.splitlines()[-1])
-    print(table(options.chunks, told))
-    if options.record:
-        file = Path(__file__).with_suffix(".json")
-        file.write_text(json.dumps({"chunks": options.chunks, **told}, indent=1) + "\n")
+        if name not in found:
+            said = subprocess.run([*words, name], stdout=subprocess.PIPE, text=True, check=True)
+            found[name] = json.loads(said.stdout.splitlines()[-1])
+        if options.record:
+            options.record.write_text(json.dumps(told, indent=1) + "\n")
+    print("\n".join(table(int(chunks), columns) for chunks, columns in told.items()))
 
 
 if __name__ == "__main__":

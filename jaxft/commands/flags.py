@@ -37,6 +37,11 @@ def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
     return read
 
 
+def numbers(text: str) -> list[float]:
+    """Numbers with commas between them."""
+    return [number(-1e30, 1e30)(part) for part in text.split(",")]
+
+
 def add_asked(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which model is asked, and how."""
     parser.add_argument(

@@ -146,16 +146,21 @@ def fingerprint(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
     )
 
 
+def trained_over(adapter: Path) -> dict[str, str]:
+    """{file: digest} of the base over which an adapter was trained, as its manifest says; {} where nothing says it."""
+    found = read_manifest(adapter).get("base") if (adapter / NAME).exists() else None
+    return found if isinstance(found, dict) else {}
+
+
 def tell_another_base(adapter: Path, base: Path) -> None:
     """Says on stderr where an adapter's manifest names other files of a base than those it is put on.
 
     The shapes may fit, and the base may be the same in another dtype: so this is said, not refused.
     """
-    if not (adapter / NAME).exists() or not any(base.glob(BASE[1])):  # a base of shapes alone
+    trained_on = trained_over(adapter)
+    if not trained_on or not any(base.glob(BASE[1])):  # a base of shapes alone
         return
-    trained_on = read_manifest(adapter).get("base")
-    files = changed(trained_on, fingerprint(base, BASE)) if isinstance(trained_on, dict) else []
-    if trained_on and files:
+    if files := changed(trained_on, fingerprint(base, BASE)):
         print(
             f"jaxft: {adapter} was trained on another base than {base}: {', '.join(files)} differ",
             file=sys.stderr,

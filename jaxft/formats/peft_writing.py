@@ -118,19 +118,39 @@ def save_adapter(
         )
     options, tensors = _export(params, method, names, trained)
     options |= _named_base(str(base))
+    started = ""
+    if method is not None and method.init != "default":
+        started = f"- it began by {method.init}: {_STARTED[moved_base(params)]}\n"
+    said = card(options, method.name if method else "", quantization_of(params), started)
+    unknown = not base or (is_remote(base) and not meant(base))
+    digests = {} if unknown else fingerprint(model_folder(base, required=False), BASE)
+    write_adapter(target, options, tensors, said, digests)
+
+
+def write_adapter(
+    target: Path,
+    options: Mapping[str, Any],
+    tensors: Mapping[str, Lazy],
+    said: str,
+    base: Mapping[str, str],
+) -> None:
+    """Writes an adapter's folder, which appears whole or not at all and takes the place of what stands there.
+
+    Args:
+        target: the folder.
+        options: adapter_config.json.
+        tensors: {name: tensor}.
+        said: the model card.
+        base: {file: digest} of the base, {} for one that is not known.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     part.chmod(0o777 & ~_umask())
     try:
         write_file(part / "adapter_model.safetensors", tensors)
         write_json(part / "adapter_config.json", options)
-        (part / "README.md").write_text(_card(options, method, params), encoding="utf-8")
-        write_manifest(
-            part,
-            base={}
-            if not base or (is_remote(base) and not meant(base))
-            else fingerprint(model_folder(base, required=False), BASE),
-        )
+        (part / "README.md").write_text(said, encoding="utf-8")
+        write_manifest(part, base=base)
         if target.exists():
             shutil.rmtree(target)
         part.rename(target)
@@ -279,18 +299,22 @@ def read_quantization(folder: Path) -> dict[str, Any] | None:
     return json.loads(found[1]) if found else None
 
 
-def _card(options: Mapping[str, Any], method: Method | None, params: PyTree) -> str:
-    quantized = quantization_of(params)
-    said = {"line": "", "item": ""}
-    started = ""
-    if method is not None and method.init != "default":
-        started = f"- it began by {method.init}: {_STARTED[moved_base(params)]}\n"
+def card(
+    options: Mapping[str, Any], made_by: str, quantized: Mapping[str, Any] | None, started: str = ""
+) -> str:
+    """The model card of an adapter.
+
+    Args:
+        options: adapter_config.json.
+        made_by: the method, or what else made it; "": what PEFT calls its kind.
+        quantized: what the base was quantized to, if it was.
+        started: a line about its start, or "".
+    """
+    line = item = ""
     if quantized:
         scales = ", scales quantized too" if quantized["double_quant"] else ""
-        said["line"] = f"{QUANTIZED_KEY}: {json.dumps(quantized)}\n"
-        said["item"] = (
-            f"- the base was quantized: {quantized['scheme']}, groups of {quantized['group_size']}{scales}\n"
-        )
+        line = f"{QUANTIZED_KEY}: {json.dumps(quantized)}\n"
+        item = f"- the base was quantized: {quantized['scheme']}, groups of {quantized['group_size']}{scales}\n"
     kind = (
         "DoRA"
         if options.get("use_dora")
@@ -299,12 +323,12 @@ def _card(options: Mapping[str, Any], method: Method | None, params: PyTree) -> 
     base = options["base_model_name_or_path"]
     return CARD.format(
         base_line=f"base_model: {base}\n" if base else "",
-        quantized_line=said["line"],
-        quantized_item=said["item"],
+        quantized_line=line,
+        quantized_item=item,
         started_item=started,
         tag=options["peft_type"].lower(),
         title=kind,
         base=base or "path/to/the/base",
-        method=method.name if method else kind,
+        method=made_by or kind,
         rank=options["r"],
     )
