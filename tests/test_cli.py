@@ -31,7 +31,7 @@ def called(monkeypatch):
     stand_in("jaxft.inference.generate", "main")
     stand_in("jaxft.inference.chat", "main")
     stand_in("jaxft.objectives.preview", "main", "config")
-    stand_in("jaxft.formats.merge", "merge_folder")
+    stand_in("jaxft.formats.combining", "merge_adapters")
     stand_in("jaxft.quickstart", "quickstart")
     return calls
 
@@ -114,8 +114,8 @@ def test_merge_and_quickstart_hand_their_flags_on(called):
     assert cli.main(["quickstart", "--workdir", "w"]) == 0
     assert called == [
         (
-            "merge_folder",
-            {"model": "m", "adapter": "a", "output": "o", "quantize": "none", "dtype": ""},
+            "merge_adapters",
+            {"model": "m", "adapters": ["a"], "output": "o", "quantize": "none", "dtype": ""},
         ),
         ("quickstart", {"workdir": "w"}),
     ]
