@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 WORDS, LENGTH, COMMON, FILES = 100_000, 60, 100, 10
-DRAWN = 10_000  # chunks drawn at once, so that what makes them needs no memory beside what is measured
+DRAWN = 10_000  # chunks drawn at once: what makes them needs no memory of its own
 COLUMNS = ("fts5", "bm25s", "jaxft")
 
 
