@@ -16,6 +16,7 @@ from jaxft.data.unwritten import Unwritten
 from jaxft.defaults import MAX_NEW_TOKENS
 from jaxft.errors import UserError
 from jaxft.inference.asked import Prompt
+from jaxft.inference.exact import exactly
 from jaxft.inference.generate import (
     check_lengths,
     check_settings,
@@ -23,7 +24,7 @@ from jaxft.inference.generate import (
     padded,
     streams_of,
 )
-from jaxft.inference.rollouts import sample_rollouts
+from jaxft.inference.rollouts import prompts_of, sample
 from jaxft.models import Transformer
 
 
@@ -41,6 +42,7 @@ def rollout(
     seed: int = 0,
     eos_ids: Sequence[int] | None = None,
     slots: int = 0,
+    exact: bool = False,
 ) -> tuple[Int32[np.ndarray, "n new"], Float32[np.ndarray, "n new"]]:
     """Samples `group` completions of each prompt: n = prompts * group, those of a prompt together.
 
@@ -60,6 +62,8 @@ def rollout(
         seed: of the draws.
         eos_ids: the ids that end a completion; by default the tokenizer's and, of conversations, that of a turn's end.
         slots: completions continued at once; 0 chooses.
+        exact: whether training's program, which reads whole rows and not a cache, has the last word on each token: the
+            sample and its log-probabilities are then exactly those of the policy that is trained.
 
     Returns:
         tokens: (n, max_new_tokens) int32, -1 behind a completion's end; an EOS is part of it.
@@ -85,21 +89,21 @@ def rollout(
     if eos_ids is None:
         eos_ids = _ends(prompts, tokenizer)
     tokens, segments = padded(encoded)
-    found = sample_rollouts(
-        model.config,
-        params,
+    asked = prompts_of(
         tokens,
         segments,
-        jax.random.key(seed),
         group=group,
-        max_new_tokens=max_new_tokens,
+        limits=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        eos_ids=eos_ids,
         streams=streams_of(encoded),
-        slots=slots,
     )
+    what = (model.config, params, asked, jax.random.key(seed))
+    settings: dict[str, Any] = {"eos_ids": eos_ids, "slots": slots}
+    found = sample(*what, max_new_tokens=max_new_tokens, **settings)
+    if exact:
+        found = exactly(*what, found, **settings).rollouts
     told = np.arange(max_new_tokens)[None, :] < np.asarray(found.lengths)[:, None]
     return np.where(told, found.tokens, -1), np.where(told, found.log_probabilities, 0.0)
 

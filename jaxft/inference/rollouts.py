@@ -1,93 +1,44 @@
 """Many completions of each prompt, sampled by one compiled program: what a policy that learns from rewards tries.
 
-The prompts are read once. Their completions wait in a queue and are continued in slots, all slots one token a step; a
-slot whose completion has ended takes the next of the queue in the same step. When the queue is empty and half of the
-slots have nothing to do, the others go on by themselves, in a program of half the width.
-
 A completion's draws depend on the key, its prompt's stream, its number in the group and the token's number in it: not
 on the slot, the other prompts, their order, or the mesh.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from jaxft.errors import UserError
-from jaxft.inference.decoding import LEAST_LENGTH, bucket, left_padded, read_prompts
-from jaxft.inference.sampling import Drawn, draw
-from jaxft.kernels.shared_attention import Sharing, shared_attention
-from jaxft.mesh import BATCH, sizes_in_force
+from jaxft.inference.decoding import LEAST_LENGTH, bucket
+from jaxft.inference.slots import (
+    Prompts,
+    Rollouts,
+    batch_parts,
+    completion_keys,
+    run_slots,
+    slots_of,
+)
 from jaxft.models.block import original_length
 from jaxft.models.config import Config
-from jaxft.models.transformer import Params, continued, empty_cache, logits
+from jaxft.models.transformer import Params
 from jaxft.runtime.processes import to_host
 
-LEAST_SLOTS = 8  # of a part: a narrower program takes as long a step
-
-
-class Prompts(NamedTuple):
-    """What is asked, and how it is answered; all of it is data of the program.
-
-    Attributes:
-        tokens: (prompts, length) ids, padded on either side.
-        segments: (prompts, length): 1 where a prompt's token stands, 0 where there is padding.
-        streams: (prompts,) uint32, what a prompt's draws depend on beside the key.
-        numbers: (prompts, group): the number of each completion in its group, on which its draws depend.
-        first: (prompts,): the number of the first token drawn: above 0 where a prompt ends with tokens drawn before.
-        limits: (prompts,): the most tokens of a completion, at most the program's `room`; 0: no completions.
-        temperature, top_k, top_p: (prompts,), as of `jaxft.inference.sampling.draw`.
-    """
-
-    tokens: Int[Array, "prompts length"]
-    segments: Int[Array, "prompts length"]
-    streams: Int[Array, " prompts"]
-    numbers: Int[Array, "prompts group"]
-    first: Int[Array, " prompts"]
-    limits: Int[Array, " prompts"]
-    temperature: Float[Array, " prompts"]
-    top_k: Int[Array, " prompts"]
-    top_p: Float[Array, " prompts"]
-
-
-class Rollouts(NamedTuple):
-    """What was sampled: n = prompts * group completions; those of a prompt stand together.
-
-    Attributes:
-        tokens: (n, room) int32, 0 behind a completion's end.
-        lengths: (n,) int32, the EOS counted.
-        log_probabilities: (n, room) float32 of each token under the sampler: at its temperature, among the tokens that
-            top-k and top-p left; 0 behind the end.
-        log_masses: (n, room) float32: the log of the probability that those tokens had together, 0 where all could be
-            drawn. `log_probabilities + log_masses` are those of the policy at that temperature.
-        truncated: (n,) bool: the limit ended it, and no EOS.
-        group: (n,) int32, the number of its prompt.
-        slot_steps: (2,) int32: how many tokens the slots read, and how many they could have read in that many steps.
-    """
-
-    tokens: Int[Array, "n room"]
-    lengths: Int[Array, " n"]
-    log_probabilities: Float[Array, "n room"]
-    log_masses: Float[Array, "n room"]
-    truncated: Bool[Array, " n"]
-    group: Int[Array, " n"]
-    slot_steps: Int[Array, " 2"]
-
-    @property
-    def busy(self) -> float:
-        """The share of slot-steps that continued a completion; 1.0 where there were none."""
-        used, all_of_them = (int(x) for x in np.asarray(self.slot_steps))
-        return used / all_of_them if all_of_them else 1.0
-
-
-State = dict[str, Any]
+__all__ = [
+    "Prompts",
+    "Rollouts",
+    "completion_keys",
+    "padded_prompts",
+    "prompts_of",
+    "sample",
+    "sample_rollouts",
+    "slots_of",
+]
 
 
 def sample_rollouts(
@@ -138,35 +89,73 @@ def sample_rollouts(
     Raises:
         UserError: a model whose longrope would turn the tokens of one text by two kinds of angles.
     """
-    count, length = tokens.shape
-    parts = _parts()
-    more = -count % parts
-    size = bucket(length, LEAST_LENGTH)
-    lengths = np.asarray(segments, bool).sum(axis=1)
-    _check_angles(config, lengths, max_new_tokens)
-    streams = np.arange(count) if streams is None else streams
-    numbers = np.tile(np.arange(group), (count, 1)) if numbers is None else numbers
-    limits = max_new_tokens if limits is None else limits
+    asked = prompts_of(
+        tokens,
+        segments,
+        group=group,
+        limits=max_new_tokens if limits is None else limits,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        streams=streams,
+        numbers=numbers,
+        first=first,
+    )
+    return sample(
+        config, params, asked, key, max_new_tokens=max_new_tokens, eos_ids=eos_ids, slots=slots
+    )
 
-    def each(x: Any, dtype: Any) -> jax.Array:
-        x = np.asarray(x, dtype)
-        x = x if x.ndim else np.broadcast_to(x, (count,))
-        return jnp.asarray(np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)))
 
-    def padded(x: np.ndarray) -> np.ndarray:
-        return np.pad(x, ((0, 0), (size - length, 0)))
+def prompts_of(
+    tokens: Int[np.ndarray, "prompts length"],
+    segments: Int[np.ndarray, "prompts length"],
+    *,
+    group: int,
+    limits: Any,
+    temperature: Any = 1.0,
+    top_k: Any = 0,
+    top_p: Any = 1.0,
+    streams: Int[np.ndarray, " prompts"] | None = None,
+    numbers: Int[np.ndarray, "prompts group"] | None = None,
+    first: Any = 0,
+) -> Prompts:
+    """The record of prompts, in NumPy's arrays; arguments are as of `sample_rollouts`."""
+    count = tokens.shape[0]
 
-    asked = Prompts(
-        tokens=each(padded(tokens), np.int32),
-        segments=each(padded(segments), np.int32),
-        streams=each(streams, np.uint32),
-        numbers=each(numbers, np.int32),
+    def each(x: Any, dtype: Any) -> np.ndarray:
+        return np.broadcast_to(np.asarray(x, dtype), (count,))
+
+    return Prompts(
+        tokens=np.asarray(tokens, np.int32),
+        segments=np.asarray(segments, np.int32),
+        streams=each(np.arange(count) if streams is None else streams, np.uint32),
+        numbers=np.tile(np.arange(group, dtype=np.int32), (count, 1))
+        if numbers is None
+        else np.asarray(numbers, np.int32),
         first=each(first, np.int32),
         limits=each(limits, np.int32),
         temperature=each(temperature, np.float32),
         top_k=each(top_k, np.int32),
         top_p=each(top_p, np.float32),
     )
+
+
+def sample(
+    config: Config,
+    params: Params,
+    prompts: Prompts,
+    key: Key[Array, ""],
+    *,
+    max_new_tokens: int,
+    eos_ids: Sequence[int] = (),
+    slots: int = 0,
+) -> Rollouts:
+    """`sample_rollouts` of prompts whose record is made: the completions, as arrays on the host."""
+    count, length = prompts.tokens.shape
+    parts, group = batch_parts(), prompts.numbers.shape[1]
+    lengths = np.asarray(prompts.segments, bool).sum(axis=1)
+    _check_angles(config, lengths, lengths + np.asarray(prompts.limits))
+    asked = padded_prompts(prompts, -(-count // parts) * parts, bucket(length, LEAST_LENGTH))
     ends = jnp.asarray(np.asarray(eos_ids, np.int32))
     width = slots_of(count * group, slots, parts)
     found = run_slots(config, params, asked, key, ends, room=max_new_tokens, slots=width)
@@ -175,270 +164,29 @@ def sample_rollouts(
     return Rollouts(**rows, slot_steps=found.slot_steps)
 
 
-def slots_of(completions: int, asked: int, parts: int = 1) -> int:
-    """How many slots continue so many completions: what is asked for, or a quarter of them, in whole parts.
+def padded_prompts(prompts: Prompts, count: int, length: int) -> Prompts:
+    """The record with `count` prompts, of which those that are added are empty, of `length` tokens."""
+    more, room = count - prompts.tokens.shape[0], length - prompts.tokens.shape[1]
 
-    >>> slots_of(64, 0), slots_of(64, 24), slots_of(4, 24), slots_of(64, 5, parts=4), slots_of(3, 0)
-    (16, 24, 4, 8, 3)
-    """
-    most = -(-completions // parts)
-    each = -(-asked // parts) if asked else max(LEAST_SLOTS, -(-most // 4))
-    return parts * min(each, most)
+    def pad(x: Any) -> np.ndarray:
+        return np.pad(x, [(0, more)] + [(0, 0)] * (np.ndim(x) - 1))
 
-
-def _parts() -> int:
-    """Into how many parts the mesh in force divides a batch."""
-    return math.prod(sizes_in_force()[axis] for axis in BATCH)
+    padded = Prompts(*map(pad, prompts))
+    wide = {
+        name: np.pad(getattr(padded, name), ((0, 0), (room, 0))) for name in ("tokens", "segments")
+    }
+    return padded._replace(**wide)
 
 
-def _check_angles(config: Config, lengths: np.ndarray, new: int) -> None:
+def _check_angles(config: Config, lengths: np.ndarray, wholes: np.ndarray) -> None:
     """Refuses texts that longrope would turn by its short factors at first and by its long ones later."""
     original = original_length(config)
     if original is None or not len(lengths):
         return
-    longest, shortest = int(lengths.max()) + new, int(lengths.min())
+    longest, shortest = int(wholes.max()), int(lengths.min())
     if longest > original >= shortest:
         raise UserError(
             f"rollouts: longrope turns texts of up to {original} tokens by other angles than longer ones, and the "
-            f"longest prompt with its {new} new tokens has {longest}, the shortest prompt {shortest}: keep all of "
+            f"longest prompt with its new tokens has {longest}, the shortest prompt {shortest}: keep all of "
             "them on one side"
         )
-
-
-@functools.partial(jax.jit, static_argnames=("config", "room", "slots"))
-def run_slots(
-    config: Config,
-    params: Params,
-    asked: Prompts,
-    key: Key[Array, ""],
-    eos_ids: Int[Array, " ends"],
-    *,
-    room: int,
-    slots: int,
-) -> Rollouts:
-    """`sample_rollouts` for shapes as they are: the mesh's parts divide the prompts and `slots`."""
-    parts, (count, group) = _parts(), asked.numbers.shape
-    tokens, segments = left_padded(asked.tokens, asked.segments)
-    known = segments.sum(axis=1, dtype=jnp.int32)
-    # the longest that a text may become: `_check_angles` has made sure that all are on one side of it
-    reach = known.max() - 1
-    cache = empty_cache(config, *tokens.shape)
-    hidden, cache = read_prompts(config, params, tokens, segments, cache, reach)
-    table = _Table(config, params, asked, known, _keys(key, asked), eos_ids, room)
-    state = _first_tokens(table, hidden)
-    order, waiting = _queue(state, parts)
-    queue = {"order": order, "waiting": waiting, "taken": jnp.zeros(parts, jnp.int32)}
-    width = slots // parts
-    own = empty_cache(config, slots, max(room - 1, 1))
-    del own["segments"]
-    free = jnp.full((parts, width), -1, jnp.int32)
-    state |= {"own": own, "queue": queue, "slot": free, "step": jnp.int32(0)}
-    state |= {"used": jnp.int32(0), "could": jnp.int32(0)}
-    state = _refilled(state)
-    while True:
-        narrower = -(-width // 2)
-        last = narrower < LEAST_SLOTS or narrower == width
-
-        def going(state: State, enough: int = 0 if last else narrower) -> jax.Array:
-            busy = (state["slot"] >= 0).sum(axis=1)
-            waits = state["queue"]["taken"] < state["queue"]["waiting"]
-            return jnp.any(waits | (busy > enough))
-
-        state = jax.lax.while_loop(going, functools.partial(_advance, table, cache, reach), state)
-        if last:
-            break
-        state, width = _narrowed(state, narrower), narrower
-    ended = state["ended"].reshape(-1)
-    index = jnp.arange(count * group, dtype=jnp.int32)
-    return Rollouts(
-        tokens=state["tokens"],
-        lengths=state["lengths"],
-        log_probabilities=state["log_probabilities"],
-        log_masses=state["log_masses"],
-        truncated=~ended & (state["lengths"] > 0),
-        group=index // group,
-        slot_steps=jnp.stack([state["used"], state["could"]]),
-    )
-
-
-class _Table(NamedTuple):
-    """What does not change while the slots run; `keys` (n,) are the completions'."""
-
-    config: Config
-    params: Params
-    asked: Prompts
-    known: Int[Array, " prompts"]
-    keys: Key[Array, " n"]
-    eos_ids: Int[Array, " ends"]
-    room: int
-
-
-def _keys(key: Key[Array, ""], asked: Prompts) -> Key[Array, " n"]:
-    """The key of each completion's draws."""
-    by_prompt = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, asked.streams)
-    by_number = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(by_prompt, asked.numbers)
-    return by_number.reshape(-1)
-
-
-def _drawn(
-    table: _Table, scores: jax.Array, completion: Int[Array, " batch"], place: Int[Array, " batch"]
-) -> Drawn:
-    """Draws token number `place` of each completion."""
-    asked = table.asked
-    prompt = completion // asked.numbers.shape[1]
-    keys = jax.vmap(jax.random.fold_in)(table.keys[completion], asked.first[prompt] + place)
-    rules = (asked.temperature[prompt], asked.top_k[prompt], asked.top_p[prompt])
-    return draw(scores, keys, *rules)
-
-
-def _first_tokens(table: _Table, hidden: Float[Array, "prompts 1 hidden"]) -> State:
-    """The first token of every completion, drawn from the prompts' last hidden states."""
-    count, group = table.asked.numbers.shape
-    scores = logits(table.config, table.params, hidden)[:, 0]
-    numbers = jnp.arange(group, dtype=jnp.int32)
-
-    def one(
-        number: jax.Array,
-    ) -> Drawn:  # of each group: all at once would be group times the logits
-        completion = jnp.arange(count, dtype=jnp.int32) * group + number
-        return _drawn(table, scores, completion, jnp.zeros_like(completion))
-
-    drawn = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), jax.lax.map(one, numbers))
-    limits = jnp.repeat(table.asked.limits, group)
-    some = jnp.repeat(table.known > 0, group) & (limits > 0)
-    ended = some & _ends(drawn.token, table.eos_ids)
-
-    def column(x: jax.Array) -> jax.Array:
-        return jnp.pad(jnp.where(some, x, 0)[:, None], ((0, 0), (0, table.room - 1)))
-
-    return {
-        "tokens": column(drawn.token),
-        "log_probabilities": column(drawn.log_probability),
-        "log_masses": column(drawn.log_mass),
-        "lengths": some.astype(jnp.int32),
-        "ended": ended,
-        "alive": some & ~ended & (limits > 1),
-    }
-
-
-def _ends(token: jax.Array, eos_ids: jax.Array) -> jax.Array:
-    return jnp.any(token[:, None] == eos_ids[None, :], axis=1)
-
-
-def _queue(state: State, parts: int) -> tuple[jax.Array, jax.Array]:
-    """In each part, the numbers of the completions, those first that go on, and how many these are."""
-    alive = state["alive"].reshape(parts, -1)
-    return (
-        jnp.argsort(~alive, axis=1, stable=True).astype(jnp.int32),
-        alive.sum(axis=1, dtype=jnp.int32),
-    )
-
-
-def _refilled(state: State) -> State:
-    """The state with free slots taken by the next completions of their part's queue."""
-    queue, slot = state["queue"], state["slot"]
-    free = slot < 0
-    ahead = queue["taken"][:, None] + jnp.cumsum(free, axis=1, dtype=jnp.int32) - 1
-    takes = free & (ahead < queue["waiting"][:, None])
-    last = queue["order"].shape[1] - 1
-    taken = jnp.take_along_axis(queue["order"], jnp.minimum(ahead, last), axis=1)
-    queue = {**queue, "taken": queue["taken"] + takes.sum(axis=1, dtype=jnp.int32)}
-    return {**state, "slot": jnp.where(takes, taken, slot), "queue": queue}
-
-
-def _advance(table: _Table, cache: dict[str, Any], reach: Int[Array, ""], state: State) -> State:
-    """One token in every slot: read, the next one drawn, ended completions exchanged for waiting ones."""
-    slot, (parts, each) = state["slot"], state["slot"].shape
-    many = state["tokens"].shape[0] // parts
-    start = jnp.arange(parts, dtype=jnp.int32)[:, None] * many
-    busy = (slot >= 0).reshape(-1)
-    completion = (jnp.maximum(slot, 0) + start).reshape(-1)
-    prompt = completion // table.asked.numbers.shape[1]
-    before = jnp.maximum(state["lengths"][completion] - 1, 0)
-    token = jnp.take_along_axis(state["tokens"][completion], before[:, None], axis=1)
-    columns = max(table.room - 1, 1)
-    column = state["step"] % columns
-    sharing = Sharing(
-        continuation=jnp.maximum(slot, 0),
-        slot=_inverse(slot, many),
-        shared=(cache["segments"] != 0).reshape(parts, -1, cache["segments"].shape[1]),
-        before=before,
-        age=(column - jnp.arange(columns, dtype=jnp.int32)) % columns,
-    )
-
-    def attend(name: str) -> Any:
-        def look(query: Any, keys: Any, values: Any, number: Any, **settings: Any) -> jax.Array:
-            shared = (cache["key"][name][number], cache["value"][name][number])
-            own = (keys[number], values[number])
-            return shared_attention(query, *shared, *own, sharing, **settings)
-
-        return look
-
-    places = (token, jnp.ones_like(token), (table.known[prompt] + before)[:, None])
-    hidden, own = continued(
-        table.config, table.params, *places, state["own"], column, attend, reach
-    )
-    drawn = _drawn(table, logits(table.config, table.params, hidden)[:, 0], completion, before + 1)
-    state = {**state, **_recorded(table, state, drawn, completion, before + 1, busy)}
-    state |= {"own": own, "step": state["step"] + 1}
-    state |= {
-        "used": state["used"] + busy.sum(dtype=jnp.int32),
-        "could": state["could"] + parts * each,
-    }
-    goes_on = state["alive"][completion].reshape(parts, each)
-    return _refilled({**state, "slot": jnp.where(goes_on, slot, -1)})
-
-
-def _inverse(slot: Int[Array, "parts slots"], many: int) -> Int[Array, "parts many"]:
-    """In which slot each completion of a part stands; 0 for one that stands in none."""
-    places = jnp.broadcast_to(jnp.arange(slot.shape[1], dtype=jnp.int32), slot.shape)
-    free = jnp.where(slot < 0, many, slot)  # out of range: dropped
-    empty = jnp.zeros((slot.shape[0], many), jnp.int32)
-    return jax.vmap(lambda row, index, value: row.at[index].set(value, mode="drop"))(
-        empty, free, places
-    )
-
-
-def _recorded(
-    table: _Table,
-    state: State,
-    drawn: Drawn,
-    completion: Int[Array, " slots"],
-    place: Int[Array, " slots"],
-    busy: Bool[Array, " slots"],
-) -> State:
-    """What was drawn written down, for slots that are busy."""
-    row = jnp.where(busy, completion, state["lengths"].shape[0])  # out of range: dropped
-
-    def put(name: str, value: jax.Array) -> jax.Array:
-        return state[name].at[row, place].set(value, mode="drop")
-
-    limit = table.asked.limits[completion // table.asked.numbers.shape[1]]
-    ended = _ends(drawn.token, table.eos_ids)
-    alive = ~ended & (place + 1 < limit)
-    return {
-        "tokens": put("tokens", drawn.token),
-        "log_probabilities": put("log_probabilities", drawn.log_probability),
-        "log_masses": put("log_masses", drawn.log_mass),
-        "lengths": state["lengths"].at[row].set(place + 1, mode="drop"),
-        "ended": state["ended"].at[row].set(ended, mode="drop"),
-        "alive": state["alive"].at[row].set(alive, mode="drop"),
-    }
-
-
-def _narrowed(state: State, width: int) -> State:
-    """The state with `width` slots a part, which hold all that go on."""
-    slot = state["slot"]
-    parts = slot.shape[0]
-    kept = jnp.argsort(slot < 0, axis=1, stable=True)[:, :width]
-
-    def take(x: jax.Array) -> jax.Array:
-        """Of the slots' own keys or values, (layers, slots, ...)."""
-        by_part = x.reshape(x.shape[0], parts, -1, *x.shape[2:])
-        by_part = jax.vmap(lambda rows, index: rows[:, index], in_axes=(1, 0), out_axes=1)(
-            by_part, kept
-        )
-        return by_part.reshape(x.shape[0], -1, *x.shape[2:])
-
-    own = jax.tree.map(take, state["own"])
-    return {**state, "slot": jnp.take_along_axis(slot, kept, axis=1), "own": own}

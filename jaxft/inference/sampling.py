@@ -56,6 +56,7 @@ def draw(
     temperature: Float[Array, " batch"],
     top_k: Int[Array, " batch"],
     top_p: Float[Array, " batch"],
+    told: Int[Array, " batch"] | None = None,
 ) -> Drawn:
     """argmax(restrict(scores / temperature) + Gumbel(key)): the tokens that `sample` draws, each row by its own rules.
 
@@ -68,6 +69,7 @@ def draw(
         temperature: (batch,); 0 takes the likeliest token of all.
         top_k: (batch,), as of `restrict`.
         top_p: (batch,), as of `restrict`.
+        told: (batch,) tokens whose log-probabilities are given instead of those of the drawn ones.
     """
     warm = (temperature > 0)[:, None]
     scores = scores / jnp.where(warm, temperature[:, None], 1.0)
@@ -86,7 +88,8 @@ def draw(
 
     noised = jax.lax.cond(jnp.any(warm), noisy, lambda kept: kept, kept)
     token = jnp.argmax(noised, axis=-1).astype(jnp.int32)
-    chosen = jnp.take_along_axis(kept, token[:, None], axis=-1)[:, 0]
+    asked = token if told is None else told
+    chosen = jnp.take_along_axis(scores, asked[:, None], axis=-1, mode="clip")[:, 0]
     return Drawn(token, chosen - total, total - whole)
 
 
