@@ -32,6 +32,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "remat": ("none", "dots", "full"),
     "objective.f_divergence": ("reverse_kl", "forward_kl", "js", "alpha"),
     "data.bad_rows": ("error", "skip"),
+    "objective.kl": ("k1", "k2", "k3"),
+    "objective.importance": ("token", "sequence"),
+    "objective.scale": ("group", "batch", "none"),
+    "objective.combine": ("sum", "normalize"),
 }
 # (how the values are described, whether one is so, the keys; a method may lack some of them)
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -49,6 +53,10 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "optimizer.max_bad_steps",
             "samples.max_new_tokens",
             "method.rank",
+            "rollout.group",
+            "rollout.max_new_tokens",
+            "rollout.updates",
+            "rollout.parts",
         ),
     ),
     (
@@ -74,6 +82,12 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "objective.reference_every",
             "objective.desirable_weight",
             "objective.undesirable_weight",
+            "objective.epsilon",
+            "objective.epsilon_high",
+            "objective.delta",
+            "rollout.slots",
+            "rollout.top_k",
+            "rollout.eval_temperature",
         ),
     ),
     (
@@ -84,10 +98,13 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "optimizer.epsilon",
             "method.alpha",
             "method.ratio",
-            "objective.beta",
             "objective.tau",
+            "rollout.temperature",
+            "objective.entropy_share",
         ),
     ),
+    ("from 0 to 1", lambda value: 0 <= value <= 1, ("rollout.top_p", "objective.entropy_share")),
+    ("that is 0 or 1", lambda value: value in (0, 1), ("rollout.ahead",)),
     (
         "of at least 0 and below 1",
         lambda value: 0 <= value < 1,

@@ -25,6 +25,7 @@ TAKES = {
 # Keys of text that take a mapping as well: several held-out sets by name.
 ALSO = {"data.eval": dict[str, Any]()}
 SOURCES = ("data.train", "data.eval")  # one text, in which several stand with commas between
+GRADERS = "graders"  # a text: a file, or the JSON of a list itself
 TRUTH = {
     **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
     **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
@@ -65,6 +66,8 @@ def from_value(key: str, value: Any, default: Any) -> Any:
     """
     if key in ALSO:
         default = ALSO[key] if isinstance(value, Mapping) else ""
+    if key == GRADERS and isinstance(value, list | tuple | Mapping):
+        value = json.dumps(value, ensure_ascii=False)
     if key in SOURCES and isinstance(value, list | tuple):
         value = ",".join(str(part).replace(",", "\\,") for part in value)
     try:

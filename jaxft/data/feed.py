@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from jaxft.data.batches import Batches
 
@@ -17,11 +19,66 @@ class Fed:
         arrays: on the devices, by name.
         tokens: counts those of the whole batch, over all hosts.
         origins: gives the "path:line" of each of its examples.
+        sums: name -> (sum, weight) of averages that are known of it before it is learned from.
+        journal: lines for RUN/rollouts.jsonl.
+        lines: what its owner should know, to be said.
     """
 
     arrays: Mapping[str, Any]
     tokens: Callable[[], int]
     origins: Callable[[], Sequence[str]]
+    sums: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    journal: Sequence[Mapping[str, Any]] = ()
+    lines: Sequence[str] = ()
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The averages; those of nothing are left out."""
+        return {name: total / weight for name, (total, weight) in self.sums.items() if weight}
+
+
+class Sampled(NamedTuple):
+    """Completions that a policy gave: n = prompts x group, those of a prompt one after the other.
+
+    Attributes:
+        tokens: (n, new) int32 ids.
+        lengths: (n,) int32, with the token that ended it.
+        log_probabilities: (n, new) float32, under the policy at the temperature of the draws.
+        truncated: (n,) whether the limit ended it.
+        busy: the share of its steps in which the sampler's slots had something to do.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    log_probabilities: np.ndarray
+    truncated: np.ndarray
+    busy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What a feed that samples asks of the layers above.
+
+    Attributes:
+        config: of the run.
+        tokenizer: the model's.
+        sample: (standing, prompts, group=, temperature=, stream=, first=) -> `Sampled`; a prompt's draws depend on the
+            seed, `stream` and its number, counted from `first`.
+        kept: standing -> what goes on standing while the run goes on.
+        reference: (standing, placed batch) -> what a frozen policy says of it; None where none is asked.
+        decode: ids of a completion -> its text.
+        ask: (model's folder, conversations, sampling) -> answers.
+        agreed: what the first process has, on every one.
+    """
+
+    config: Any
+    tokenizer: Any
+    sample: Callable[..., Sampled]
+    kept: Callable[[Any], Any]
+    reference: Callable[[Any, Mapping[str, Any]], np.ndarray] | None
+    decode: Callable[[list[int]], str]
+    ask: Callable[..., Sequence[str]]
+    agreed: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +87,11 @@ class Given:
 
     Attributes:
         place: a batch of this host's rows -> the global batch on the devices.
+        policy: for feeds whose batches depend on the policy; None where nothing can be sampled.
     """
 
     place: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    policy: Policy | None = None
 
 
 class Feed(Protocol):

@@ -34,6 +34,8 @@ def held_out(
         held: what the objective needs besides: a reference.
     """
     parts = [sums(trainable, frozen, batch, *held) for batch in batches]
+    if not parts:
+        return {}
     read = fetch([(loss, counted(more)) for loss, more in parts])
     total = sum(float(loss) for loss, _ in read)
     weight, tokens = (sum(float(more[i]) for _, more in read) for i in (0, 1))

@@ -170,7 +170,7 @@ def _kind(*, judged: bool) -> Kind:
         rows=rows,
         read=functools.partial(read, judged=judged),
         batches=batches,
-        row_length=lambda max_length: 2 * max_length,
+        row_length=lambda config, max_length: 2 * max_length,
         shapes=shapes,
         findings=_findings,
         lengths=_lengths,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -105,15 +106,48 @@ def collision_log_probabilities(
 
     That is logsumexp(2 z) - 2 logsumexp(z) for the logits z; arguments are `cross_entropy`'s.
     """
+
+    def collisions(logits: Array) -> Array:
+        twice, once = (jax.nn.logsumexp(factor * logits, axis=-1) for factor in (2.0, 1.0))
+        return twice - 2.0 * once
+
+    return _of_logits(collisions, hidden, head, softcap, chunk)
+
+
+def token_entropies(
+    hidden: Float[Array, "batch length hidden"],
+    head: Any,
+    *,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> Float[Array, "batch length"]:
+    """The entropy of the next token at every place, in nats, float32, in chunks and without a gradient.
+
+    That is logsumexp(z) - sum_v p(v) z(v) for the logits z; arguments are `cross_entropy`'s.
+    """
+
+    def entropies(logits: Array) -> Array:
+        expected = jnp.sum(jax.nn.softmax(logits) * logits, axis=-1)
+        return jax.nn.logsumexp(logits, axis=-1) - expected
+
+    return _of_logits(entropies, hidden, head, softcap, chunk)
+
+
+def _of_logits(
+    function: Callable[[Array], Array],
+    hidden: Array,
+    head: Any,
+    softcap: float | None,
+    chunk: int | None,
+) -> Float[Array, "batch length"]:
+    """What a function makes of the logits of every place, in chunks and without a gradient."""
     hidden, head = jax.lax.stop_gradient((hidden, head))
     leaves, setting = _prepare(hidden, head, softcap, 0.0, chunk)
     whole = jax.tree.unflatten(setting.structure, leaves)
 
     def step(carry: None, states: Array) -> tuple[None, Array]:
         logits = contract(states, whole).astype(jnp.float32)
-        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
-        twice, once = (jax.nn.logsumexp(factor * logits, axis=-1) for factor in (2.0, 1.0))
-        return carry, twice - 2.0 * once
+        return carry, function(logits if softcap is None else softcap * jnp.tanh(logits / softcap))
 
     _, pieces = jax.lax.scan(step, None, _cut(hidden, setting.chunk, setting.parts))
     return _join(pieces, hidden.shape[1], setting.parts)

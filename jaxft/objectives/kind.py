@@ -51,7 +51,7 @@ class Kind:
         rows: (config, paths, held_out, as_messages, strict) -> the rows of files, to be asked for samples.
         read: see `Read`.
         batches: (config, examples, **settings) -> `Batches`; the settings are its other arguments.
-        row_length: max_length -> the tokens of the longest row of a batch.
+        row_length: (config, max_length) -> the tokens of the longest row of a batch.
         shapes: (config, max_length) -> a training batch of the longest rows as shapes, before data are read.
         findings: (config, part, tokenizer, vocabulary) -> a line for each thing that the data's owner should know.
         lengths: (part, row_length) -> lines of how long the rows are.
@@ -61,7 +61,7 @@ class Kind:
     rows: Callable[..., Iterable[Row]]
     read: Read
     batches: Callable[..., Batches]
-    row_length: Callable[[int], int]
+    row_length: Callable[[ConfigDict, int], int]
     shapes: Callable[[ConfigDict, int], dict[str, jax.ShapeDtypeStruct]]
     findings: Callable[[ConfigDict, Part, Tokenizer, int], list[str]]
     lengths: Callable[[Part, int], list[str]]

@@ -4,6 +4,7 @@
     sft              a text                  cross entropy of its tokens     none
     dpo, ipo, ...    a pair of completions   a loss of `preference.py`       asked, but by simpo, cpo and orpo
     kto              a judged completion     `preference.kto`                asked
+    grpo, dapo, ...  a prompt                a loss of `policy.py`           asked where beta is not 0
 
 Nobody else compares an objective's name: what differs between objectives stands in the row. To add one see
 CONTRIBUTING.md.
@@ -21,6 +22,7 @@ from ml_collections import ConfigDict
 
 from jaxft.data.feed import Feed, Fixed
 from jaxft.objectives.comparisons import JUDGED, PAIRS
+from jaxft.objectives.completions import policy_objective, reference_tokens, with_items
 from jaxft.objectives.kind import Kind
 from jaxft.objectives.pairs import (
     LOSSES,
@@ -29,6 +31,10 @@ from jaxft.objectives.pairs import (
     settings_of,
     with_likelihood_scale,
 )
+from jaxft.objectives.prompted import PROMPTS
+from jaxft.objectives.rewarding import REWARDING, asks_reference, check_rewarded
+from jaxft.objectives.rewarding import settings_of as rewarding_settings
+from jaxft.objectives.rollouts import Rollouts
 from jaxft.objectives.rules import check_preferences
 from jaxft.objectives.sft import sft
 from jaxft.objectives.texts import TEXTS
@@ -68,6 +74,12 @@ def nothing_noted(settings: Settings) -> Callable[[Batch], Batch]:
     return dict
 
 
+def always(settings: Settings) -> bool:
+    """For objectives that ask their reference whatever the settings."""
+    del settings
+    return True
+
+
 def nothing_refused(flat: Mapping[str, Any], changed: Collection[str]) -> None:
     """For objectives whose settings all go together."""
 
@@ -87,7 +99,10 @@ class Objective:
         examples: what rows of data become, how they stand in a batch, and what a batch is before data are read.
         prepare: settings -> (batch -> batch): what is noted in the whole batch before it is taken in parts.
         reference: (decoder's config, params, batch) -> what the loss asks a frozen policy; None where it asks none.
-            Its recipe then has the keys reference, reference_every, reference_mix, reference_offload and precompute.
+            Its recipe then has the keys reference, reference_every, reference_mix and reference_offload.
+        asks: settings -> whether they ask the reference at all.
+        ahead: who asks the reference: the feed, once for each batch that it makes, and not the step.
+        samples: its feed samples from the policy, and gets what that takes.
         feed: (batches, given) -> what gives the loop its batches: of data that stay as they are, `Fixed`.
         check: (each key's value by its full name, the keys that are not at their default) -> None; raises
             UserError for settings that do not go together.
@@ -101,6 +116,9 @@ class Objective:
     examples: Kind = TEXTS
     prepare: Callable[[Settings], Callable[[Batch], Batch]] = nothing_noted
     reference: Callable[..., Any] | None = None
+    asks: Callable[[Settings], bool] = always
+    ahead: bool = False
+    samples: bool = False
     feed: Callable[..., Feed] = Fixed
     check: Callable[[Mapping[str, Any], Collection[str]], None] = nothing_refused
 
@@ -121,6 +139,46 @@ def preference(name: str) -> Objective:
         ),
         reference=None if loss.free else completion_log_probabilities,
         check=check_preferences,
+    )
+
+
+REWARD = Metric("reward", "completion", "higher")
+OF_REWARDS = (
+    Metric("loss", "completion"),
+    REWARD,
+    Metric("held_out/reward", "completion", "higher"),
+    Metric("rewards/", "completion", "higher"),  # of each grader
+    Metric("reward_std", "completion"),
+    Metric("frac_reward_zero_std", "prompt", "lower"),
+    Metric("completions/mean_length", "completion"),
+    Metric("completions/max_length", "completion"),
+    Metric("completions/clipped_ratio", "completion", "lower"),
+    Metric("entropy", "token"),
+    Metric("kl", "token"),
+    Metric("clip_ratio/", "token"),
+    Metric("cispo_clip_ratio", "token"),
+    Metric("rollout/", "completion"),
+)
+
+
+def rewarded(name: str) -> Objective:
+    """The row of a loss of `jaxft.objectives.policy.LOSSES`."""
+    return Objective(
+        name=name,
+        recipe="configs/rl.py",
+        loss=lambda settings: functools.partial(
+            policy_objective, settings=rewarding_settings(settings)
+        ),
+        metrics=OF_REWARDS,
+        best=REWARD,
+        examples=PROMPTS,
+        prepare=lambda settings: with_items,
+        reference=reference_tokens,
+        asks=asks_reference,
+        ahead=True,
+        samples=True,
+        feed=Rollouts,
+        check=check_rewarded,
     )
 
 
@@ -151,6 +209,7 @@ OBJECTIVES: dict[str, Objective] = {
     for row in (
         Objective("sft", "configs/sft.py", by_keys(sft)),
         *map(preference, LOSSES),
+        *map(rewarded, REWARDING),
     )
 }
 

@@ -77,7 +77,7 @@ def preview(
     model = model_config(model_folder(config.model, weights=False))
     max_length, tokenizer = max_length_of(config, model), tokenizer_of(config)
     kind = objective_of(config).examples
-    row_length = kind.row_length(max_length)
+    row_length = kind.row_length(config, max_length)
     more = {} if reading is None else reading(config, tokenizer, max_length)
     parts = parts_of(config, tokenizer=tokenizer, max_length=max_length, **more)
     lines = list[str]()
@@ -112,7 +112,7 @@ def _filling(
         shuffle=False,
         pad_id=tokenizer.pad_id,
     )
-    row_length = kind.row_length(max_length)
+    row_length = kind.row_length(config, max_length)
     if packing:
         yield (
             f"  packed: {counted(len(examples), 'example')} in {counted(batches.rows, 'row')} of {row_length}, "

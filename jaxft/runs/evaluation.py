@@ -50,19 +50,28 @@ class Evaluation:
 
     def __call__(self, standing: Any) -> Measured:
         """The numbers of each set, the scores of the first, then the samples."""
-        trees = (standing.state.trainable, standing.frozen)
-        numbers = {
-            name: held_out(self.sums, *trees, self._batches(feed, standing), *standing.held)
-            for name, feed in self.sets.items()
-        }
+        numbers = {name: self._measured(feed, standing) for name, feed in self.sets.items()}
         for first in list(numbers)[:1]:
             numbers[first] |= self.scores(standing.params)
         return Measured(numbers, self.samples(standing.params))
 
-    def _batches(self, feed: Feed, standing: Any) -> Iterator[Any]:
+    def _measured(self, feed: Feed, standing: Any) -> dict[str, float]:
+        """The loss, where a feed gives batches to compute it on, and the averages that it knows itself."""
+        known: dict[str, tuple[float, float]] = {}
+        trees = (standing.state.trainable, standing.frozen)
+        numbers = held_out(self.sums, *trees, self._batches(feed, standing, known), *standing.held)
+        return numbers | {name: total / weight for name, (total, weight) in known.items() if weight}
+
+    def _batches(
+        self, feed: Feed, standing: Any, known: dict[str, tuple[float, float]]
+    ) -> Iterator[Any]:
         for fed in feed.once(standing):
             self.check()
-            yield fed.arrays
+            for name, (total, weight) in fed.sums.items():
+                before = known.get(name, (0.0, 0.0))
+                known[name] = (before[0] + total, before[1] + weight)
+            if fed.arrays:
+                yield fed.arrays
         self.check()
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,42 @@ class Samples:
         lines = [json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows]
         with written(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
+
+
+class Journal:
+    """RUN/rollouts.jsonl: what was sampled and what it was worth; there is none where nothing is sampled.
+
+    Args:
+        path: the file; lines of later steps are cut off, so that a run that goes on has each once.
+        step: how many updates have been made.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        if not path.exists():
+            return
+        kept = path.with_name(path.name + ".tmp")
+        with written(path):
+            with (
+                path.open(encoding="utf-8", errors="replace") as old,
+                kept.open("w", encoding="utf-8") as new,
+            ):
+                new.writelines(
+                    line
+                    for line in old
+                    if line.endswith("\n") and (_step(line) or step + 1) <= step
+                )
+            os.replace(kept, path)
+
+    def write(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends {"step", ...} a row."""
+        if rows:
+            lines = [
+                json.dumps({"step": step, **row}, ensure_ascii=False, default=str) + "\n"
+                for row in rows
+            ]
+            with written(self._path), self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
 
 
 def _step(line: str) -> int | None:

@@ -60,7 +60,7 @@ class Metrics:
         self.values: dict[int, float] = {}
         for line in held_out:
             if line["step"] in whole:
-                self.values.setdefault(line["step"], line[best])
+                self.values.setdefault(line["step"], line.get(best, math.nan))
 
     def write(self, split: str, step: int, numbers: Mapping[str, float]) -> None:
         """Appends {"step", numbers ..., "split"}."""
@@ -76,7 +76,7 @@ class Metrics:
                 for name, numbers in results.items()
             ]
         )
-        self.values[step] = next(iter(results.values()))[self._best]
+        self.values[step] = next(iter(results.values())).get(self._best, math.nan)
         for name, numbers in results.items():
             self._report(f"eval/{name}" if name else "eval", step, numbers)
 
@@ -128,9 +128,11 @@ class Progress:
 
     Args:
         step, steps: updates made and to make.
+        best: the number that is shown beside the loss.
     """
 
-    def __init__(self, step: int, steps: int) -> None:
+    def __init__(self, step: int, steps: int, best: str = "loss") -> None:
+        self._best = best
         self._terminal = sys.stderr.isatty() and first()
         self._bar = tqdm(initial=step, total=steps, unit="step", disable=not self._terminal)
         self._step, self._steps = step, steps
@@ -149,6 +151,8 @@ class Progress:
     def update(self, step: int, numbers: Mapping[str, float]) -> None:
         """Shows the numbers of an update."""
         text = f"loss {numbers['loss']:.4f}, {numbers['tokens_per_second']:.0f} tokens/s"
+        if self._best != "loss" and self._best in numbers:
+            text = f"{self._best} {numbers[self._best]:.3f}, {text}"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._step)
         self._step = step

@@ -34,6 +34,8 @@ def plot_run(workdir: Path, per: str = "token") -> Path:
         lower.plot(steps, [line["learning_rate"] for line in train], color="tab:gray")
     for name in dict.fromkeys(line.get("set", "") for line in held_out):
         lines = [line for line in held_out if line.get("set", "") == name]
+        if not all("loss" in line for line in lines):  # of what is sampled there is none
+            continue
         color = None if name else "tab:orange"
         label = f"held out: {name}" if name else "held out"
         _curve(upper, lines, "loss", color=color, marker="o", label=label)
@@ -78,10 +80,16 @@ def plot_averages(workdir: Path, reported: Sequence[str]) -> Path | None:
 
     Args:
         workdir: with metrics.jsonl.
-        reported: names of the averages; those that no line has are left out.
+        reported: names of the averages, "rewards/" for all that begin so; those that no line has are left out.
     """
     lines = read_metrics(workdir / "metrics.jsonl")
-    names = [name for name in reported if any(name in line for line in lines)]
+    there = dict.fromkeys(name for line in lines for name in line)
+    names = [
+        name
+        for asked in reported
+        for name in there
+        if name == asked or (asked.endswith("/") and name.startswith(asked))
+    ]
     if not names:
         return None
     panels: dict[str, list[str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ from jaxft.objectives.objective import Metric
 from jaxft.runs.best import best_step, is_exhausted
 from jaxft.runs.evaluation import Measured
 from jaxft.runs.extension import patience_since
-from jaxft.runs.folder import Samples
+from jaxft.runs.folder import Journal, Samples
 from jaxft.runs.metrics import Metrics, Progress, numbers_of, say
 from jaxft.runs.publish import Logs
 from jaxft.runs.reporters import reporters
@@ -22,7 +23,7 @@ from jaxft.runtime import processes
 
 
 class Record:
-    """RUN/metrics.jsonl and samples.jsonl, a bar, and the services of `config.report_to`.
+    """RUN/metrics.jsonl, samples.jsonl and rollouts.jsonl, a bar, and the services of `config.report_to`.
 
     Args:
         config: of the run.
@@ -56,7 +57,8 @@ class Record:
             changes, self.metrics.values, config.patience, say, best.better
         )
         self._samples = Samples(logs.folder / "samples.jsonl", self.metrics.values)
-        self._progress = Progress(step, steps)
+        self._rollouts = Journal(logs.folder / "rollouts.jsonl", step)
+        self._progress = Progress(step, steps, best.name)
         self.last: dict[str, float] = {}
         self._clock = time.perf_counter()
 
@@ -75,13 +77,16 @@ class Record:
     def updated(self, step: int, read: Mapping[str, float], fed: Fed) -> None:
         """Tells of an update, of which the step returned these numbers."""
         now = time.perf_counter()
-        line = numbers_of(read, fed.tokens(), now - self._clock)
+        line = numbers_of(read, fed.tokens(), now - self._clock) | fed.numbers
         self._clock = now
+        self._rollouts.write(step, fed.journal)
         if step % self._config.log_every == 0 or step == self._steps:
             self.metrics.write("train", step, line)
             self.publish(at_once=False)
         self.last |= {f"train_{name}": value for name, value in line.items()}
         self._progress.update(step, line)
+        for text in fed.lines:
+            self.say(f"warning: step {step}: {text}")
 
     def evaluated(self, step: int, measured: Measured) -> None:
         """Tells of an evaluation."""
@@ -91,7 +96,8 @@ class Record:
             prefix = f"eval_{name}_" if name else "eval_"
             self.last |= {prefix + key: value for key, value in numbers.items()}
             of = f" of {name}" if name else ""
-            self.say(f"step {step}: held-out {self._best.name}{of} {numbers[self._best.name]:.4f}")
+            value = numbers.get(self._best.name, math.nan)  # nan: nothing could be judged
+            self.say(f"step {step}: held-out {self._best.name}{of} {value:.4f}")
 
     def has_evaluated(self, step: int) -> bool:
         """Whether the evaluation at a step is told, by this process or one before."""

@@ -34,6 +34,8 @@ from jaxft.objectives.reading import (
 )
 from jaxft.retrieval.training_rows import retrieving
 from jaxft.runtime.processes import first
+from jaxft.training.policy import policy_of
+from jaxft.training.reference import Reference
 from jaxft.training.sharding import host_rows, lengths_on, place_batch, require_rows
 
 
@@ -63,7 +65,11 @@ class Data:
 
 
 def prepare_data(
-    config: ConfigDict, model: Config, mesh: Mesh, complete: Callable[..., Any] | None = None
+    config: ConfigDict,
+    model: Config,
+    mesh: Mesh,
+    complete: Callable[..., Any] | None = None,
+    reference: Reference | None = None,
 ) -> Data:
     """Reads, tokenizes and batches the training and held-out rows.
 
@@ -73,6 +79,7 @@ def prepare_data(
         mesh: where batches are laid out.
         complete: ("train" or "eval...", examples, max_length, pad_id) -> the examples with what is to be computed
             for them beforehand.
+        reference: what a feed that samples asks.
 
     Raises:
         UserError: data that cannot be read, or lengths and rows that the mesh does not divide.
@@ -80,7 +87,7 @@ def prepare_data(
     row, max_length = objective_of(config), max_length_of(config, model)
     for key in ("batch_size", "eval_batch_size"):
         require_rows(config[key] // (config.grad_accum if key == "batch_size" else 1), mesh, key)
-    buckets = lengths_on(length_buckets(row.examples.row_length(max_length)), mesh)
+    buckets = lengths_on(length_buckets(row.examples.row_length(config, max_length)), mesh)
     tokenizer = tokenizer_of(config)
     training, *others = parts_of(
         config,
@@ -106,8 +113,11 @@ def prepare_data(
         )
 
     def feed(batches: Batches, size: int) -> Feed:
-        return row.feed(batches, Given(functools.partial(place_batch, rows=size, mesh=mesh)))
+        place = functools.partial(place_batch, rows=size, mesh=mesh)
+        return row.feed(batches, Given(place, policy))
 
+    chats = are_chats(training.rows)
+    policy = policy_of(config, model, mesh, tokenizer, chats, reference) if row.samples else None
     epoch = epoch_of(config, training.rows, training.examples, training.summary)
     train = batches("train", epoch, config.batch_size, shuffle=config.data.shuffle)
     lines = [f"{training.name}: {training.summary}; {_rows_line(train, config.data.packing)}"]
@@ -122,7 +132,6 @@ def prepare_data(
         lines += [f"{part.name}: {part.summary}", *source_lines(part.rows)]
     room = model.max_length - config.samples.max_new_tokens
     prompts, more = _prompts(others, config.samples.count, tokenizer, room)
-    chats = are_chats(training.rows)
     parts = [training, *others]
     items = _items(config, others)
     train_feed = feed(train, config.batch_size)

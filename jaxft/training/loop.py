@@ -287,7 +287,7 @@ def _prepared(config: ConfigDict, workdir: Path, mesh: Mesh) -> Parts:
     trees = partition(params, method)
     reference = make_reference(config, model.config, trees[0], mesh)
     complete, reference = computed_beforehand(config, workdir, mesh, reference, trees[1])
-    data = prepare_data(config, model.config, mesh, complete)
+    data = prepare_data(config, model.config, mesh, complete, reference)
     return Parts(mesh, model, method, trees, reference, data)
 
 

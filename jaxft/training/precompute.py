@@ -166,7 +166,8 @@ def computed_beforehand(
 
 def beforehand(config: ConfigDict) -> bool:
     """Whether the reference's log-probabilities are computed before training."""
-    return objective_of(config).reference is not None and bool(config.objective.precompute)
+    row = objective_of(config)
+    return row.reference is not None and not row.ahead and bool(config.objective.precompute)
 
 
 def without(reference: Reference, line: str = "") -> Reference:

@@ -13,7 +13,7 @@ from jaxft.methods import Method
 from jaxft.models import Config
 from jaxft.objectives import objective_of
 from jaxft.training.optimizer import make_optimizer, schedule
-from jaxft.training.reference import Reference
+from jaxft.training.reference import Reference, of_the_step
 from jaxft.training.step import Loss, State, initial_state, make_eval_sums, make_train_step
 from jaxft.tree import PyTree
 
@@ -53,7 +53,7 @@ def make_program(
         reference: of a preference loss.
         steps: the run's updates.
     """
-    row, beside = objective_of(config), reference.beside
+    row, beside = objective_of(config), of_the_step(config, reference).beside
     optimizer = make_optimizer(config.optimizer, method, trainable, steps)
     loss = loss_of(config, model, reference.config)
     step = make_train_step(
@@ -73,4 +73,8 @@ def loss_of(config: ConfigDict, model: Config, reference: Config) -> Loss:
     """The objective on this model: (params, batch, *reference's tree) -> (sum, what is counted beside it)."""
     row = objective_of(config)
     loss = functools.partial(row.loss(config.objective), model)
-    return loss if row.reference is None else functools.partial(loss, reference_config=reference)
+    return (
+        loss
+        if row.reference is None or row.ahead
+        else functools.partial(loss, reference_config=reference)
+    )

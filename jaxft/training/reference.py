@@ -74,8 +74,8 @@ def make_reference(config: ConfigDict, model: Config, trainable: PyTree, mesh: M
         trainable: what trains, as it stands before the first update; of shapes, the reference is of shapes as well.
         mesh: where a copy is laid out, as what it copies.
     """
-    objective = config.objective
-    if objective_of(config).reference is None or objective.reference == "none":
+    objective, row = config.objective, objective_of(config)
+    if row.reference is None or not row.asks(objective) or objective.reference == "none":
         line = f"{objective.name}: no reference" if "reference" in objective else ""
         return Reference(nothing_more, (), model, line)
     if objective.reference != "start":
@@ -93,6 +93,13 @@ def make_reference(config: ConfigDict, model: Config, trainable: PyTree, mesh: M
         every=every,
         move=mover(objective) if every else None,
     )
+
+
+def of_the_step(config: ConfigDict, reference: Reference) -> Reference:
+    """What the step gets of it: nothing, where the feed asks it."""
+    if not objective_of(config).ahead:
+        return reference
+    return dataclasses.replace(reference, beside=lambda frozen, *held: ())
 
 
 def left_out(tree: PyTree) -> PyTree:

@@ -1,0 +1,179 @@
+"""What a feed that samples asks of a run: completions of the policy as it stands, and a reference's opinion of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxft.data.feed import Policy, Sampled
+from jaxft.data.prompts import ending_of
+from jaxft.data.tokenizer import Tokenizer
+from jaxft.errors import UserError
+from jaxft.inference.generate import decoded, generate, padded
+from jaxft.inference.opening import open_model, open_words
+from jaxft.inference.rollouts import sample_rollouts
+from jaxft.models import Config
+from jaxft.objectives.objective import objective_of
+from jaxft.runtime import processes
+from jaxft.training.reference import Reference
+
+
+def policy_of(
+    config: ConfigDict,
+    model: Config,
+    mesh: Mesh,
+    tokenizer: Tokenizer,
+    chats: bool,
+    reference: Reference | None,
+) -> Policy:
+    """What `config` samples with and judges by.
+
+    Args:
+        config: of the run.
+        model: the decoder's shape.
+        mesh: of the devices.
+        tokenizer: the model's.
+        chats: whether prompts are messages: their answers then end as the chat template ends a turn.
+        reference: the frozen policy; None where there is none.
+
+    Raises:
+        UserError: a temperature that the loss cannot follow.
+    """
+    if model.logit_softcap is not None and config.rollout.temperature != 1.0:
+        raise UserError(
+            f"config.rollout.temperature: {config.model} caps its logits, and the loss knows them at temperature 1 alone: "
+            "take 1.0"
+        )
+    ending = ending_of(tokenizer, chats)
+    return Policy(
+        config=config,
+        tokenizer=tokenizer,
+        sample=_sampler(config, model, mesh, (*tokenizer.eos_ids, *ending.ids)),
+        kept=_kept,
+        reference=_asked(config, mesh, reference),
+        decode=lambda ids: decoded(tokenizer, ids, ending),
+        ask=functools.partial(ask_folder, mesh),
+        agreed=_agreed,
+    )
+
+
+def _sampler(
+    config: ConfigDict, model: Config, mesh: Mesh, eos_ids: Sequence[int]
+) -> Callable[..., Sampled]:
+    """Samples completions by the parameters of a run as they stand, in a thread of its own too."""
+    rollout = config.rollout
+    longest = max(rollout.max_new_tokens, 1)
+
+    def sample(
+        standing: Any,
+        prompts: Sequence[list[int]],
+        *,
+        group: int,
+        temperature: float,
+        stream: tuple[int, int],
+        first: int,
+    ) -> Sampled:
+        kind, number = stream
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), kind), number)
+        with jax.set_mesh(mesh):
+            found = sample_rollouts(
+                model,
+                standing.params,
+                *padded(prompts),
+                key,
+                group=group,
+                max_new_tokens=longest,
+                temperature=temperature,
+                top_k=rollout.top_k,
+                top_p=rollout.top_p,
+                eos_ids=eos_ids,
+                streams=np.arange(first, first + len(prompts)),
+                slots=rollout.slots,
+            )
+        return Sampled(
+            found.tokens,
+            found.lengths,
+            found.log_probabilities + found.log_masses,
+            found.truncated,
+            found.busy,
+        )
+
+    return sample
+
+
+def _kept(standing: Any) -> Any:
+    """The same with a copy of what trains, which the next update writes over."""
+    trainable = jax.tree.map(jnp.copy, standing.state.trainable)
+    return standing._replace(state=standing.state._replace(trainable=trainable))
+
+
+def _asked(
+    config: ConfigDict, mesh: Mesh, reference: Reference | None
+) -> Callable[[Any, Mapping[str, Any]], np.ndarray] | None:
+    """What the reference gives to a batch's completions, (rows, group, new); None where it is not asked."""
+    row = objective_of(config)
+    if reference is None or row.reference is None or not row.asks(config.objective):
+        return None
+    ask = row.reference
+
+    @jax.jit
+    def run(frozen: Any, batch: Mapping[str, Any], *held: Any) -> jax.Array:
+        (params,) = reference.beside(frozen, *held)
+        return ask(reference.config, params, batch)
+
+    def asked(standing: Any, batch: Mapping[str, Any]) -> np.ndarray:
+        with jax.set_mesh(mesh):
+            return processes.to_host(run(standing.frozen, batch, *standing.held))
+
+    return asked
+
+
+def _agreed(table: np.ndarray) -> np.ndarray:
+    """What the first process has."""
+    if not processes.several():
+        return table
+    return np.asarray(multihost_utils.broadcast_one_to_all(table))
+
+
+def ask_folder(
+    mesh: Mesh, folder: str, conversations: Sequence[Any], sampling: Mapping[str, Any]
+) -> list[str]:
+    """What a model's folder answers to conversations: for graders that ask a model.
+
+    Args:
+        mesh: of the run, which has nothing to do with it.
+        folder: a Hugging Face folder, or "tiny".
+        conversations: lists of messages.
+        sampling: temperature, top_p, seed and max_completions_tokens, as OpenAI has them.
+    """
+    del mesh
+    words, network, params = _judge(folder)
+    known = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "max_completions_tokens": 64} | dict(
+        sampling
+    )
+    return generate(
+        network,
+        params,
+        conversations,
+        tokenizer=words.tokenizer,
+        max_new_tokens=int(known["max_completions_tokens"]),
+        temperature=float(known["temperature"]),
+        top_p=float(known["top_p"]),
+        seed=int(known["seed"]),
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _judge(folder: str) -> tuple[Any, Any, Any]:
+    """A judge, which stays in memory."""
+    words = open_words(folder, "")
+    network, params = open_model(folder, "", "float32")
+    return words, network, params
