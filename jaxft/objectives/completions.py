@@ -1,8 +1,8 @@
 """The loss of a policy on a batch of rollouts, whose rows are a prompt and its completions as branches.
 
 The prompt's tokens but the last are branch 0, and each completion, behind a copy of the prompt's last token, is a
-branch of its own, 1 to `group`. So a position predicts the next one of its branch, and every token is computed once. What
-the losses of `policy` want, (n, length) of n completions, is read out of the row.
+branch of its own, 1 to `group`. So a position predicts the next one of its branch, and every token is computed once.
+What the losses of `policy` want, (n, length) of n completions, is read out of the row.
 """
 
 from __future__ import annotations

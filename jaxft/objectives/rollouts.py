@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxft.data.feed import Fed, Given, Policy, Sampled
+from jaxft.data.feed import Fed, Given, Sampled
 from jaxft.data.packing import smallest_bucket
 from jaxft.errors import UserError
 from jaxft.objectives.completions import collate_completions
@@ -207,7 +207,7 @@ class Rollouts:
         if self._config.rollout.updates > 1 or self._config.rollout.ahead:
             arrays["off_policy"] = np.ones((len(answers.indices), 1), np.float32)
         group = int(self._config.rollout.group)
-                rows = [self.batches.prompts.rows[index] for index in answers.indices]
+        rows = [self.batches.prompts.rows[index] for index in answers.indices]
         journal = journal_of(self._judges, rows, sampled, verdicts, advantages, self._policy)
         lines = self._watched(sampled, verdicts, group)
         sums = sums_of(self._judges, sampled, verdicts)
@@ -280,7 +280,7 @@ class Rollouts:
             yield Fed({}, functools.partial(int, said), list, sums)
 
     def state(self) -> dict[str, Any]:
-        """How far it is; with batches that were sampled and are not yet learned from, which no policy would give again."""
+        """How far it is; with batches that were sampled and are not yet learned from, which none would give again."""
         present = self._present if self._left else None
         return {
             "step": self._number,
@@ -303,8 +303,8 @@ class Rollouts:
         for name, value in self.batches.settings.items():
             if state[name] != value:
                 raise UserError(
-                    f"the order of the prompts changed: {name} was {state[name]} when the checkpoint was written and is "
-                    f"{value} now"
+                    f"the order of the prompts changed: {name} was {state[name]} when the checkpoint was written and "
+                    f"is {value} now"
                 )
         if state["data"] != self.batches.prompts.digest:
             raise UserError(
@@ -367,5 +367,7 @@ def _answers_of(state: Mapping[str, Any]) -> Answers:
     verdicts = Verdicts(arrays["rewards"], arrays["watched"], list(state["reasons"]))
     greedy = arrays.get("greedy")
     alone = None if greedy is None else Verdicts(greedy, greedy[:, :0], [])
-    sampled = Sampled(**{name: arrays[name] for name in Sampled._fields if name != "busy"}, busy=busy)
+    sampled = Sampled(
+        **{name: arrays[name] for name in Sampled._fields if name != "busy"}, busy=busy
+    )
     return Answers(list(state["indices"]), sampled, verdicts, alone)

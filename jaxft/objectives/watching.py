@@ -101,9 +101,9 @@ class Watch:
         if self._same < IN_A_ROW:
             return ""
         return (
-            f"in {IN_A_ROW} batches of rollouts all answers to a prompt had one reward (the mean is {reward:.3g}): nothing "
-            "is learned from them; begin from a policy that is right now and then, let graders give shares of a "
-            "reward, or raise config.rollout.group or config.rollout.temperature"
+            f"in {IN_A_ROW} batches of rollouts all answers to a prompt had one reward (the mean is {reward:.3g}): "
+            "nothing is learned from them; begin from a policy that is right now and then, let graders give shares "
+            "of a reward, or raise config.rollout.group or config.rollout.temperature"
         )
 
     def _cut_off(self) -> str:
@@ -111,8 +111,8 @@ class Watch:
         if len(share) < IN_A_ROW or share.mean() <= TOO_OFTEN:
             return ""
         return (
-            f"{100 * share.mean():.0f} % of the answers reach config.rollout.max_new_tokens={self._limit} and are cut off: "
-            "raise it, or let them teach nothing (config.objective.mask_truncated=True)"
+            f"{100 * share.mean():.0f} % of the answers reach config.rollout.max_new_tokens={self._limit} and are cut "
+            "off: raise it, or let them teach nothing (config.objective.mask_truncated=True)"
         )
 
     def _watched(self) -> str:
@@ -123,9 +123,9 @@ class Watch:
         if not (risen(reward) > SURE and risen(watched) < UNSURE):
             return ""
         return (
-            f"the reward has risen from {_early(reward):.3g} to {_late(reward):.3g}, and that of the held-out graders has not "
-            f"({_early(watched):.3g}, now {_late(watched):.3g}): the policy learns to please the graders and not what "
-            "they stand for; read rollouts.jsonl"
+            f"the reward has risen from {_early(reward):.3g} to {_late(reward):.3g}, and that of the held-out graders "
+            f"has not ({_early(watched):.3g}, now {_late(watched):.3g}): the policy learns to please the graders and "
+            "not what they stand for; read rollouts.jsonl"
         )
 
     def _only_longer(self) -> str:
@@ -135,9 +135,9 @@ class Watch:
         if _late(length) < LONGER * _early(length) or _late(self._column("by_length")) < BY_LENGTH:
             return ""
         return (
-            f"the reward rises with the length of the answers ({_early(length):.0f} tokens at first, {_late(length):.0f} "
-            "now), and the longer one of a group's answers has the higher reward: see in rollouts.jsonl whether graders "
-            "pay for length"
+            f"the reward rises with the length of the answers ({_early(length):.0f} tokens at first, "
+            f"{_late(length):.0f} now), and the longer one of a group's answers has the higher reward: see in "
+            "rollouts.jsonl whether graders pay for length"
         )
 
 

@@ -49,8 +49,8 @@ def policy_of(
     """
     if model.logit_softcap is not None and config.rollout.temperature != 1.0:
         raise UserError(
-            f"config.rollout.temperature: {config.model} caps its logits, and the loss knows them at temperature 1 alone: "
-            "take 1.0"
+            f"config.rollout.temperature: {config.model} caps its logits, and the loss knows them at temperature 1 "
+            "alone: take 1.0"
         )
     ending = ending_of(tokenizer, chats)
     return Policy(
@@ -98,13 +98,10 @@ def _sampler(
                 streams=np.arange(first, first + len(prompts)),
                 slots=rollout.slots,
             )
-        return Sampled(
-            found.tokens,
-            found.lengths,
-            found.log_probabilities + found.log_masses,
-            found.truncated,
-            found.busy,
-        )
+        log_p = found.log_probabilities + found.log_masses
+        arrays = (found.tokens, found.lengths, log_p, found.truncated)
+        tokens, lengths, given, cut = map(np.asarray, arrays)
+        return Sampled(tokens, lengths, given, cut, found.busy)
 
     return sample
 
