@@ -16,7 +16,7 @@ from jaxft.runtime.platforms import without_absent_tpus
 
 VERBS = (
     "train", "evaluate", "data", "generate", "chat", "merge", "plan", "quantize", "import", "export", "push",
-    "index", "serve", "quickstart",
+    "index", "serve", "report", "quickstart",
 )  # fmt: skip
 CONFIGURED = ("train", "data", "plan")  # take --config.KEY=VALUE
 

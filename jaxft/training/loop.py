@@ -37,9 +37,11 @@ from jaxft.runs.pinned import pinned
 from jaxft.runs.plots import plot_averages, plot_run
 from jaxft.runs.publish import Logs, logs_of
 from jaxft.runs.record import Record
+from jaxft.runs.report import PAGE, read_run, write_page
 from jaxft.runs.result import Result
 from jaxft.runs.saves import Saves
 from jaxft.runs.signals import Interrupted, Stop, stoppable
+from jaxft.runs.summary import write_summary
 from jaxft.runtime import processes, storage
 from jaxft.runtime.stalls import fetch
 from jaxft.training.feed import Data, prepare_data, warning_lines
@@ -52,7 +54,7 @@ from jaxft.training.reference import Reference, make_reference
 from jaxft.training.setup import prepare_model
 from jaxft.training.sharding import make_mesh, shardings
 from jaxft.training.standing import Standing
-from jaxft.tree import PyTree, count
+from jaxft.tree import PyTree, count, size_bytes
 from jaxft.weights import count_parameters
 
 
@@ -89,6 +91,7 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
                     _trained(loop, stop)
                     output, base = _exported(config, parts, loop, logs)
                     plot = _plotted(config, logs)
+                    _summed_up(config, workdir, parts, loop, logs)
                     loop.saves.local.discard()
                     stop.check()
                 finally:
@@ -438,6 +441,22 @@ def _plotted(config: ConfigDict, logs: Logs) -> Path:
     plot = plot_run(logs.folder, loss.per)
     plot_averages(logs.folder, [*(metric.name for metric in others), *config.eval_metrics])
     return plot
+
+
+def _summed_up(config: ConfigDict, workdir: Path, parts: Parts, loop: Loop, logs: Logs) -> None:
+    """RUN/summary.json, and RUN/report.html of all that the run has told."""
+    standing, device = loop.standing, parts.mesh.devices.flat[0]
+    facts = {
+        "steps": loop.step,
+        "parameters": count_parameters(standing.params),
+        "trained_parameters": count(standing.state.trainable),
+        "weights_bytes": size_bytes(standing.params),
+        "peak_bytes": loop.peak or None,
+        "device": device.platform if device.platform == "cpu" else device.device_kind,
+        "devices": parts.mesh.size,
+    }
+    write_summary(logs.folder, facts, workdir)
+    write_page(logs.folder / PAGE, [read_run(workdir, logs.folder, config)], force=True)
 
 
 def _say_start(config: ConfigDict, parts: Parts, loop: Loop) -> None:

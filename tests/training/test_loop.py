@@ -73,6 +73,8 @@ def test_the_runs_folder_is_the_contracts(configure: Callable[..., Any], tmp_pat
         "adapter",
         "plots",
         "samples.jsonl",
+        "summary.json",
+        "report.html",
     }
     assert {path.name for path in result.output.iterdir()} == {
         "adapter_config.json",
@@ -88,8 +90,14 @@ def test_the_runs_folder_is_the_contracts(configure: Callable[..., Any], tmp_pat
     assert [row["step"] for row in lines(tmp_path / "run", "eval")] == [0, 2, 4, 6]
     sample = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])
     assert sample.keys() == {"step", "prompt", "completion", "reference"}
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    adapter = sum(tensor.size for tensor in adapter_of(tmp_path / "run").values())
+    assert (summary["steps"], summary["trained_parameters"]) == (6, adapter)
+    assert 0 < summary["weights_bytes"] < summary["peak_bytes"]
+    assert f"{adapter:,}" in (tmp_path / "run" / "report.html").read_text()
     again = train(config, tmp_path / "run")  # a finished run has nothing left to do
     assert again.steps == result.steps
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert len(lines(tmp_path / "run")) == 6
 
 

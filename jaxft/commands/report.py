@@ -1,0 +1,34 @@
+"""`jaxft report`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+HELP = "one page of runs: curves, samples, drawings, in one file"
+EPILOG = """\
+The page opens from disk, needs no network, and holds all that it shows:
+
+  jaxft report runs/lora runs/vera --output page.html
+"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs; may be gs://...")
+    parser.add_argument("--output", required=True, metavar="PAGE.html", help="a file that is new")
+    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+
+
+def run(runs: Sequence[str], output: str, force: bool) -> None:
+    """Runs the verb."""
+    from jaxft.runs.report import read_run, write_page
+    from jaxft.runtime import storage
+
+    read = [read_run(run) for run in runs]
+    for one in read:
+        if one.state:
+            print(f"{one.place}: {one.state}", file=sys.stderr)
+    write_page(storage.place(output), read, force=force)
+    print(output)

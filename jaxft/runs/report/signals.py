@@ -1,0 +1,134 @@
+"""What an objective learns from, drawn: words to say, the better of two answers, a verdict, or a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from markupsafe import Markup
+
+from jaxft.data.feed import Fixed
+from jaxft.objectives.comparisons import JUDGED, PAIRS
+from jaxft.objectives.kind import Kind
+from jaxft.objectives.objective import Objective
+from jaxft.objectives.texts import TEXTS
+from jaxft.runs.report.svg import arrow, box, drawing, joined, line, text
+
+WIDTH, HEIGHT = 380.0, 190.0
+
+
+def signal_drawn(objective: Objective, name: str) -> Markup:
+    """The drawing of an objective's signal. `name` begins its ids, and is on the page once."""
+    title, said, parts = _signal(objective)
+    return drawing(WIDTH, HEIGHT, title, said, name, parts(objective.reference is not None))
+
+
+def signal_told(objective: Objective) -> tuple[str, str]:
+    """Its title, and the drawing in words."""
+    return _signal(objective)[:2]
+
+
+def _signal(objective: Objective) -> tuple[str, str, Callable[[bool], Markup]]:
+    if objective.feed is not Fixed:
+        return REWARDS
+    return BY_KIND.get(objective.examples, WORDS)
+
+
+def _tokens(x: float, y: float, count: int, class_: str, width: float = 26) -> Markup:
+    return joined(*(box(x + i * (width + 4), y, width, 22, class_) for i in range(count)))
+
+
+def _words(held: bool) -> Markup:
+    del held
+    parts = [_tokens(14, 70, 5, "plain"), _tokens(174, 70, 6, "trained")]
+    parts += [
+        text(86, 58, "the question", "small"),
+        text(262, 58, "the answer in the data", "small"),
+    ]
+    parts += [arrow((187.0 + 30 * i, 128.0), (187.0 + 30 * i, 97.0)) for i in range(6)]
+    parts.append(text(262, 146, "each word made likelier", "small"))
+    return joined(*parts)
+
+
+def _pair(held: bool) -> Markup:
+    parts = [_tokens(14, 74, 4, "plain"), text(72, 62, "the question", "small")]
+    parts += [
+        line([(132, 85), (150, 85), (150, 41), (162, 41)], "flow"),
+        line([(150, 85), (150, 129), (162, 129)], "flow"),
+    ]
+    parts += [_tokens(164, 30, 5, "trained"), _tokens(164, 118, 5, "frozen")]
+    parts += [text(237, 20, "chosen", "small"), text(237, 110, "rejected", "small")]
+    parts += [arrow((330, 60), (330, 28)), arrow((330, 112), (330, 144))]
+    parts += [text(350, 48, "up", "small"), text(352, 134, "down", "small")]
+    if held:
+        parts += [
+            line([(164, 86), (322, 86)], "", "4 4"),
+            text(237, 80, "", "small"),
+            text(330, 90, "the start", "small"),
+        ]
+    parts.append(text(190, 178, "the margin between the two grows", "small"))
+    return joined(*parts)
+
+
+def _judged(held: bool) -> Markup:
+    parts = []
+    for y, word, kind, ends in (
+        (52, "yes", "trained", (70, 42)),
+        (128, "no", "frozen", (118, 146)),
+    ):
+        parts += [_tokens(14, y - 11, 3, "plain"), _tokens(112, y - 11, 5, kind)]
+        parts += [text(284, y + 5, word, "name"), arrow((330, ends[0]), (330, ends[1]))]
+    parts += [text(60, 30, "a question", "small"), text(186, 30, "one answer, judged", "small")]
+    if held:
+        parts += [line([(14, 92), (320, 92)], "", "4 4"), text(348, 96, "the start", "small")]
+    parts.append(text(190, 178, "desirable answers up, undesirable ones down", "small"))
+    return joined(*parts)
+
+
+def _rewards(held: bool) -> Markup:
+    parts = [_tokens(10, 82, 3, "plain", 20), text(46, 70, "the question", "small")]
+    scores = (0.9, 0.35, 0.6, 0.1)
+    mean = sum(scores) / len(scores)
+    for i, score in enumerate(scores):
+        y = 22.0 + 36 * i
+        parts += [
+            line([(84, 93), (96, 93), (96, y + 11), (106, y + 11)], "flow"),
+            _tokens(108, y, 4, "plain", 20),
+        ]
+        parts += [box(216, y + 4, 100, 14, "outline"), box(216, y + 4, 100 * score, 14, "trained")]
+        up = score > mean
+        parts.append(arrow((346, y + (20 if up else 2)), (346, y + (0 if up else 22))))
+    parts += [line([(216 + 100 * mean, 12), (216 + 100 * mean, 160)], "", "4 4")]
+    parts += [
+        text(154, 14, "its own answers", "small"),
+        text(216 + 100 * mean, 176, "the group's mean", "small"),
+    ]
+    parts.append(text(330, 14, "reward", "small", "end"))
+    if held:
+        parts.append(text(14, 176, "near its start", "small", "start"))
+    return joined(*parts)
+
+
+WORDS = (
+    "Words to say",
+    "A question, and the answer of the data after it: each of its words is made likelier (supervised fine-tuning).",
+    _words,
+)
+REWARDS = (
+    "A reward",
+    "The model answers a question several times; a grader scores each answer; answers above the group's mean are made "
+    "likelier, those below it less likely (reinforcement).",
+    _rewards,
+)
+BY_KIND: dict[Kind, tuple[str, str, Callable[[bool], Markup]]] = {
+    TEXTS: WORDS,
+    PAIRS: (
+        "The better of two",
+        "A question with two answers: the chosen one is made likelier beside the rejected one (preferences).",
+        _pair,
+    ),
+    JUDGED: (
+        "A verdict",
+        "A question with one answer that someone judged: a desirable one is made likelier, another less likely.",
+        _judged,
+    ),
+}
