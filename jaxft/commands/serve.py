@@ -18,6 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", default="", metavar="NAME", help="what requests call it; default: as --model"
     )
+    _add_versions(parser)
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="default: 127.0.0.1")
     parser.add_argument(
         "--port", type=whole(0), default=8000, metavar="N", help="default: 8000; 0: a free one"
@@ -37,6 +38,30 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype", default="float32", metavar="D", help="float32 (default), bfloat16 or float16"
+    )
+
+
+def _add_versions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--adapter",
+        dest="adapters",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a PEFT folder, and what requests call it; repeatable",
+    )
+    parser.add_argument(
+        "--adapters-from",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="requests may put in adapters from below it; repeatable",
+    )
+    parser.add_argument(
+        "--room", type=whole(1), default=8, metavar="N", help="for these, at once; default: 8"
+    )
+    parser.add_argument(
+        "--rank", type=whole(1), default=16, metavar="N", help="of these, at most; default: 16"
     )
 
 

@@ -8,16 +8,27 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxft.errors import UserError, counted
-from jaxft.inference.opening import open_model, open_words
+from jaxft.inference.opening import open_words
 from jaxft.inference.serving.engine import Ask, Engine
 from jaxft.inference.serving.models import Served, served
+from jaxft.inference.serving.versions import (
+    Room,
+    Spoken,
+    Versions,
+    adapters_of,
+    bank_of,
+    open_base,
+    without_names,
+)
 from jaxft.models.block import original_length
 from jaxft.models.config import Config
+from jaxft.tree import PyTree
+from jaxft.weights import bind_groups
 
 USUAL_CONTEXT = 2048  # tokens of a sequence, where the model reads so many and none are asked for
 
@@ -26,6 +37,10 @@ def main(
     model: str,
     *,
     name: str,
+    adapters: Sequence[str],
+    adapters_from: Sequence[str],
+    room: int,
+    rank: int,
     host: str,
     port: int,
     api_key: str,
@@ -44,6 +59,10 @@ def main(
     Args:
         model: a Hugging Face folder, a name of the hub, or "tiny".
         name: what requests call it; "" for `model`.
+        adapters: NAME=FOLDER each, versions of it.
+        adapters_from: folders below which further adapters may be, which are put in by requests.
+        room: how many of these at once.
+        rank: their largest.
         host: the address where it listens.
         port: likewise; 0 takes a free one.
         api_key: what clients must know; "" for nothing.
@@ -60,27 +79,50 @@ def main(
     Raises:
         UserError: what cannot be read or listened at, or an engine that failed.
     """
-    words = open_words(model, tokenizer=tokenizer, chat_template=chat_template, date=date)
+    name = name or model
+    own = adapters_of(adapters, name)
+    later = Room(tuple(adapters_from), room if adapters_from else 0, rank)
+    _check_folders(adapters_from)
+    spoken = Spoken(tokenizer, chat_template, date)
+    words = open_words(model, **spoken._asdict())
     with _listening(host, port) as listener:
-        network, params = open_model(model, "", dtype)
-        room = context_of(network.config, context)
-        engine = Engine(network.config, params, slots=slots, context=room, waiting=waiting)
-        models = [served(name or model, _root(model), words.tokenizer)]
+        network, params, folders = open_base(model, own, dtype)
+        tree = bank_of(params, folders, later)
+        versions = Versions(served(name, _root(model), words.tokenizer), model, spoken, later, tree)
+        for index, (one, folder) in enumerate(folders.items()):
+            versions.add(one, folder, index)
+        size = context_of(network.config, context)
+        sizes = {"slots": slots, "context": size, "waiting": waiting}
+        engine = engine_of(network.config, params, tree, **sizes)
         engine.start()
         try:
-            warm(engine, models[0])
+            warm(engine, versions.base)
             listener.listen(1024)  # who connects from here on is answered
             address = _address(listener)
             print(
-                f"jaxft: {models[0].name} at {address}/v1: {counted(slots, 'slot')} of {counted(room, 'token')}",
+                f"jaxft: {', '.join(versions.models)} at {address}/v1: {counted(slots, 'slot')} of "
+                f"{counted(size, 'token')}",
                 file=sys.stderr,
                 flush=True,
             )
-            run(engine, models, listener, api_key, body_bytes, stop_within)
+            run(engine, versions, listener, api_key, body_bytes, stop_within)
         finally:
             engine.stop(stop_within)
     if engine.failure is not None:
         raise UserError(f"serve: the engine failed: {engine.failure}") from engine.failure
+
+
+def engine_of(config: Config, params: PyTree, tree: PyTree | None, **sizes: Any) -> Engine:
+    """The engine of a base alone, or of a bank over it."""
+    if tree is None:
+        return Engine(config, params, **sizes)
+    return Engine(config, without_names(tree), bound=bind_groups, **sizes)
+
+
+def _check_folders(folders: Sequence[str]) -> None:
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"--adapters-from {folder}: no such folder")
 
 
 def context_of(config: Config, asked: int) -> int:
@@ -115,7 +157,7 @@ def warm(engine: Engine, model: Served) -> None:
 
 def run(
     engine: Engine,
-    models: list[Served],
+    versions: Versions,
     listener: socket.socket,
     key: str,
     most_bytes: int,
@@ -144,7 +186,7 @@ def run(
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    server = Server(engine, models, key=key, most_bytes=most_bytes)
+    server = Server(engine, versions, key=key, most_bytes=most_bytes)
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "off"}
     listening = Listening(
         uvicorn.Config(

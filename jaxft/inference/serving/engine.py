@@ -184,7 +184,12 @@ class Engine:
         steps: int = 1,
         bound: Callable[..., Params] = lambda params, adapters: params,
     ) -> None:
-        self.config, self.params, self.context, self.waiting = config, params, context, waiting
+        self.config, self.params, self.context, self.waiting = (
+            config,
+            _placed(params),
+            context,
+            waiting,
+        )
         self.steps, self.bound = steps, bound
         self.cache: Cache = empty_cache(config, slots, context)
         self.slots = [Slot() for _ in range(slots)]
@@ -247,16 +252,16 @@ class Engine:
             busy = sum(slot.row is not None for slot in self.slots)
             return {"busy": busy, "waiting": len(self.queue), **self.counts}
 
-    def serves(self, version: tuple[int, int]) -> bool:
-        """Whether a row of this (adapter, version) is on its way."""
+    def reads(self, adapter: int) -> bool:
+        """Whether a row of this adapter is on its way."""
         with self.lock:
             rows = [*self.queue, *(slot.row for slot in self.slots)]
-            return any(row and (row.ask.adapter, row.ask.version) == version for row in rows)
+            return any(row is not None and row.ask.adapter == adapter for row in rows)
 
     def exchange(self, params: Params) -> None:
         """Takes other parameters of the same structure from the next token on."""
         with self.lock:
-            self.params = params
+            self.params = _placed(params)
 
     def _run(self) -> None:
         try:
@@ -448,6 +453,11 @@ class Engine:
             ends[number, : len(few)] = few
         rules: Any = (real[0], top_k, real[1], whole[0], whole[1], ends)
         return rows, Rules(*rules)
+
+
+def _placed(params: Params) -> Params:
+    """The arrays told to stay where they are: for those that may still move, jit would make another program."""
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding), params)
 
 
 def _integers(*values: int) -> tuple[jax.Array, ...]:

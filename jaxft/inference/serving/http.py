@@ -7,7 +7,7 @@ import contextlib
 import hmac
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -27,6 +27,7 @@ from jaxft.inference.serving.protocol import (
     read_json,
 )
 from jaxft.inference.serving.replies import Choice, Reply
+from jaxft.inference.serving.versions import Versions
 
 BODY_SECONDS = 60  # in which a body comes
 SEND_SECONDS = 60  # in which a client takes a part of a stream
@@ -39,16 +40,15 @@ class Server:
 
     Args:
         engine: which answers.
-        models: what is served, the base first.
+        versions: what is served.
         key: what a client must know; "" for nothing.
         most_bytes: of a body.
     """
 
     def __init__(
-        self, engine: Engine, models: Sequence[Served], *, key: str = "", most_bytes: int = 2**22
+        self, engine: Engine, versions: Versions, *, key: str = "", most_bytes: int = 2**22
     ) -> None:
-        self.engine, self.key, self.most_bytes = engine, key, most_bytes
-        self.models = {model.name: model for model in models}
+        self.engine, self.versions, self.key, self.most_bytes = engine, versions, key, most_bytes
 
     def application(self) -> Starlette:
         """The routes as an ASGI application."""
@@ -57,6 +57,8 @@ class Server:
             ("/v1/models/{name:path}", _model, "GET"),
             ("/v1/completions", _completions, "POST"),
             ("/v1/chat/completions", _chat, "POST"),
+            ("/v1/load_lora_adapter", _put, "POST"),
+            ("/v1/unload_lora_adapter", _drop, "POST"),
             ("/health", _health, "GET"),
         ]
         listed = [
@@ -168,11 +170,23 @@ async def _health(server: Server, asking: Asking) -> Any:
 
 
 async def _models(server: Server, asking: Asking) -> Any:
-    return {"object": "list", "data": [model.card() for model in server.models.values()]}
+    return {"object": "list", "data": [model.card() for model in server.versions.models.values()]}
 
 
 async def _model(server: Server, asking: Asking) -> Any:
-    return find(server.models, asking.path_params["name"]).card()
+    return find(server.versions.models, asking.path_params["name"]).card()
+
+
+async def _put(server: Server, asking: Asking) -> Any:
+    body = read_json(await _body(asking, server.most_bytes))
+    named = (body.get("lora_name"), body.get("lora_path"))
+    return (await asyncio.to_thread(server.versions.put, server.engine, *named)).card()
+
+
+async def _drop(server: Server, asking: Asking) -> Any:
+    body = read_json(await _body(asking, server.most_bytes))
+    await asyncio.to_thread(server.versions.drop, body.get("lora_name"))
+    return {"id": body["lora_name"], "object": "model", "deleted": True}
 
 
 async def _completions(server: Server, asking: Asking) -> Any:
@@ -185,7 +199,7 @@ async def _chat(server: Server, asking: Asking) -> Any:
 
 async def _answer(server: Server, asking: Asking, read: Callable[[dict[str, Any]], Request]) -> Any:
     request = read(read_json(await _body(asking, server.most_bytes)))
-    model, engine = find(server.models, request.model), server.engine
+    model, engine = find(server.versions.models, request.model), server.engine
     sizes = {"context": engine.context, "vocabulary": engine.config.vocabulary}
     asked = await asyncio.to_thread(asked_of, model, request, **sizes)
     choices = [

@@ -9,10 +9,13 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from jaxft import cli
+
+ADAPTER = Path(__file__).parents[2] / "golden" / "trl" / "adapters" / "lora"  # of another base
 
 
 @pytest.mark.slow
@@ -52,6 +55,11 @@ def test_it_answers_over_a_socket_and_ends_with_0_at_sigterm():
         (("--context", "100000"), "--context 100,000: the model reads 512 tokens"),
         (("--host", "no.such.host.invalid"), "cannot listen at no.such.host.invalid:8000"),
         (("--slots", "0"), "--slots"),
+        (("--adapter", "folder"), "--adapter takes NAME=FOLDER, not 'folder'"),
+        (("--adapter", "a=b", "--adapter", "a=c"), "the name 'a' is of b already"),
+        (("--adapter", "tiny=b"), "the name 'tiny' is the base's already"),
+        (("--adapter", f"a={ADAPTER}", "--port", "0"), "adapter"),
+        (("--adapters-from", "nowhere"), "--adapters-from nowhere: no such folder"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_one_line(capsys, words, told):

@@ -17,22 +17,51 @@ import jaxft
 from jaxft.assets import model_folder
 from jaxft.data.chat import encode_chat
 from jaxft.data.tokenizer import load_tokenizer
-from jaxft.inference.serving.command import context_of
-from jaxft.inference.serving.engine import Engine
+from jaxft.inference.serving import slots
+from jaxft.inference.serving.command import context_of, engine_of
 from jaxft.inference.serving.http import Server
 from jaxft.inference.serving.models import served
+from jaxft.inference.serving.versions import Room, Spoken, Versions, bank_of
 from jaxft.models import hidden_states, logits
 
 model, params = jaxft.load("tiny")
+METHODS = {
+    "one": jaxft.methods.lora(rank=4),
+    "two": jaxft.methods.dora(rank=2),
+    "three": jaxft.methods.vera(rank=8),
+}
 tokenizer = load_tokenizer(model_folder("tiny"), "chatml")
 PROMPTS = ["Tom has 3 apples and", "A", "She buys two pens. " * 3, "Question: five plus four"]
 
 
+def adapted(method, seed):
+    """The tiny model with an adapter that says something else."""
+    tree = jaxft.adapt(params, method, jax.random.key(seed))
+    trainable, frozen = jaxft.partition(tree, method)
+    leaves, structure = jax.tree.flatten(trainable)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noise = [jax.random.normal(key, x.shape, x.dtype) for x, key in zip(leaves, keys, strict=True)]
+    moved = [x + 0.3 * y for x, y in zip(leaves, noise, strict=True)]
+    return jaxft.combine(jax.tree.unflatten(structure, moved), frozen)
+
+
+TREES = {name: adapted(method, seed) for seed, (name, method) in enumerate(METHODS.items())}
+
+
 @pytest.fixture(scope="module")
-def server():
-    engine = Engine(model.config, params, slots=3, context=128, waiting=6)
+def server(tmp_path_factory):
+    """All three kinds in one bank, with room for two that come later, of one folder."""
+    later = tmp_path_factory.mktemp("adapters")
+    jaxft.save_adapter(adapted(jaxft.methods.lora(rank=3), 7), later / "fourth")
+    room = Room((str(later),), 2, 4)
+    tree = bank_of(params, TREES, room)
+    engine = engine_of(model.config, params, tree, slots=3, context=128, waiting=6)
+    base = served("tiny", "tiny", tokenizer)
+    versions = Versions(base, "tiny", Spoken("", "chatml"), room, tree)
+    for index, name in enumerate(TREES):
+        versions.add(name, "", index)
     engine.start()
-    yield Server(engine, [served("tiny", "tiny", tokenizer)], most_bytes=5000)
+    yield Server(engine, versions, most_bytes=5000)
     engine.stop()
     assert engine.failure is None
 
@@ -82,8 +111,8 @@ def events(response):
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def generated(prompts, new=12):
-    return jaxft.generate(model, params, prompts, tokenizer=tokenizer, max_new_tokens=new)
+def generated(prompts, new=12, tree=params):
+    return jaxft.generate(model, tree, prompts, tokenizer=tokenizer, max_new_tokens=new)
 
 
 def test_answers_are_those_of_generate_in_any_mixture(server):
@@ -99,6 +128,64 @@ def test_answers_are_those_of_generate_in_any_mixture(server):
     assert usage["completion_tokens"] == 48
     assert usage["total_tokens"] == sum(lengths) + 48
     assert {choice["finish_reason"] for choice in together.json()["choices"]} == {"length"}
+
+
+def test_each_version_says_what_it_says_alone_whatever_is_beside_it(server):
+    names = ["one", "tiny", "two", "three", "one"]
+    answers = asking(server, *[completion(PROMPTS[0], model=name, max_tokens=12) for name in names])
+    for name, answer in zip(names, answers, strict=True):
+        alone = jaxft.merge(TREES[name]) if name in TREES else params
+        assert said(answer) == generated(PROMPTS[:1], tree=alone)
+        assert answer.json()["model"] == name
+    assert len({said(answer)[0] for answer in answers}) == 4
+
+
+def test_an_adapter_comes_and_goes_without_another_program(server):
+    before = slots.step._cache_size()
+    put = ("/v1/load_lora_adapter", {"lora_name": "new", "lora_path": "fourth"})
+    card, again = (asking(server, put)[0] for _ in range(2))
+    assert card.json().items() >= {"id": "new", "parent": "tiny"}.items()
+    assert again.status_code == 400
+    folder = card.json()["root"]
+    assert folder.endswith("fourth")
+    answer = said(asking(server, completion(PROMPTS[0], model="new", max_tokens=12))[0])
+    assert answer == generated(PROMPTS[:1], tree=jaxft.merge(jaxft.load_adapter(params, folder)))
+    assert "new" in [card["id"] for card in asking(server, ("/v1/models", None))[0].json()["data"]]
+    drop = ("/v1/unload_lora_adapter", {"lora_name": "new"})
+    first, second = (asking(server, drop)[0].status_code for _ in range(2))
+    assert (first, second) == (200, 404)
+    assert asking(server, completion("a", model="new"))[0].status_code == 404
+    codes = [
+        asking(server, (put[0], put[1] | {"lora_name": name}))[0].status_code
+        for name in ("fifth", "sixth", "seventh")
+    ]
+    assert codes == [200, 200, 409]
+    assert slots.step._cache_size() == before
+    for name in ("fifth", "sixth"):
+        asking(server, (drop[0], {"lora_name": name}))
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("..", 403), ("/", 403), ("/etc", 403), ("none", 403), ("fourth/../..", 403), ("", 400), (3, 400), ("a\0b", 400)],
+)  # fmt: skip
+def test_adapters_come_from_named_folders_alone(server, path, status):
+    body = {"lora_name": "other", "lora_path": path}
+    response = asking(server, ("/v1/load_lora_adapter", body))[0]
+    assert response.status_code == status
+    assert response.json()["error"]["param"] == "lora_path"
+
+
+def test_the_base_is_not_taken_out(server):
+    response = asking(server, ("/v1/unload_lora_adapter", {"lora_name": "tiny"}))[0]
+    assert response.status_code == 404
+
+
+def test_a_beginning_is_not_shared_between_versions(server):
+    text = "How many wheels have nine carts of four wheels each, if two carts are broken?"
+    asking(server, completion(text, max_tokens=1))
+    other = asking(server, completion(text, model="one", max_tokens=1))[0].json()
+    assert other["usage"]["prompt_tokens_details"]["cached_tokens"] <= 1  # the BOS of all prompts
 
 
 def test_a_prompt_may_be_ids(server):
@@ -203,9 +290,9 @@ def test_a_stop_ends_the_answer_and_is_no_part_of_it(server):
 def test_the_models_own_end_ends_it(server, monkeypatch):
     ids = tokenizer.encode(PROMPTS[0])
     first = int(log_probabilities(ids)[-1].argmax())
-    ending = dataclasses.replace(server.models["tiny"].tokenizer, eos_ids=(first,))
+    ending = dataclasses.replace(server.versions.base.tokenizer, eos_ids=(first,))
     monkeypatch.setitem(
-        server.models, "tiny", dataclasses.replace(server.models["tiny"], tokenizer=ending)
+        server.versions.models, "tiny", dataclasses.replace(server.versions.base, tokenizer=ending)
     )
     response = asking(server, completion(PROMPTS[0], max_tokens=12))[0].json()
     assert response["choices"][0] == {
@@ -249,7 +336,8 @@ def test_models_are_listed(server):
         server, ("/v1/models", None), ("/v1/models/tiny", None), ("/v1/models/tin", None)
     )
     assert listing.json()["object"] == "list"
-    assert listing.json()["data"] == [one.json()]
+    assert listing.json()["data"][0] == one.json()
+    assert {card["parent"] for card in listing.json()["data"][1:]} == {"tiny"}
     assert (
         one.json().items()
         >= {"id": "tiny", "object": "model", "root": "tiny", "parent": None}.items()
@@ -280,7 +368,7 @@ def test_what_is_not_answered_is_an_error_object(server, request_, status, told)
 
 
 def test_a_key_is_asked_for(server):
-    locked = Server(server.engine, list(server.models.values()), key="secret")
+    locked = Server(server.engine, server.versions, key="secret")
     paths = (("/v1/models", None), ("/health", None))
     without, health = asking(locked, *paths)
     assert (without.status_code, health.status_code) == (401, 200)
