@@ -11,8 +11,8 @@ COMBINING = ("weights", "combine", "density", "rank", "majority", "seed")
 HELP = "write base and adapter as one Hugging Face folder, or several adapters as one adapter"
 DESCRIPTION = """\
 With --model: base and adapter as one Hugging Face folder. Without it: an adapter's folder, of one adapter or of several
-(--adapter repeated, with --weights), as PEFT's add_weighted_adapter makes it; with --model several are combined and
-then merged."""
+(--adapter repeated, with --weights), as PEFT's add_weighted_adapter makes it; one alone is stored otherwise (--dtype),
+and VeRA's projections, which its seed draws, are left out. With --model several are combined and then merged."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +36,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         default="",
-        choices=("float32", "bfloat16", "float16"),
-        help="what to store; default: the base's, of an adapter float32",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        help="what to store; default: the base's; int8: of one adapter alone, for jaxft alone",
     )
     _add_combining(parser)
 

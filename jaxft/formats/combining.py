@@ -19,12 +19,14 @@ import numpy as np
 
 from jaxft.errors import UserError, counted, row_of, shown
 from jaxft.formats.adapter_config import FILE, ranks_and_scales, read_adapter_config
+from jaxft.formats.adapter_file import open_adapter
 from jaxft.formats.companions import companions
 from jaxft.formats.manifest import TRAINED_ON, note, put, trained_over
 from jaxft.formats.merge import merge_folder
 from jaxft.formats.peft_contents import DENSE, PART, PARTS, PREFIX
 from jaxft.formats.peft_writing import card, read_quantization, write_adapter
-from jaxft.formats.safetensors import Lazy, Stored, finite, open_folder
+from jaxft.formats.safetensors import Lazy, Stored, finite
+from jaxft.formats.storing import CODES, store_folder
 from jaxft.formats.trained_base import trained_on_chats
 from jaxft.methods import known_dtype
 from jaxft.runtime.storage import fetched, local
@@ -80,8 +82,16 @@ def merge_adapters(
     Raises:
         UserError: what `merge_folder` and `combine_folders` raise, or several adapters without weights.
     """
-    if len(adapters) == 1 and model and not how:
-        return merge_folder(model, adapters[0], output, quantize, dtype)
+    if not model and quantize != "none":
+        raise UserError("--quantize writes a model: name its base by --model")
+    if dtype == CODES and (model or how or len(adapters) > 1):
+        raise UserError(
+            "--dtype int8 stores one adapter as it is: write what is combined first, and store that"
+        )
+    if len(adapters) == 1 and not how:
+        if model:
+            return merge_folder(model, adapters[0], output, quantize, dtype)
+        return store_folder(adapters[0], output, dtype)
     if len(adapters) > 1 and "weights" not in how:
         even = ",".join([f"{1 / len(adapters):.3g}"] * len(adapters))
         raise UserError(
@@ -89,8 +99,6 @@ def merge_adapters(
         )
     how = {"weights": [1.0], **how}
     if not model:
-        if quantize != "none":
-            raise UserError("--quantize writes a model: name its base by --model")
         return combine_folders(adapters, output, dtype=dtype, **how)
     with tempfile.TemporaryDirectory() as folder:
         one = Path(folder) / "combined"
@@ -248,7 +256,7 @@ def _read(path: Path) -> Folder:
     parts: dict[str, dict[str, Stored]] = {}
     endings: dict[str, dict[str, str]] = {}
     carried = dict[str, Stored]()
-    for name, stored in open_folder(path, "adapter_model").items():
+    for name, stored in open_adapter(path).items():
         inner = name.removeprefix(PREFIX)
         if found := PART.fullmatch(inner):
             part = PARTS.get(found["part"], found["part"])

@@ -18,8 +18,9 @@ from jaxft.formats.adapter_config import (
     targeted,
     unknown_target,
 )
+from jaxft.formats.adapter_file import open_adapter
 from jaxft.formats.naming import EMBEDDING, HEAD, as_in, modules_in, names_in
-from jaxft.formats.safetensors import FLOATS, Stored, finite, open_folder
+from jaxft.formats.safetensors import FLOATS, Stored, finite
 from jaxft.models.families import Tensor
 from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights import bare, is_tied_head, is_weight
@@ -69,7 +70,7 @@ def read_contents(
 ) -> tuple[dict[str, Any], Contents, dict[str, Tensor], Modules]:
     """(the configuration, what stands in the file, {path: tensor}, {module: (path, layer)})."""
     options = read_adapter_config(folder)
-    stored = open_folder(folder, "adapter_model")
+    stored = open_adapter(folder)
     table = names_in(params, names)
     table = table if names else as_in((name.removeprefix(PREFIX) for name in stored), table)
     modules = modules_in(table, params)

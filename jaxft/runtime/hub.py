@@ -31,7 +31,8 @@ ALONE = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # names 
 SETTINGS = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
     "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.*", "additional_chat_templates/*.jinja",
-    "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "manifest.json", "README.md",
+    "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors",
+    "adapter_model.int8.safetensors", "manifest.json", "README.md",
 )  # fmt: skip
 CODE = ("*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.so")
 INDEX = "model.safetensors.index.json"

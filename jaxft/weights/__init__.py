@@ -42,7 +42,7 @@ from jaxft.weights.saved import SHARED, Saved, of_the_model, places, remember, s
 from jaxft.weights.site import Site, key_of
 from jaxft.weights.stacking import stacked, written
 from jaxft.weights.tied import Tied, Transposed, is_tied_head
-from jaxft.weights.vera import VeRA, projections
+from jaxft.weights.vera import VeRA, drawn_projections, projections
 
 __all__ = [
     "EMBEDDING_PARTS",
@@ -77,6 +77,7 @@ __all__ = [
     "contract_each",
     "contract_transposed",
     "count_parameters",
+    "drawn_projections",
     "is_adapter",
     "is_encoded",
     "is_tied_head",

@@ -36,6 +36,15 @@ def _uniform(
     return bits.astype(np.float32) * np.float32(2**-24) * (bound - -bound) + -bound
 
 
+def drawn_projections(
+    rank: int, rows: int, columns: int, seed: int
+) -> tuple[Float[np.ndarray, "rows rank"], Float[np.ndarray, "rank columns"]]:
+    """a and b in float32, as PEFT draws them from this seed."""
+    generator = np.random.RandomState(seed)
+    a = _uniform(generator, (rank, rows), fan_in=rows).T
+    return a, _uniform(generator, (columns, rank), fan_in=rank).T
+
+
 def projections(sites: Sequence[Site], seed: int = 0) -> dict[str, Any]:
     """The matrices that all sites share, as the subtree `vera`: a (in, rank), b (rank, out).
 
@@ -45,9 +54,7 @@ def projections(sites: Sequence[Site], seed: int = 0) -> dict[str, Any]:
     rank = max(site.rank for site in sites)
     rows = max(site.matrix_shape[0] for site in sites)
     columns = max(site.matrix_shape[1] for site in sites)
-    generator = np.random.RandomState(seed)
-    a = _uniform(generator, (rank, rows), fan_in=rows).T
-    b = _uniform(generator, (columns, rank), fan_in=rank).T
+    a, b = drawn_projections(rank, rows, columns, seed)
     dtype = sites[0].dtype
     return {"vera": {"a": jnp.asarray(a, dtype), "b": jnp.asarray(b, dtype)}}
 

@@ -106,6 +106,7 @@ def test_cat_adds_the_updates_up_whatever_their_layers_ranks_and_targets(golden,
         )
 
 
+@pytest.mark.thorough  # each half is tested by itself
 def test_with_a_model_what_is_combined_is_merged_into_it(
     golden, logits_of, deviation, tmp_path, capsys
 ):
@@ -121,7 +122,7 @@ def test_with_a_model_what_is_combined_is_merged_into_it(
 
 @pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 4e-3), ("float16", 5e-4)])
 def test_an_adapter_is_stored_narrow_and_the_deviation_told(golden, tmp_path, capsys, dtype, most):
-    found = merge_adapters([golden / "adapters/lora"], tmp_path / "out", dtype=dtype)
+    found = merge_adapters([golden / "adapters/lora"], tmp_path / "out", dtype=dtype, weights=[1.0])
     assert most / 20 < found < most
     assert f"{found:.2g} of its size away" in capsys.readouterr().out
     narrow, wide = (sum(t.nbytes for t in open_folder(f, "adapter_model").values())

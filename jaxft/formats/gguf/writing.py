@@ -17,6 +17,7 @@ import numpy as np
 from jaxft.assets import model_folder
 from jaxft.errors import UserError, counted, named
 from jaxft.formats.adapter_config import read_adapter_config
+from jaxft.formats.adapter_file import open_adapter
 from jaxft.formats.companions import check_tokens, merged_tokenizer
 from jaxft.formats.config_file import model_config
 from jaxft.formats.gguf.architectures import Architecture
@@ -29,7 +30,7 @@ from jaxft.formats.manifest import tell_another_base
 from jaxft.formats.naming import names_in
 from jaxft.formats.peft import load_adapter
 from jaxft.formats.peft_tensors import adapters_in, tied_head_name
-from jaxft.formats.safetensors import Lazy, open_folder
+from jaxft.formats.safetensors import Lazy
 from jaxft.formats.trained_base import load_trained_base
 from jaxft.formats.writing import dense_tensors
 from jaxft.models.config import Config
@@ -186,7 +187,7 @@ def _write_adapter(folder: Path, adapter: Path, target: Path) -> str:
 def _check_lora(adapter: Path) -> None:
     """UserError where a folder holds more than LoRA of kernels: that is all that llama.cpp's adapter files hold."""
     read_adapter_config(adapter)
-    for name in open_folder(adapter, "adapter_model"):
+    for name in open_adapter(adapter):
         if not re.search(r"\.lora_[AB](\.|$)", name):
             raise UserError(
                 f"{adapter}: llama.cpp's adapter files hold LoRA of kernels alone, and this holds {named(name)}: "
