@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxft.adaptation import bind_dropout as bind_dropout
     from jaxft.adaptation import merge as merge
     from jaxft.adaptation import partition as partition
+    from jaxft.comparison.compare import compare as compare
     from jaxft.configuration import load_config as load_config
     from jaxft.errors import UserError as UserError
     from jaxft.evaluation import evaluate as evaluate
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 # Where each public name stands. They are imported when first used, so that `jaxft --help` needs no JAX.
 _HOMES = {
     "jaxft.adaptation": ("adapt", "base_tree", "bind_dropout", "merge", "partition"),
+    "jaxft.comparison.compare": ("compare",),
     "jaxft.configuration": ("load_config",),
     "jaxft.errors": ("UserError",),
     "jaxft.evaluation": ("evaluate",),

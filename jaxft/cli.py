@@ -16,9 +16,9 @@ from jaxft.runtime.platforms import without_absent_tpus
 
 VERBS = (
     "train", "evaluate", "data", "generate", "chat", "merge", "plan", "quantize", "import", "export", "push",
-    "index", "serve", "report", "quickstart",
+    "index", "compare", "serve", "report", "quickstart",
 )  # fmt: skip
-CONFIGURED = ("train", "data", "plan")  # take --config.KEY=VALUE
+CONFIGURED = ("train", "data", "plan", "compare")  # take --config.KEY=VALUE
 
 # Flags of other programs, by ours.
 THEIRS = {

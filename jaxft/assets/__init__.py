@@ -47,3 +47,8 @@ def chat_templates() -> dict[str, Path]:
     return {
         path.stem: path for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))
     }
+
+
+def general_texts() -> Path:
+    """The JSONL file of short texts on many things, on which `jaxft compare` sees what tuning forgets."""
+    return Path(__file__).parent / "general.jsonl"

@@ -17,6 +17,11 @@ from jaxft.errors import UserError, shown
 ABSENT = "(absent)"
 
 
+def is_comparison(config: ConfigDict) -> bool:
+    """Whether a configuration is of a comparison, and not of a run."""
+    return "levers" in config
+
+
 def load_config(source: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ConfigDict:
     """The configuration of a recipe or of a run, with some keys set otherwise, checked and locked.
 
@@ -38,7 +43,12 @@ def load_config(source: str, overrides: Sequence[str] | Mapping[str, Any] = ()) 
     path, argument = recipes.split_source(source)
     file = recipes.find(path)
     if path.endswith(".py"):
-        config = conform(recipes.run(file, argument, method), str(file))
+        made = recipes.run(file, argument, method)
+        if is_comparison(made):
+            from jaxft.configuration.comparing import load_comparison
+
+            return load_comparison(source, overrides)
+        config = conform(made, str(file))
     elif argument is not None:
         raise UserError(f"--config {source}: a written configuration takes no argument")
     else:

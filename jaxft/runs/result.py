@@ -17,6 +17,8 @@ class Result:
         output: RUN/adapter, or RUN/model after full tuning.
         plot: RUN/plots/loss.png.
         data_wait: seconds that the updates made by this call waited for their batches.
+        trained: how many parameters train.
+        peak: bytes that the largest step needs on a device, by its compiler; 0 where this call made no update.
     """
 
     workdir: Path
@@ -25,3 +27,5 @@ class Result:
     output: Path
     plot: Path
     data_wait: float
+    trained: int = 0
+    peak: int = 0

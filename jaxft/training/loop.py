@@ -99,7 +99,17 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
                     loop.saves.close()
                 _say_end(config, parts, loop, output, base)
                 plot = workdir / plot.relative_to(logs.folder)
-                return Result(workdir, loop.step, loop.record.last, output, plot, loop.waited)
+                trained = count(loop.standing.state.trainable)
+                return Result(
+                    workdir,
+                    loop.step,
+                    loop.record.last,
+                    output,
+                    plot,
+                    loop.waited,
+                    trained,
+                    loop.peak,
+                )
 
 
 class Parts(NamedTuple):

@@ -1,0 +1,106 @@
+"""How large a comparison may be: updates of a whole run, and levers, within the budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxft.comparison.levers import Lever
+from jaxft.comparison.search import runs_of
+
+ROOM = 0.85  # of the budget that is planned for: the rest is for what takes longer than it was thought to
+FEWEST_STEPS = 10  # of a whole run: of fewer nothing is learned that a test would see
+GRACE = 0.05  # of the budget, by which the last piece may be late
+
+
+class Speed(NamedTuple):
+    """What was measured before the plan.
+
+    Attributes:
+        step: seconds of an update of lora.
+        run: seconds of a run beside its updates: reading, compiling, writing.
+        test: seconds of one measurement on the test rows.
+        first: seconds that a lever's first run takes more than the others, which find some programs compiled.
+    """
+
+    step: float
+    run: float
+    test: float
+    first: float = 0.0
+
+
+class Clock:
+    """The time of a comparison, over all of its starts.
+
+    Args:
+        budget: seconds; None for any.
+        before: seconds that earlier starts took.
+    """
+
+    def __init__(self, budget: float | None, before: float) -> None:
+        self.budget, self.before, self.began = budget, before, time.perf_counter()
+
+    @property
+    def spent(self) -> float:
+        """Seconds until now."""
+        return self.before + time.perf_counter() - self.began
+
+    @property
+    def left(self) -> float:
+        """Seconds that the budget still has; infinite without one."""
+        return math.inf if self.budget is None else self.budget - self.spent
+
+    def has_room(self, seconds: float) -> bool:
+        """Whether a piece of so many seconds still fits."""
+        return self.budget is None or seconds <= self.left + GRACE * self.budget
+
+
+def run_seconds(lever: Lever, steps: float, speed: Speed) -> float:
+    """What one tuning run of so many updates takes."""
+    return speed.run + steps * speed.step * lever.work
+
+
+def lever_seconds(lever: Lever, steps: int, speed: Speed, config: ConfigDict) -> float:
+    """What a lever takes in all: its search, its measured runs, and their tests."""
+    runs = [*runs_of(config.search), (1.0, float(config.seeds))]
+    tuned = sum(count * run_seconds(lever, part * steps, speed) for part, count in runs)
+    return tuned + config.seeds * speed.test + speed.first
+
+
+def planned(
+    levers: Sequence[Lever], wanted: int, speed: Speed, config: ConfigDict, left: float
+) -> tuple[int, Mapping[str, str]]:
+    """The updates of a whole run, the same for all levers, and the levers that the budget has no room for.
+
+    As many updates as are wanted, or else as many as fit; where fewer than `FEWEST_STEPS` would, the least simple lever
+    is left out, and so on.
+
+    Args:
+        levers: those that tune, the simplest first.
+        wanted: updates.
+        speed: as measured.
+        config: of the comparison.
+        left: seconds of the budget.
+    """
+    kept, out = list(levers), dict[str, str]()
+    if math.isinf(left):
+        return wanted, out
+    fewest = min(FEWEST_STEPS, wanted)
+
+    def need(steps: int) -> float:
+        return sum(lever_seconds(lever, steps, speed, config) for lever in kept)
+
+    while kept and need(fewest) > ROOM * left:
+        lever = kept.pop()
+        seconds = lever_seconds(lever, fewest, speed, config)
+        out[lever.name] = f"the budget has no room for it: it takes about {seconds:,.0f} s more"
+    steps = wanted
+    if kept and need(wanted) > ROOM * left:
+        fixed = need(0)
+        each = (need(wanted) - fixed) / wanted
+        steps = max(int((ROOM * left - fixed) / each), fewest)
+    return steps, out

@@ -1,0 +1,371 @@
+"""`jaxft.compare`: every lever on the same rows, and the verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxft.comparison.asking import ask, plainly
+from jaxft.comparison.budget import Clock, Speed, lever_seconds, planned, run_seconds
+from jaxft.comparison.given import NAMED, Given, read_given
+from jaxft.comparison.ledger import Ledger
+from jaxft.comparison.levers import Lever, chosen_levers
+from jaxft.comparison.measuring import Bench, LeftOut, Measured
+from jaxft.comparison.progress import Progress, told_seconds
+from jaxft.comparison.result import NAME, judged, whole_object, write_result
+from jaxft.comparison.tuning import run
+from jaxft.comparison.verdict import Scored
+from jaxft.configuration.comparing import check_comparison, load_comparison, seconds_of
+from jaxft.configuration.load import difference, to_json
+from jaxft.errors import UserError, counted
+from jaxft.evaluation.metrics import ANSWER
+from jaxft.objectives.graders import case_of, grade
+from jaxft.runs.lock import Lock
+from jaxft.runs.messages import shortened
+from jaxft.runs.signals import stoppable
+from jaxft.runtime.storage import local
+
+EARLY = 120.0  # seconds after which it says what is ruled out
+PROBE = 6  # updates of the run that measures the speed
+FREE = ("budget", "price_per_hour")  # keys that may change when a comparison goes on
+
+
+@dataclasses.dataclass
+class Comparison:
+    """A comparison under way.
+
+    Attributes:
+        given: what every lever gets.
+        bench: where levers are measured.
+        clock: the time.
+        levers: those to measure, the simplest first.
+        left: of the others, why not.
+        speed: of the runs, as measured; None before.
+        steps: updates of a whole run; 0 before they are planned.
+        measured: what is done.
+        base: the loss on the texts aside before any tuning; None before that is known.
+        early: whether it has said what is ruled out.
+    """
+
+    given: Given
+    bench: Bench
+    clock: Clock
+    levers: list[Lever]
+    left: dict[str, str]
+    speed: Speed | None = None
+    steps: int = 0
+    measured: list[Measured] = dataclasses.field(default_factory=list)
+    base: Scored | None = None
+    early: bool = False
+
+
+def compare(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Measures the levers that the data allow, and says which fits.
+
+    Args:
+        config: as `configs/compare.py:get_config` makes it; `jaxft.load_config("configs/compare.py", {...})`.
+        workdir: RUN. On one that was cut short it goes on, and of one that is done it gives the same again.
+
+    Returns:
+        What RUN/comparison.json holds (its fields: `jaxft.comparison`).
+
+    Raises:
+        UserError: a mistake in the configuration, too few rows for a verdict, a budget that no lever fits into, or a
+            grader that tells nothing apart.
+    """
+    check_comparison(config)
+    folder = local(workdir, "a comparison")
+    _check_folder(config, folder)
+    done = _done(folder)
+    if done is not None:
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    with stoppable(), Lock(folder) as lock, compiled_once(folder / "compiled"):
+        lock.take()
+        (folder / "config.json").write_text(to_json(config), encoding="utf-8")
+        progress = Progress(folder / "log.txt")
+        try:
+            return _compared(config, folder, progress)
+        finally:
+            progress.close()
+
+
+def _compared(config: ConfigDict, folder: Path, progress: Progress) -> dict[str, Any]:
+    ledger = Ledger(folder / "ledger.jsonl")
+    clock = Clock(seconds_of(config.budget), ledger.seconds)
+    with progress.piece("reading the rows", 1.0):
+        given = read_given(config, folder)
+    if given.overlap:
+        first = shortened(given.overlap, NAMED * 40)
+        progress.say(
+            f"{counted(len(given.overlap), 'test row')} that stand in the training rows too are left out: {first}"
+        )
+    levers, left = chosen_levers(config, given.has)
+    for name, why in left.items():
+        if not config.levers:
+            progress.say(f"left out: {name}: {why}")
+    bench = Bench(given, ledger, progress, lambda *_: 0.0, lambda _: None, lambda: None)
+    state = Comparison(given, bench, clock, levers, left)
+    _begin(state)
+    bench.admit = lambda seconds: _admit(state, seconds)
+    bench.after = lambda: _say_early(state)
+    tuned = [lever for lever in levers if lever.recipe]
+    for lever in [lever for lever in levers if not lever.recipe]:
+        _measure(state, lever)
+    if tuned:
+        _plan(state, tuned)
+    for lever in [lever for lever in tuned if lever.name not in state.left]:
+        _measure(state, lever)
+        jax.clear_caches()
+    if not state.measured:
+        raise UserError(
+            "config.budget "
+            f"{config.budget}: not even one lever fits: {'; '.join(f'{k}: {v}' for k, v in state.left.items())}"
+        )
+    result = _write(state, done=True)
+    _write_repeat(state)
+    return result
+
+
+def _begin(state: Comparison) -> None:
+    """The speed of answers, whether the budget has room for one lever, and whether the graders tell anything apart."""
+    given, bench = state.given, state.bench
+    few = given.tuning[: given.config.eval_batch_size]
+
+    def make() -> dict[str, Any]:
+        found = ask(given, *bench.model(), few, plainly(given, {}, 0))
+        check_graders(given, found.records)
+        return {"request_seconds": found.seconds}
+
+    piece = bench.take("prompt: speed", "the model, asked for the first time", 10.0, make)
+    asked = (
+        piece["request_seconds"] if given.metric.needs == ANSWER else piece["seconds"] / len(few)
+    )
+    test = asked * len(given.test)
+    if not state.clock.has_room(test):
+        needs = told_seconds(1.5 * (state.clock.spent + test))
+        raise UserError(
+            f"config.budget {given.config.budget}: not even one lever fits: asking "
+            f"{counted(len(given.test), 'test row')} takes about {told_seconds(test)}; "
+            f"give {needs} at least, or fewer test rows"
+        )
+    state.speed = Speed(0.0, 0.0, test)
+    bench.seconds = lambda lever, part: _piece_seconds(state, lever, part)
+
+
+def check_graders(given: Given, records: list[dict[str, Any]]) -> None:
+    """Raises UserError for a grader that gives one value to all: to answers, to what is right, and to nothing."""
+    if not given.graders:
+        return
+    items = given.tuning[: len(records)]
+    for grader in given.graders[:1]:
+        said = [record["answer"] or "" for record in records]
+        texts = [(item, answer) for item, answer in zip(items, said, strict=True)]
+        texts += [(item, item.references[0]) for item in items if item.references]
+        texts += [(item, "") for item in items[:1]]
+        cases = [
+            case_of({"reference": next(iter(item.references), ""), **item.values}, text)
+            for item, text in texts
+        ]
+        verdicts = grade([grader], cases)[0]
+        values = {one.reward for one in verdicts if one.reward is not None}
+        if not values:
+            raise UserError(
+                f"config.graders: grader {grader.name!r} can judge no answer: {verdicts[0].reason}"
+            )
+        if len(values) == 1 and len(items) > 1:
+            raise UserError(
+                f"config.graders: grader {grader.name!r} gives {values.pop():g} to all of "
+                f"{counted(len(texts), 'answer')}, to the model's, to those in the rows and to an empty one: "
+                "it tells nothing apart"
+            )
+
+
+def _plan(state: Comparison, tuned: list[Lever]) -> None:
+    """Measures the speed of updates, and settles how many a whole run has."""
+    given, config, bench = state.given, state.given.config, state.bench
+    epoch = -(-sum(len(item.rows) for item in given.train) // config.batch_size)
+    wanted = config.steps or max(round(config.epochs * epoch), 1)
+    try:
+        state.base = bench.untouched_base()
+        state.speed = _speed(state, tuned[0], min(PROBE, wanted))
+    except LeftOut as why:
+        state.left |= {lever.name: str(why) for lever in tuned}
+        bench.progress.say(f"left out: {', '.join(lever.name for lever in tuned)}: {why}")
+        return
+
+    def settle() -> dict[str, Any]:
+        assert state.speed is not None
+        steps, out = planned(tuned, wanted, state.speed, config, state.clock.left)
+        return {"steps": steps, "out": dict(out)}
+
+    plan = bench.ledger.take("plan", settle)
+    state.steps = plan["steps"]
+    for name, reason in plan["out"].items():
+        state.left[name] = reason
+        bench.progress.say(f"left out: {name}: {reason}")
+    rows = f"{counted(state.steps, 'update')} of {config.batch_size} rows a run"
+    less = f" ({wanted:,} were wanted; the budget has no room for them)" * (state.steps < wanted)
+    bench.progress.say(f"each lever gets {rows}{less}")
+    kept = [lever for lever in tuned if lever.name not in state.left]
+    bench.progress.expect(
+        sum(lever_seconds(lever, state.steps, state.speed, config) for lever in kept)
+    )
+    _write_repeat(state)
+
+
+def _speed(state: Comparison, lever: Lever, steps: int) -> Speed:
+    """The speed of a lever's runs: of the first, and of a second that has another program for its updates.
+
+    Without a budget nothing depends on it, and it is a guess.
+    """
+    if state.clock.budget is None:
+        assert state.speed is not None
+        return state.speed._replace(step=0.5, run=8.0)
+    pieces = []
+    for place in range(2):
+        rate, updates = lever.rate * (1 + place), max(steps - place, 1)
+        pieces.append(
+            state.bench.take(
+                f"speed {place}",
+                f"{lever.name}: how fast an update is",
+                20.0,
+                lambda rate=rate, updates=updates: run(  # type: ignore[misc]
+                    state.given, lever, rate, updates, 0, keep=False
+                ),
+            )
+        )
+        if pieces[-1]["value"] is None:
+            raise UserError(f"{lever.name}: its first run failed: {pieces[-1]['why']}")
+    cold, warm = (piece["tuning_seconds"] for piece in pieces)
+    step = min(piece["step_seconds"] for piece in pieces)
+    rest = max(warm - max(steps - 1, 1) * step, 0.0)
+    test = state.speed.test if state.speed else 0.0
+    return Speed(step / lever.work, rest, test + rest / 4, max(cold - warm, 0.0))
+
+
+def _piece_seconds(state: Comparison, lever: Lever, part: float) -> float:
+    assert state.speed is not None
+    if not part:
+        return state.speed.test
+    return run_seconds(lever, part * state.steps, state.speed)
+
+
+def _admit(state: Comparison, seconds: float) -> None:
+    if not state.clock.has_room(seconds):
+        raise LeftOut(f"the budget of {state.given.config.budget} has no room for it any more")
+
+
+def _measure(state: Comparison, lever: Lever) -> None:
+    """One lever; what is known then is written."""
+    try:
+        state.measured.append(state.bench.measure(lever, state.steps))
+    except LeftOut as why:
+        state.left[lever.name] = str(why)
+        state.bench.progress.say(f"left out: {lever.name}: {why}")
+        return
+    _write(state, done=False)
+
+
+def _say_early(state: Comparison) -> None:
+    """After two minutes, once: what is ruled out by then."""
+    if state.early or state.clock.spent < EARLY or not state.measured:
+        return
+    state.early = True
+    whole = len(state.levers)
+    done = f"{len(state.measured)} of {counted(whole, 'lever')} measured"
+    beaten = []
+    if len(state.measured) > 1:
+        told = judged(state.measured, state.given)
+        stands = told.chosen or state.measured[0].lever.name
+        names = [one.lever.name for one in state.measured]
+        beaten = names[: names.index(stands)]
+    out = f"ruled out: {', '.join(beaten)} ({stands} is better beyond its interval)" if beaten else (
+        "nothing is ruled out yet"
+    )  # fmt: skip
+    state.bench.progress.say(f"after {told_seconds(state.clock.spent)}, {done}: {out}")
+
+
+def _write(state: Comparison, *, done: bool) -> dict[str, Any]:
+    about = {
+        "device": _device(),
+        "done": done,
+        "steps": state.steps,
+        "budget": state.clock.budget,
+        "seconds": round(state.clock.spent, 1),
+    }
+    out = [lever.name for lever in state.levers if lever.name in state.left]
+    result = whole_object(state.given, state.measured, state.left, state.base, about, out)
+    write_result(state.given.folder, result)
+    return result
+
+
+def _write_repeat(state: Comparison) -> None:
+    """RUN/repeat.json: the same without a clock, which gives the same figures again."""
+    config = ConfigDict(state.given.config.to_dict(), convert_dict=False)
+    kept = [lever.name for lever in state.levers if lever.name not in state.left]
+    flat = json.loads(to_json(config)) | {"levers": kept, "budget": "0"}
+    if state.steps:
+        flat["steps"] = state.steps
+    text = json.dumps(flat, indent=2, ensure_ascii=False) + "\n"
+    (state.given.folder / "repeat.json").write_text(text, encoding="utf-8")
+
+
+def _device() -> str:
+    devices = jax.devices()
+    kind = getattr(devices[0], "device_kind", devices[0].platform)
+    return counted(len(devices), f"{kind} device")
+
+
+def _done(folder: Path) -> dict[str, Any] | None:
+    """What a comparison that is done has written."""
+    file = folder / NAME
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found if found["done"] else None
+
+
+def _check_folder(config: ConfigDict, folder: Path) -> None:
+    """Raises UserError where the folder is of another comparison, or of something else."""
+    file = folder / "config.json"
+    if not file.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder}: is no comparison's folder, and not empty; take another --workdir"
+            )
+        return
+    if (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder}: is the folder of a run of jaxft train; take another --workdir")
+    old = load_comparison(str(file))
+    changed = [line for line in difference(old, config) if line.split(":")[0] not in FREE]
+    if changed:
+        raise UserError(
+            f"{folder}: another comparison stands there ({'; '.join(changed)}); take another --workdir"
+        )
+
+
+@contextlib.contextmanager
+def compiled_once(folder: Path) -> Iterator[None]:
+    """Many runs compile the same programs: they are kept in a folder, unless JAX is told to keep them elsewhere."""
+    settings: Mapping[str, Any] = {
+        "jax_compilation_cache_dir": getattr(jax.config, "jax_compilation_cache_dir", None)
+        or str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

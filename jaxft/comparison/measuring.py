@@ -1,0 +1,304 @@
+"""Measures one lever: its setting by the tuning rows, then what it scores on the test rows, seed by seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft.comparison.asking import Found, ask
+from jaxft.comparison.given import Given
+from jaxft.comparison.ledger import Ledger, Piece
+from jaxft.comparison.levers import Lever
+from jaxft.comparison.progress import Progress
+from jaxft.comparison.search import as_told, search
+from jaxft.comparison.tuning import objective_for, opened, run
+from jaxft.comparison.verdict import Scored
+from jaxft.configuration.comparing import bytes_of
+from jaxft.errors import counted
+from jaxft.evaluation.asking import score
+from jaxft.evaluation.comparing import rows_in
+from jaxft.evaluation.evaluate import summarize
+from jaxft.evaluation.metrics import METRICS, Metric
+from jaxft.models import Transformer
+from jaxft.tree import PyTree
+
+LOSS = METRICS["loss"]
+WHOLE = 1.0  # the part of a whole run
+
+
+class LeftOut(Exception):
+    """A lever is not measured; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A lever that was measured.
+
+    Attributes:
+        lever: the row.
+        setting: the one that was chosen.
+        searched: all that were tried, as RUN/comparison.json has them.
+        search_seconds: that took.
+        scored: on the test rows.
+        aside: likewise the loss on texts that nothing is trained on; None where no weight changes.
+        records: of the first seed's test items.
+        tests, runs: the ledger's pieces, seed by seed.
+    """
+
+    lever: Lever
+    setting: Mapping[str, Any]
+    searched: Sequence[dict[str, Any]]
+    search_seconds: float
+    scored: Scored
+    aside: Scored | None
+    records: Sequence[dict[str, Any]]
+    tests: Sequence[Piece]
+    runs: Sequence[Piece]
+
+
+@dataclasses.dataclass
+class Bench:
+    """Where levers are measured.
+
+    Attributes:
+        given: what every lever gets.
+        ledger: what is done.
+        progress: what is shown.
+        seconds: lever, part of a run -> what a piece takes, about; of part 0 a test.
+        admit: raises LeftOut where a piece of so many seconds does not fit the budget.
+        after: called when a piece is done.
+    """
+
+    given: Given
+    ledger: Ledger
+    progress: Progress
+    seconds: Callable[[Lever, float], float]
+    admit: Callable[[float], None]
+    after: Callable[[], None]
+    base: tuple[Transformer, PyTree] | None = None
+
+    def take(self, name: str, what: str, seconds: float, make: Callable[[], Piece]) -> Piece:
+        """A piece of work, done or found."""
+        if name not in self.ledger.pieces:
+            self.admit(seconds)
+        with self.progress.piece(what, seconds):
+            piece = self.ledger.take(name, make)
+        self.after()
+        return piece
+
+    def model(self) -> tuple[Transformer, PyTree]:
+        """The model as it was, read once."""
+        if self.base is None:
+            self.base = opened(self.given, None)
+        return self.base
+
+    def measure(self, lever: Lever, steps: int) -> Measured:
+        """The lever's setting and scores.
+
+        Raises:
+            LeftOut: it needs more than there is, or all its runs failed.
+        """
+        if lever.recipe:
+            self.base = None  # one model in memory
+            return self._tuned(lever, steps)
+        return self._untuned(lever)
+
+    def _untuned(self, lever: Lever) -> Measured:
+        given, tries = self.given, list(lever.tries(self.given.config))
+        searched, seconds = [], 0.0
+        for setting in tries if len(tries) > 1 else ():
+            shown = _shown(setting)
+            piece = self.take(
+                f"{lever.name}: {shown} on the tuning rows",
+                f"{lever.name}: {shown}",
+                self.seconds(lever, 0) * len(given.tuning) / len(given.test),
+                lambda setting=setting: {  # type: ignore[misc]
+                    "value": ask(
+                        given, *self.model(), given.tuning, lever.asked(given, setting, 0)
+                    ).value
+                },
+            )
+            told = {"setting": setting, "value": piece["value"], "name": given.metric.name}
+            searched.append({**told, "part": WHOLE})
+            seconds += piece["seconds"]
+        setting = _best(searched, given.metric) if searched else tries[0]
+        seeds = range(1, given.config.seeds + 1) if lever.drawn else (0,)
+        tests = [self._test(lever, setting, seed, None) for seed in seeds]
+        return self._measured(lever, setting, searched, seconds, tests, ())
+
+    def _tuned(self, lever: Lever, steps: int) -> Measured:
+        given = self.given
+        best = objective_for(lever).best
+        pieces: list[Piece] = []
+
+        def tried(rate: float, part: float) -> float | None:
+            updates = max(round(part * steps), 1)
+            piece = self.take(
+                f"{lever.name}: rate {rate:g}, {updates} of {steps} updates",
+                f"{lever.name}: rate {rate:g}, {counted(updates, 'update')}",
+                self.seconds(lever, part),
+                lambda: run(given, lever, rate, updates, 0, keep=False),
+            )
+            pieces.append(piece)
+            if piece["value"] is not None:
+                self._check_limits(piece)
+            return None if piece["value"] is None else float(piece["value"])
+
+        rate, all_tried = search(
+            lever.rate, given.config.search, tried, lower=best.better == "lower"
+        )
+        if rate is None:
+            raise LeftOut(f"every run of it failed: {pieces[-1]['why']}")
+        searched = as_told(all_tried, f"held-out {best.name}")
+        setting = {"rate": rate}
+        runs, tests = [], []
+        for seed in range(1, given.config.seeds + 1):
+            name = f"{lever.name}: seed {seed}"
+            runs.append(
+                self.take(
+                    f"{name}, tuned",
+                    f"{name} of {given.config.seeds}, {counted(steps, 'update')}",
+                    self.seconds(lever, WHOLE),
+                    lambda seed=seed: run(given, lever, rate, steps, seed, keep=True),  # type: ignore[misc]
+                )
+            )
+            if runs[-1]["value"] is None:
+                raise LeftOut(f"its run with seed {seed} failed: {runs[-1]['why']}")
+            tests.append(self._test(lever, setting, seed, given.folder / runs[-1]["output"]))
+            if seed > 1:
+                shutil.rmtree(given.folder / runs[-1]["output"], ignore_errors=True)
+        seconds = sum(piece["seconds"] for piece in pieces)
+        return self._measured(lever, setting, searched, seconds, tests, runs)
+
+    def _check_limits(self, piece: Piece) -> None:
+        config = self.given.config
+        limits = (("memory", "tuning it needs", ""), ("bytes", "it keeps", "kept"))
+        for key, what, name in limits:
+            limit = bytes_of(name or key, config[name or key])
+            if limit is not None and piece[key] > limit:
+                raise LeftOut(
+                    f"{what} {_size(piece[key])}, more than config.{name or key} {config[name or key]}"
+                )
+
+    def _test(
+        self, lever: Lever, setting: Mapping[str, Any], seed: int, output: Path | None
+    ) -> Piece:
+        """One measurement on the test rows, and on those aside where weights have changed."""
+        given = self.given
+
+        def make() -> Piece:
+            model, params = self.model() if output is None else opened(given, output)
+            found = ask(given, model, params, given.test, lever.asked(given, setting, seed))
+            write_records(given.folder, lever.name, seed, found.records)
+            if output is not None:
+                write_records(given.folder, lever.name, seed, asides(given, model, params), "aside")
+            return {"seed": seed, **told_of(found)}
+
+        return self.take(
+            f"{lever.name}: seed {seed}, tested",
+            f"{lever.name}: {counted(len(given.test), 'test row')}",
+            self.seconds(lever, 0),
+            make,
+        )
+
+    def untouched_base(self) -> Scored:
+        """The loss of the model as it was on the rows aside."""
+
+        def make() -> Piece:
+            records = asides(self.given, *self.model())
+            write_records(self.given.folder, "base", 0, records, "aside")
+            return {}
+
+        self.take("base: texts aside", "texts that nothing is trained on", 5.0, make)
+        return scored_in(self.given, "base", (0,), LOSS, {}, "aside")
+
+    def _measured(
+        self,
+        lever: Lever,
+        setting: Mapping[str, Any],
+        searched: Sequence[dict[str, Any]],
+        seconds: float,
+        tests: Sequence[Piece],
+        runs: Sequence[Piece],
+    ) -> Measured:
+        seeds = [piece["seed"] for piece in tests]
+        scored = scored_in(self.given, lever.name, seeds, self.given.metric, {})
+        aside = scored_in(self.given, lever.name, seeds, LOSS, {}, "aside") if runs else None
+        records = read_records(self.given.folder, lever.name, seeds[0])
+        return Measured(lever, setting, searched, seconds, scored, aside, records, tests, runs)
+
+
+def told_of(found: Found) -> Piece:
+    """What the ledger has of a measurement; its records stand in RUN/answers."""
+    return {
+        "value": found.value,
+        "tokens": found.tokens,
+        "request_seconds": found.seconds,
+        "refused": sum(record.get("refused", False) for record in found.records),
+    }
+
+
+def asides(given: Given, model: Transformer, params: PyTree) -> list[dict[str, Any]]:
+    """Records of the texts aside, with their loss."""
+    batching = {"batch_size": given.config.eval_batch_size, "packing": False}
+    items = score(
+        model, params, given.aside, given.tokenizer, [LOSS], max_new_tokens=1, batching=batching
+    )
+    return summarize([LOSS], items).records
+
+
+def _file(folder: Path, name: str, seed: int, what: str) -> Path:
+    return folder / what / f"{name}.seed{seed}.jsonl"
+
+
+def write_records(
+    folder: Path, name: str, seed: int, records: Sequence[dict[str, Any]], what: str = "answers"
+) -> None:
+    """Writes what was asked, answered and scored, as `jaxft evaluate --output` does."""
+    file = _file(folder, name, seed, what)
+    file.parent.mkdir(exist_ok=True)
+    lines = [json.dumps({"system": name, **record}, ensure_ascii=False) for record in records]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_records(folder: Path, name: str, seed: int, what: str = "answers") -> list[dict[str, Any]]:
+    """What `write_records` wrote."""
+    text = _file(folder, name, seed, what).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def scored_in(
+    given: Given,
+    name: str,
+    seeds: Sequence[int],
+    metric: Metric,
+    costs: Mapping[str, float],
+    what: str = "answers",
+) -> Scored:
+    """What a lever scored, from what was written of it."""
+    each = [read_records(given.folder, name, seed, what) for seed in seeds]
+    numbers = np.stack([rows_in(metric, records) for records in each])
+    return Scored(name, numbers, [record["cluster"] for record in each[0]], costs)
+
+
+def _best(searched: Sequence[dict[str, Any]], metric: Metric) -> Mapping[str, Any]:
+    """The setting of the best value; the first of equals, which is the smallest."""
+    known = [one for one in searched if one["value"] is not None]
+    sign = -1 if metric.lower else 1
+    best = max(known or searched[:1], key=lambda one: sign * (one["value"] or 0.0))
+    setting: Mapping[str, Any] = best["setting"]
+    return setting
+
+
+def _shown(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value} {name}" for name, value in setting.items())
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e6:,.1f} MB" if number < 1e9 else f"{number / 1e9:,.2f} GB"

@@ -1,0 +1,48 @@
+"""The plan keeps to the budget: fewer updates for all, then fewer levers."""
+
+from __future__ import annotations
+
+import math
+
+from ml_collections import ConfigDict
+
+from jaxft.comparison.budget import Clock, Speed, lever_seconds, planned
+from jaxft.comparison.levers import LEVERS
+
+CONFIG = ConfigDict(
+    {"seeds": 3, "search": {"rates": 4, "factor": 3.0, "widen": 4, "parts": (0.25, 0.5)}}
+)
+TUNED = [LEVERS[name] for name in ("lora", "vera", "full")]
+SPEED = Speed(step=0.5, run=5.0, test=10.0)
+
+
+def whole(steps: int, levers: list = TUNED) -> float:
+    return sum(lever_seconds(lever, steps, SPEED, CONFIG) for lever in levers)
+
+
+def test_all_that_is_wanted_is_planned_where_there_is_room() -> None:
+    assert planned(TUNED, 100, SPEED, CONFIG, 2 * whole(100)) == (100, {})
+    assert planned(TUNED, 100, SPEED, CONFIG, math.inf) == (100, {})
+
+
+def test_all_levers_get_fewer_updates_alike() -> None:
+    left = whole(50)
+    steps, out = planned(TUNED, 1000, SPEED, CONFIG, left)
+    assert 30 < steps < 50
+    assert not out
+    assert whole(steps) < left
+
+
+def test_the_least_simple_levers_are_left_out_where_there_is_no_room() -> None:
+    steps, out = planned(TUNED, 1000, SPEED, CONFIG, whole(10, TUNED[:1]) / 0.85 + 1)
+    assert list(out) == ["full", "vera"]
+    assert steps >= 10
+    assert "no room" in out["full"]
+    assert list(planned(TUNED, 1000, SPEED, CONFIG, 1.0)[1]) == ["full", "vera", "lora"]
+
+
+def test_a_clock_counts_what_earlier_starts_took() -> None:
+    clock = Clock(100.0, 95.0)
+    assert clock.has_room(5.0)
+    assert not clock.has_room(50.0)
+    assert Clock(None, 1e9).has_room(1e9)
