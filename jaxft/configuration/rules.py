@@ -77,6 +77,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "optimizer.clip_norm",
             "method.start_step",
             "method.projection_seed",
+            "objective.beta",
             "objective.gamma",
             "objective.sft_weight",
             "objective.reference_every",

@@ -42,7 +42,9 @@ def check_preferences(flat: Mapping[str, Any], changed: Collection[str]) -> None
 
 
 def _check_values(name: str, loss: Loss, flat: Mapping[str, Any]) -> None:
-    rate = flat["objective.label_smoothing"]
+    rate, beta = flat["objective.label_smoothing"], flat["objective.beta"]
+    if not beta > 0:
+        raise UserError(f"config.objective.beta takes a number above 0, not {beta}")
     if loss.smooths and not rate:
         raise UserError(f"config.objective.label_smoothing: {name} needs a number above 0, as 1e-3")
     if rate >= 0.5:
