@@ -79,6 +79,9 @@ def get_config(method: str = "lora") -> ConfigDict:
                 max_new_tokens=64,  # length of an answer, at most; answers are greedy, also for eval_metrics
             ),
             "report_to": (),  # beside metrics.jsonl: tensorboard, wandb, trackio, mlflow
+            "population": (),  # runs that train together over one base, each a mapping of what it has of its own:
+            # '[{"optimizer.learning_rate": 1e-4}, {"name": "b", "method.rank": 4}]'; or a grid of all
+            # combinations: '{"optimizer.learning_rate": [1e-4, 3e-4], "seed": [1, 2]}'; (): a single run
         }
     )
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jaxft.objectives.baselines import advantages as advantages
     from jaxft.objectives.policy import policy_loss as policy_loss
     from jaxft.quantizing import quantize_params as quantize_params
-    from jaxft.training.loop import train as train
+    from jaxft.training.start import train as train
     from jaxft.tree import combine as combine
     from jaxft.weights import base_of as base_of
     from jaxft.weights import bind as bind
@@ -63,7 +63,7 @@ _HOMES = {
     "jaxft.objectives.baselines": ("advantages",),
     "jaxft.objectives.policy": ("policy_loss",),
     "jaxft.quantizing": ("quantize_params",),
-    "jaxft.training.loop": ("train",),
+    "jaxft.training.start": ("train",),
     "jaxft.tree": ("combine",),
     "jaxft.weights": (
         "base_of",

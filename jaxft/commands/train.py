@@ -48,7 +48,7 @@ def _train(config: str, workdir: str, distributed: bool, overrides: list[str]) -
 
     settings = load_config(config, overrides)
     processes.join(distributed)
-    from jaxft.training.loop import train
+    from jaxft.training.start import train
 
     with processes.fate_shared():
         result = train(settings, workdir)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxft.configuration.elsewhere import told_value
 from jaxft.configuration.keys import conform, flatten, schema_of
+from jaxft.configuration.populations import check_population
 from jaxft.errors import UserError, nearest, shown
 from jaxft.methods import TAKES, row_of
 from jaxft.runtime.sandbox import check_moment
@@ -150,6 +151,7 @@ def check(flat: dict[str, Any]) -> None:
                 raise UserError(f"config.{key} takes {saying}, not {shown(flat[key])}")
     for name in flat["report_to"]:
         _choice("report_to", name, REPORTS)
+    check_population(flat)
     _mix(flat["data.mix"])
     _ignore(flat["data.ignore"])
     check_moment(flat["data.date"], "config.data.date")

@@ -26,6 +26,8 @@ TAKES = {
 ALSO = {"data.eval": dict[str, Any]()}
 SOURCES = ("data.train", "data.eval")  # one text, in which several stand with commas between
 GRADERS = "graders"  # a text: a file, or the JSON of a list itself
+# A list of mappings; a mapping alone is the grid that its entry of this key is.
+GRID, GRID_KEY = "population", "grid"
 TRUTH = {
     **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
     **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
@@ -45,6 +47,9 @@ def from_text(key: str, text: str, default: Any) -> Any:
     """
     if key in ALSO:
         default = ALSO[key] if text.strip().startswith("{") else ""
+    if key == GRID and text.strip().startswith("{"):
+        with contextlib.suppress(ValueError):
+            return ({GRID_KEY: literal(text.strip())},)
     if key in SOURCES and text.strip()[:1] in ("(", "["):
         with contextlib.suppress(ValueError):
             return from_value(key, literal(text.strip()), default)
@@ -68,6 +73,8 @@ def from_value(key: str, value: Any, default: Any) -> Any:
         default = ALSO[key] if isinstance(value, Mapping) else ""
     if key == GRADERS and isinstance(value, list | tuple | Mapping):
         value = json.dumps(value, ensure_ascii=False)
+    if key == GRID and isinstance(value, Mapping):
+        value = ({GRID_KEY: value},)
     if key in SOURCES and isinstance(value, list | tuple):
         value = ",".join(str(part).replace(",", "\\,") for part in value)
     try:

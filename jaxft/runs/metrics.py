@@ -143,6 +143,12 @@ class Progress:
     def apart(self, line: str) -> Iterator[None]:
         """Says what is done beside updates, and keeps its time out of the time that is left."""
         self.say(line)
+        with self.pause():
+            yield
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keeps the time of what is done beside updates out of the time that is left."""
         began = time.monotonic()
         yield
         self._start += time.monotonic() - began

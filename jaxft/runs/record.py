@@ -32,6 +32,7 @@ class Record:
         sets: names of the held-out sets.
         best: the metric by which the best step is chosen, on the first set.
         changes: the steps at which the run's length changed.
+        progress: what shows how far it is; None: a bar of its own.
 
     Attributes:
         metrics: the numbers so far.
@@ -47,6 +48,7 @@ class Record:
         sets: Sequence[str],
         best: Metric,
         changes: Sequence[int],
+        progress: Progress | None = None,
     ) -> None:
         self._config, self._steps, self._best, self.publish = config, steps, best, logs.publish
         names = config.report_to if processes.first() else ()
@@ -58,7 +60,7 @@ class Record:
         )
         self._samples = Samples(logs.folder / "samples.jsonl", self.metrics.values)
         self._rollouts = Journal(logs.folder / "rollouts.jsonl", step)
-        self._progress = Progress(step, steps, best.name)
+        self._progress = progress or Progress(step, steps, best.name)
         self.last: dict[str, float] = {}
         self._clock = time.perf_counter()
 

@@ -46,14 +46,19 @@ class Saves:
         self.local = local_of(settings, workdir)
 
     def newest(
-        self, like: PyTree, say: Callable[[str], None]
+        self, like: PyTree, say: Callable[[str], None], at: int | None = None
     ) -> tuple[int, PyTree, dict[str, Any]] | None:
         """(step, its tree as `like`, the feed's state) of the last whole state, or None.
+
+        With `at` it is the state of that step in RUN; of step 0 there is none.
 
         Raises:
             UserError: it stands on another base or tokenizer than this run.
         """
-        step, source = newest_of(self.checkpoints, self.local, like, say)
+        if at is None:
+            step, source = newest_of(self.checkpoints, self.local, like, say)
+        else:
+            step, source = at or None, self.checkpoints
         if step is None:
             return None
         told = source.data(step)

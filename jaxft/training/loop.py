@@ -32,7 +32,7 @@ from jaxft.runs.folder import check_folder, open_folder, tidy
 from jaxft.runs.identity import identity
 from jaxft.runs.lock import Claim, Lock, lock_of
 from jaxft.runs.messages import device_line, next_commands, skipped, trained_line, updates_line
-from jaxft.runs.metrics import say
+from jaxft.runs.metrics import Progress, say
 from jaxft.runs.pinned import pinned
 from jaxft.runs.plots import plot_averages, plot_run
 from jaxft.runs.publish import Logs, logs_of
@@ -84,14 +84,12 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
                 lock.take()  # before its logs are read
             processes.wait("checked")
             with logs_of(workdir, lock.check) as logs:
-                loop = _begun(config, workdir, parts, logs, lock, past, stop)
+                loop = begin_run(config, workdir, parts, logs, lock, past, stop)
                 _say_start(config, parts, loop)
                 try:
                     stop.deferred = True
                     _trained(loop, stop)
-                    output, base = _exported(config, parts, loop, logs)
-                    plot = _plotted(config, logs)
-                    _summed_up(config, workdir, parts, loop, logs)
+                    output, base, plot = finish_run(config, parts, loop, logs)
                     loop.saves.local.discard()
                     stop.check()
                 finally:
@@ -99,17 +97,8 @@ def train(config: ConfigDict, workdir: str | Path) -> Result:
                     loop.saves.close()
                 _say_end(config, parts, loop, output, base)
                 plot = workdir / plot.relative_to(logs.folder)
-                trained = count(loop.standing.state.trainable)
-                return Result(
-                    workdir,
-                    loop.step,
-                    loop.record.last,
-                    output,
-                    plot,
-                    loop.waited,
-                    trained,
-                    loop.peak,
-                )
+                cost = loop.waited, count(loop.standing.state.trainable), loop.peak
+                return Result(workdir, loop.step, loop.record.last, output, plot, *cost)
 
 
 class Parts(NamedTuple):
@@ -130,6 +119,9 @@ class Parts(NamedTuple):
     trees: tuple[PyTree, PyTree]
     reference: Reference
     data: Data
+
+
+Compiled = tuple[Callable[..., Any], Callable[..., Any], Standing]
 
 
 class Pending(NamedTuple):
@@ -268,13 +260,17 @@ class Loop:
             return
         if not (self.step == 0 or self.due(self.config.eval_every)):
             return
+        self.measure()
+        if self.record.exhausted:
+            self.record.say_exhausted(self.step)
+
+    def measure(self) -> None:
+        """The held-out numbers and samples of what stands now, and its checkpoint if it is the best so far."""
         with self.record.apart(f"evaluating at step {self.step}"):
             measured = self.evaluate(self.standing)
         self.record.evaluated(self.step, measured)
         if self.record.best == self.step:
             self.save()
-        if self.record.exhausted:
-            self.record.say_exhausted(self.step)
 
     def saved(self) -> PyTree:
         """What a checkpoint holds."""
@@ -304,7 +300,7 @@ def _prepared(config: ConfigDict, workdir: Path, mesh: Mesh) -> Parts:
     return Parts(mesh, model, method, trees, reference, data)
 
 
-def _begun(
+def begin_run(
     config: ConfigDict,
     workdir: Path,
     parts: Parts,
@@ -312,21 +308,28 @@ def _begun(
     lock: Lock | Claim,
     past: Past,
     stop: Stop,
+    *,
+    compiled: Compiled | None = None,
+    at: int | None = None,
+    progress: Progress | None = None,
 ) -> Loop:
-    """The loop with a new folder, or where the run in the folder stands."""
+    """The loop with a new folder, or where the run in the folder stands.
+
+    Of runs that train together is given: `compiled`, the step `at` which they go on, and who shows their `progress`.
+    """
     data, reference = parts.data, parts.reference
     epoch = data.train.steps_per_epoch
     steps = updates_of(config, epoch)
-    update, sums, standing = _compiled(config, parts, steps)
+    update, sums, standing = compiled or _compiled(config, parts, steps)
     saves, step = _opened(config, workdir, parts.mesh, lock), 0
-    found = saves.newest(standing.saved(moves=reference.moves), say)
+    found = saves.newest(standing.saved(moves=reference.moves), say, at)
     if found is not None:
         step, tree, state = found
         standing = standing.restored(tree)
         data.train.restore(state)
     changes = extend(config, past, workdir, step, epoch, schedule, say)
     best = objective_of(config).best
-    record = Record(config, logs, step, steps, tuple(data.held_out), best, changes)
+    record = Record(config, logs, step, steps, tuple(data.held_out), best, changes, progress)
     answered = functools.partial(
         samples,
         parts.model,
@@ -344,11 +347,6 @@ def _begun(
         batch_size=config.eval_batch_size,
     )
 
-    def check(step: int) -> None:
-        stop.check()
-        if processes.preempted(step):
-            raise Interrupted
-
     return Loop(
         standing=standing,
         step=step,
@@ -362,13 +360,17 @@ def _begun(
         saves=saves,
         config=config,
         mesh=parts.mesh,
-        check=check,
+        check=functools.partial(_check, stop),
     )
 
 
-def _compiled(
-    config: ConfigDict, parts: Parts, steps: int
-) -> tuple[Callable[..., Any], Callable[..., Any], Standing]:
+def _check(stop: Stop, step: int) -> None:
+    stop.check()
+    if processes.preempted(step):
+        raise Interrupted
+
+
+def _compiled(config: ConfigDict, parts: Parts, steps: int) -> Compiled:
     """The step and the evaluation's sums, compiled when they are called; and what stands before the first update."""
     trainable, frozen = parts.trees
     program = make_program(
@@ -419,6 +421,14 @@ def _trained(loop: Loop, stop: Stop) -> None:
         raise interrupted or Interrupted
 
 
+def finish_run(config: ConfigDict, parts: Parts, loop: Loop, logs: Logs) -> tuple[Path, str, Path]:
+    """What a run leaves at its end: its output, the name of its base, and the file of its first curve."""
+    output, base = _exported(config, parts, loop, logs)
+    plot = _plotted(config, logs)
+    _summed_up(config, loop.saves.workdir, parts, loop, logs)
+    return output, base, plot
+
+
 def _exported(config: ConfigDict, parts: Parts, loop: Loop, logs: Logs) -> tuple[Path, str]:
     """RUN/adapter in PEFT's format, or RUN/model where the method has no adapter; and the base's name."""
     best, workdir, standing = loop.record.best, loop.saves.workdir, loop.standing
@@ -430,16 +440,9 @@ def _exported(config: ConfigDict, parts: Parts, loop: Loop, logs: Logs) -> tuple
             loop.record.say(f"exporting step {best}, whose held-out {metric.name} is the {most}")
         except Damaged as error:
             loop.record.say(f"{error}; the last step is exported, not the best")
-    name, base = export(
-        config,
-        parts.model,
-        standing.params,
-        parts.method,
-        parts.data.tokenizer,
-        logs.folder,
-        workdir,
-        chats=parts.data.chats,
-    )
+    tuned, data = (parts.model, standing.params, parts.method), parts.data
+    folders = logs.folder, workdir
+    name, base = export(config, *tuned, data.tokenizer, *folders, chats=data.chats)
     logs.publish()
     processes.wait("exported")
     return workdir / name, base

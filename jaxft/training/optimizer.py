@@ -55,7 +55,11 @@ def schedule(settings: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    settings: ConfigDict, method: Method, trainable: PyTree, steps: int
+    settings: ConfigDict,
+    method: Method,
+    trainable: PyTree,
+    steps: int,
+    rate: optax.Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping, the method's preconditioner, the optimizer, and the method's factors on the rate.
 
@@ -67,19 +71,22 @@ def make_optimizer(
         method: for its `learning_rates` and `precondition`.
         trainable: the trainable tree, abstract or not.
         steps: the run's updates, which the schedule spans.
+        rate: the learning rate of each update, where it is not that of `schedule`.
     """
     parts: list[optax.GradientTransformation] = []
     if settings.clip_norm:
         parts.append(optax.clip_by_global_norm(settings.clip_norm))
     if method.precondition is not None:
         parts.append(_preconditioner(method))
-    parts.append(_named(settings, trainable, steps))
+    parts.append(_named(settings, trainable, rate or schedule(settings, steps)))
     if method.learning_rates:
         parts.append(_rates(method, trainable))
     return optax.with_extra_args_support(optax.chain(*parts))
 
 
-def _named(settings: ConfigDict, trainable: PyTree, steps: int) -> optax.GradientTransformation:
+def _named(
+    settings: ConfigDict, trainable: PyTree, rate: optax.Schedule
+) -> optax.GradientTransformation:
     """The Optax function of that name with the arguments it takes."""
     function = getattr(optax, settings.name)
     takes = inspect.signature(function).parameters
@@ -95,7 +102,7 @@ def _named(settings: ConfigDict, trainable: PyTree, steps: int) -> optax.Gradien
         raise UserError(
             f"config.optimizer.weight_decay: optax.{settings.name} takes none; set it to 0.0"
         )
-    return function(schedule(settings, steps), **arguments)
+    return function(rate, **arguments)
 
 
 def _decay_mask(settings: ConfigDict, trainable: PyTree) -> PyTree:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxft.methods import Method
@@ -16,6 +17,20 @@ from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.reference import Reference, of_the_step
 from jaxft.training.step import Loss, State, initial_state, make_eval_sums, make_train_step
 from jaxft.tree import PyTree
+
+
+class Own(NamedTuple):
+    """What a run of several has of its own as data, so that one program serves all of them.
+
+    Attributes:
+        key: of dropout.
+        rates: (updates,) the learning rate of each.
+        optimizer: numbers of `config.optimizer` by their keys.
+    """
+
+    key: jax.Array
+    rates: jax.Array
+    optimizer: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +57,7 @@ def make_program(
     trainable: PyTree,
     reference: Reference,
     steps: int,
+    own: Own | None = None,
 ) -> Program:
     """The program of a configuration.
 
@@ -52,21 +68,30 @@ def make_program(
         trainable: the trainable tree, abstract or not.
         reference: of a preference loss.
         steps: the run's updates.
+        own: data in the place of what the configuration says.
     """
     row, beside = objective_of(config), of_the_step(config, reference).beside
-    optimizer = make_optimizer(config.optimizer, method, trainable, steps)
+    settings, rate = config.optimizer, schedule(config.optimizer, steps)
+    if own is not None:
+        settings, rate = _with_numbers(settings, own.optimizer), lambda step: own.rates[step]
+    optimizer = make_optimizer(settings, method, trainable, steps, rate)
     loss = loss_of(config, model, reference.config)
     step = make_train_step(
         loss,
         optimizer,
-        schedule(config.optimizer, steps),
-        seed=config.seed,
+        rate,
+        seed=config.seed if own is None else own.key,
         parts=config.grad_accum,
         prepare=row.prepare(config.objective),
         beside=beside,
     )
     initial = functools.partial(initial_state, optimizer=optimizer)
     return Program(initial, step, make_eval_sums(loss, beside), loss)
+
+
+def _with_numbers(settings: ConfigDict, numbers: dict[str, jax.Array]) -> ConfigDict:
+    """Settings with data in the place of some numbers."""
+    return ConfigDict({**settings, **numbers}, convert_dict=False)
 
 
 def loss_of(config: ConfigDict, model: Config, reference: Config) -> Loss:

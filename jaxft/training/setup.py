@@ -38,22 +38,13 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
 
     The tree is adapted anew, or by the folder `config.adapter`, whose whole modules then train too.
     """
-    method = method_of(config)
+    method, folder = method_of(config), model_folder(config.model)
     if method.weight is None and config.base.quantize != "none":
         raise UserError(
             f"config.base.quantize {config.base.quantize}: method {method.name} trains the base, and codes cannot be "
             "trained: take an adapter (configs/sft.py:qlora), or config.base.quantize=none"
         )
-    require_divisible(model_config(model_folder(config.model)), mesh)
-    options: dict[str, Any] = {
-        "dtype": config.dtype,
-        "param_dtype": config.param_dtype,
-        "shardings": lambda path, shape: leaf_sharding(mesh, path, shape),
-        "quantize": config.base.quantize,
-        "group_size": config.base.group_size,
-        "double_quant": config.base.double_quant,
-    }
-    folder = model_folder(config.model)
+    options = _options(config, mesh)
     if config.adapter:
         model, params = load(folder, **options)
         method = trained_by(config, params, method)
@@ -61,8 +52,47 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
     else:
         model, params = load_adapted(folder, method, jax.random.key(config.seed), **options)
     check_exportable(params, method)
-    model = Transformer(dataclasses.replace(model.config, remat=config.remat))
-    return model, jax.device_put(params, shardings(params, mesh)), method
+    return _as_run(config, model), jax.device_put(params, shardings(params, mesh)), method
+
+
+def prepare_base(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree]:
+    """The model without an adapter, read once for several runs: its module, and its tree on the mesh."""
+    model, params = load(model_folder(config.model), **_options(config, mesh))
+    return _as_run(config, model), jax.device_put(params, shardings(params, mesh))
+
+
+def adapt_base(
+    config: ConfigDict, model: Transformer, params: PyTree, mesh: Mesh
+) -> tuple[PyTree, Method]:
+    """A run's own adapter over a base that it has in common with others, as `prepare_model` makes it.
+
+    Raises UserError for a method that trains the base itself.
+    """
+    method = method_of(config)
+    if method.weight is None:
+        raise UserError(
+            f"config.population: members share one base, and method {method.name} trains it: take an adapter"
+        )
+    params = adapted(config, model.config, params, method)
+    check_exportable(params, method)
+    return jax.device_put(params, shardings(params, mesh)), method
+
+
+def _options(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """How `load` reads a run's base. Raises UserError where the mesh does not divide it."""
+    require_divisible(model_config(model_folder(config.model)), mesh)
+    return {
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+        "shardings": lambda path, shape: leaf_sharding(mesh, path, shape),
+        "quantize": config.base.quantize,
+        "group_size": config.base.group_size,
+        "double_quant": config.base.double_quant,
+    }
+
+
+def _as_run(config: ConfigDict, model: Transformer) -> Transformer:
+    return Transformer(dataclasses.replace(model.config, remat=config.remat))
 
 
 def trained_by(config: ConfigDict, params: PyTree, method: Method) -> Method:

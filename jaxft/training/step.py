@@ -58,7 +58,7 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     rate: optax.Schedule,
     *,
-    seed: int,
+    seed: int | jax.Array,
     parts: int = 1,
     prepare: Callable[[Batch], Batch] = dict,
     beside: Beside = nothing_more,
@@ -69,7 +69,7 @@ def make_train_step(
         loss: (params, batch, *beside) -> (sum over tokens, number of tokens, or a `Counted`).
         optimizer: over the trainable tree; its update gets the frozen tree as `frozen`.
         rate: the learning rate of update n, for the metrics.
-        seed: of dropout, whose key of update n depends on the seed and n alone.
+        seed: of dropout, whose key of update n depends on the seed and n alone; or the key that it stands for.
         parts: micro-batches, whose gradients are summed before the one update.
         prepare: what the loss wants to be noted in the whole batch before it is taken in parts.
         beside: (frozen, *held) -> what the loss gets beside parameters and batch: a reference.
@@ -91,7 +91,8 @@ def make_train_step(
     def step(
         state: State, frozen: PyTree, batch: Batch, *held: PyTree
     ) -> tuple[State, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        of_run = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
+        key = jax.random.fold_in(of_run, state.step)
         (total, sums), grads = gradient(state.trainable, (frozen, *held), prepare(batch), key)
         count = jnp.maximum(sums.weight, 1.0)
         grads = jax.tree.map(lambda grad: grad / count.astype(grad.dtype), grads)

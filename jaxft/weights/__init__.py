@@ -1,5 +1,6 @@
 """What a kernel leaf can be, one file a weight, and the rule that multiplies, merges and describes them."""
 
+from jaxft.weights.alike import common_tree, cropped, padded
 from jaxft.weights.bank import SLOTS, Bank, Slots, bind_groups, slots_of
 from jaxft.weights.base import (
     Adapter,
@@ -73,10 +74,12 @@ __all__ = [
     "base_of",
     "bind",
     "bind_groups",
+    "common_tree",
     "contract",
     "contract_each",
     "contract_transposed",
     "count_parameters",
+    "cropped",
     "drawn_projections",
     "is_adapter",
     "is_encoded",
@@ -87,6 +90,7 @@ __all__ = [
     "materialize",
     "merged_one",
     "of_the_model",
+    "padded",
     "places",
     "precondition_by_a",
     "projections",
