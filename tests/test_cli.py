@@ -27,7 +27,7 @@ def called(monkeypatch):
 
         monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: record}))
 
-    stand_in("jaxft.training.loop", "train", "config", "workdir")
+    stand_in("jaxft.training.start", "train", "config", "workdir")
     stand_in("jaxft.inference.generate", "main")
     stand_in("jaxft.inference.chat", "main")
     stand_in("jaxft.objectives.preview", "main", "config")
