@@ -62,7 +62,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="search by vectors too: static (wordllama), or a model's hidden states",
     )
     parser.add_argument("--embed-model", metavar="DIR", help="of --embed model; default: --model")
-    parser.add_argument("--store", metavar="S", help="lancedb:URI or qdrant:LOCATION")
+    parser.add_argument(
+        "--store", metavar="S", help="lancedb:URI, qdrant:LOCATION or opensearch:URL"
+    )
     parser.add_argument("--text-key", metavar="KEY", help="of rows; default: text")
     parser.add_argument(
         "--skip-unreadable", action="store_true", help="name what cannot be read, and go on"

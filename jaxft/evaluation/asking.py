@@ -6,20 +6,22 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxft.adaptation import base_tree
 from jaxft.data.chat import encode_chat
 from jaxft.data.questions import prompt_and_reference
 from jaxft.data.sources import Row
 from jaxft.data.tokenizer import Tokenizer
-from jaxft.errors import counted
+from jaxft.errors import UserError, counted
 from jaxft.evaluation.items import PROMPT, Item, Likelihood
 from jaxft.evaluation.likelihood import likelihoods
-from jaxft.evaluation.metrics import ANSWER, LIKELIHOOD, PAIR, Metric
+from jaxft.evaluation.metrics import ANSWER, LIKELIHOOD, PAIR, REWARDS, Metric
 from jaxft.inference.asked import Before, Prompt
 from jaxft.inference.generate import answers
 from jaxft.inference.opening import conversation
 from jaxft.models import Transformer
 from jaxft.objectives.graders import Grader, case_of, grade
 from jaxft.runtime.sandbox import TooMuch
+from jaxft.weights import is_adapter, saved_in, weights_of
 
 
 def score(
@@ -55,8 +57,10 @@ def score(
         rows = [row for row in rows if row.format != PROMPT]
         known, reasons = likelihoods(config, params, rows, tokenizer, **batching)
         found = [_with_likelihood(item, known, reasons) for item in found]
-    if PAIR in needs:
+    if PAIR in needs or REWARDS in needs:
         found = _with_pairs(model, params, found, tokenizer, batching)
+    if REWARDS in needs:
+        found = _with_rewards(model, params, found, tokenizer, batching)
     if ANSWER in needs:
         settings = (tokenizer, max_new_tokens, batching["batch_size"], progress)
         found = _with_answers(model, params, found, bool(graders), *settings)
@@ -184,6 +188,36 @@ def _with_pairs(
         else:
             pair = chosen[item.origin], rejected[item.origin]
             found.append(dataclasses.replace(item, pair=pair))
+    return found
+
+
+def _with_rewards(
+    model: Transformer,
+    params: Mapping[str, Any],
+    items: Sequence[Item],
+    tokenizer: Tokenizer,
+    batching: Mapping[str, Any],
+) -> list[Item]:
+    """The pairs with what DPO calls their rewards, without its beta: log p less log p of the base."""
+    if not any(is_adapter(weight) for _, weight in weights_of(params)):
+        reason = {REWARDS: "rewards are an adapter's beside its base, and this is a model alone"}
+        return [dataclasses.replace(item, unscored={**item.unscored, **reason}) for item in items]
+    saved = saved_in(params)
+    if whole := [*(path for path, _ in saved.whole), *(["biases"] if saved.bias != "none" else [])]:
+        raise UserError(
+            f"rewards: the adapter holds {whole[0]} whole, so that its base is not in the tree any more: "
+            "preference_margin of the adapter and of the base (--base) tells the same"
+        )
+    base = _with_pairs(model, base_tree(params), items, tokenizer, batching)
+    found = []
+    for item, before in zip(items, base, strict=True):
+        if item.pair and before.pair:
+            both = zip(before.pair, item.pair, strict=True)
+            chosen, rejected = (old.loss - new.loss for old, new in both)
+            found.append(dataclasses.replace(item, rewards=(chosen, rejected)))
+        else:
+            reason = {REWARDS: item.unscored.get(PAIR, "its completions are not scored")}
+            found.append(dataclasses.replace(item, unscored={**item.unscored, **reason}))
     return found
 
 

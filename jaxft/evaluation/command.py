@@ -17,7 +17,7 @@ from jaxft.evaluation.confidence import resamples_of
 from jaxft.evaluation.contamination import Found, found_in_training
 from jaxft.evaluation.evaluate import Result, check_needs, evaluate_items, table_of
 from jaxft.evaluation.items import Item
-from jaxft.evaluation.metrics import Metric, metrics_of
+from jaxft.evaluation.metrics import REWARDS, Metric, metrics_of
 from jaxft.evaluation.reading import read_items
 from jaxft.evaluation.report import as_object, comparison_lines, table_lines
 from jaxft.evaluation.tasks import run_tasks
@@ -115,6 +115,8 @@ def main(
         raise UserError("evaluate: --retrieve goes with --data: a task writes its own prompts")
     graders = read_graders(grader) if grader else ()
     table = table_of(split(metrics) or ([] if graders else DEFAULT), normalize, graders)
+    if not adapters and (beside := [one.name for one in table if one.needs == REWARDS]):
+        raise UserError(f"{beside[0]} is an adapter's beside its base: give --adapter DIR")
     options = {"tokenizer": tokenizer, "chat_template": chat_template, "date": date}
     systems = list(_systems(model, adapters, base or bool(untouched), chat, system, options))
     if tasks:

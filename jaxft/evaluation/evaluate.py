@@ -15,7 +15,15 @@ from jaxft.errors import UserError
 from jaxft.evaluation.asking import as_chats, score, with_passages
 from jaxft.evaluation.confidence import Figure, figure
 from jaxft.evaluation.items import PROMPT, Item
-from jaxft.evaluation.metrics import ANSWER, LIKELIHOOD, PAIR, Metric, metrics_of, of_grader
+from jaxft.evaluation.metrics import (
+    ANSWER,
+    LIKELIHOOD,
+    PAIR,
+    REWARDS,
+    Metric,
+    metrics_of,
+    of_grader,
+)
 from jaxft.evaluation.reading import Data, read_items
 from jaxft.inference.asked import Before
 from jaxft.models import Transformer
@@ -167,7 +175,7 @@ def check_needs(
             )
         if metric.needs == ANSWER and formats == {"text"}:
             raise UserError(f"{first}: {metric.name} judges answers, and a text alone asks nothing")
-        if metric.needs == PAIR and formats != {"pair"}:
+        if metric.needs in (PAIR, REWARDS) and formats != {"pair"}:
             raise UserError(f"{first}: {metric.name} needs rows of prompt, chosen and rejected")
         if metric.needs == LIKELIHOOD and formats == {PROMPT}:
             raise UserError(

@@ -42,6 +42,7 @@ class Item:
         answer: the model's; None where it was not asked.
         likelihood: of the references, or of a row's whole text; None where it was not computed.
         pair: of the chosen and the rejected completions; None where there are none.
+        rewards: of the chosen and the rejected completions, log p less that of the base without the adapter.
         tokens: how many the prompt and the answer have, as "prompt" and "answer".
         unscored: what could not be found, "answer", "likelihood" or a grader's verdict, and why.
         values: the first row as it stands in the data, for graders.
@@ -57,6 +58,7 @@ class Item:
     answer: str | None = None
     likelihood: Likelihood | None = None
     pair: tuple[Likelihood, Likelihood] | None = None
+    rewards: tuple[float, float] | None = None
     tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unscored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -17,7 +17,7 @@ from jaxft.evaluation.answers import READINGS, Normalize
 from jaxft.evaluation.confidence import Rows, Value
 from jaxft.evaluation.items import Item
 
-LIKELIHOOD, ANSWER, PAIR = "likelihood", "answer", "pair"
+LIKELIHOOD, ANSWER, PAIR, REWARDS = "likelihood", "answer", "pair", "rewards"
 Numbers = Float[np.ndarray, "... numbers"]
 
 
@@ -27,7 +27,8 @@ class Metric:
 
     Attributes:
         name: as `--metrics` takes it.
-        needs: "answer" (the model is asked), "likelihood" (of what stands in the data) or "pair" (of two completions).
+        needs: "answer" (the model is asked), "likelihood" (of what stands in the data), "pair" (of two completions) or
+            "rewards" (of both beside the base).
         rows: of items that have what it needs, the numbers that each adds; NaN where it cannot judge one.
         value: of sums of them.
         lower: whether less is better.
@@ -80,6 +81,13 @@ def _of_pair(name: str, score: Callable[[Any, Any], float], most: float | None =
         return np.asarray([(score(*item.pair), 1.0) for item in items if item.pair], float)
 
     return Metric(name, PAIR, rows, mean, most=most)
+
+
+def _of_rewards(name: str, score: Callable[[float, float], float], most: float | None) -> Metric:
+    def rows(items: Sequence[Item]) -> Rows:
+        return np.asarray([(score(*item.rewards), 1.0) for item in items if item.rewards], float)
+
+    return Metric(name, REWARDS, rows, mean, most=most)
 
 
 def _sacrebleu(name: str, kind: str, **settings: Any) -> Metric:
@@ -153,6 +161,8 @@ def _table(normalize: Normalize) -> dict[str, Metric]:
             lambda chosen, other: float(chosen.loss / chosen.tokens < other.loss / other.tokens),
         ),
         _of_pair("preference_margin", lambda chosen, other: other.loss - chosen.loss, most=None),
+        _of_rewards("reward_accuracy", lambda chosen, other: float(chosen > other), 1.0),
+        _of_rewards("reward_margin", lambda chosen, other: chosen - other, None),
     )
     return {metric.name: metric for metric in rows}
 

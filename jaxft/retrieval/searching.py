@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Int64
+
+from jaxft.errors import UserError, shown
 
 NONE = -1  # stands where fewer chunks were found than were asked for
 RRF_K = 60  # of the paper
@@ -88,3 +91,16 @@ def fuse(rankings: Sequence[Found], k: int) -> Found:
         chosen = sorted(sums, key=lambda key: -sums[key])[:k]
         rows.append((np.array(chosen, np.int64), np.array([sums[key] for key in chosen])))
     return together(rows, k)
+
+
+@contextlib.contextmanager
+def told(name: str) -> Iterator[None]:
+    """What a store's client raises, which is whatever it likes, in one line that begins with the store's name."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name}: {type(error).__name__}: {shown(' '.join(str(error).split()), 300)}"
+        ) from error

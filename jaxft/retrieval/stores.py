@@ -1,26 +1,31 @@
-"""Stores past one machine behind the protocol of `Searcher`: LanceDB and Qdrant, embedded here or as a service.
+"""Stores past one machine behind the protocol of `Searcher`: LanceDB and Qdrant, embedded here or as a service, and
+OpenSearch (`opensearch.py`), a service.
 
 The index's folder keeps the chunks and their offsets; a store holds their keys, texts and vectors, and finds them.
-LanceDB finds by words (its full-text index) and by vectors, Qdrant by vectors alone. OpenSearch is refused by name:
-no server of it could be tested against.
+LanceDB and OpenSearch find by words (full-text search) and by vectors, Qdrant by vectors alone.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from jaxft.errors import UserError, nearest, shown
-from jaxft.retrieval.searching import Found, Searcher, together
+from jaxft.errors import UserError, nearest
+from jaxft.retrieval.opensearch import open_service
+from jaxft.retrieval.searching import Found, Searcher, together, told
 from jaxft.retrieval.vectors import Embed
 from jaxft.runtime.storage import scheme_of
 
 TABLE = "jaxft"
-EXTRAS = {"lancedb": "lancedb", "qdrant": "qdrant_client"}
+EXTRAS = {
+    "lancedb": ("lancedb", "lancedb"),
+    "qdrant": ("qdrant_client", "qdrant-client"),
+    "opensearch": ("opensearchpy", "opensearch-py"),
+}
+KNOWN = "lancedb:URI, qdrant:LOCATION or opensearch:URL"
 DELETED = 5000  # keys in one statement
 
 
@@ -28,49 +33,34 @@ def open_store(name: str, embed: Embed | None) -> dict[str, Searcher]:
     """What finds chunks in a store: {"lexical": ..., "dense": ...}, of which it may have one alone.
 
     Args:
-        name: "lancedb:URI" or "qdrant:LOCATION", where a location is a folder, ":memory:", or a service's URL.
+        name: "lancedb:URI", "qdrant:LOCATION", where a location is a folder, ":memory:", or a service's URL, or
+            "opensearch:URL".
         embed: gives the vectors of texts; None for none.
 
     Raises:
         UserError: an unknown kind, a package that is not installed, or a store that cannot be reached.
     """
     kind, colon, location = name.partition(":")
-    if kind == "opensearch":
-        raise UserError(
-            f"{name}: OpenSearch is not served: it could not be tested; take lancedb:URI or qdrant:URL"
-        )
     if kind not in EXTRAS or not (colon and location):
         close = nearest(kind, EXTRAS)
-        raise UserError(
-            f"--store {name!r}: no such store{close}; write lancedb:URI or qdrant:LOCATION"
-        )
+        raise UserError(f"--store {name!r}: no such store{close}; write {KNOWN}")
+    module, package = EXTRAS[kind]
     try:
-        __import__(EXTRAS[kind])
+        __import__(module)
     except ImportError as error:
         raise UserError(
-            f"{name}: needs the package {EXTRAS[kind].replace('_', '-')}, which is not installed: "
+            f"{name}: needs the package {package}, which is not installed: "
             f"pip install 'jaxft[{kind}]'"
         ) from error
     if kind == "qdrant":
         if embed is None:
             raise UserError(f"{name}: Qdrant finds by vectors: it needs --embed static or model")
         return {"dense": QdrantStore(location, embed)}
+    if kind == "opensearch":
+        return open_service(location, embed)
     table = LanceTable(location, embed)
     words: dict[str, Searcher] = {"lexical": LanceWords(table)}
     return words | ({"dense": LanceVectors(table)} if embed is not None else {})
-
-
-@contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """What a store's client raises, which is whatever it likes, in one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{name}: {type(error).__name__}: {shown(' '.join(str(error).split()), 300)}"
-        ) from error
 
 
 class LanceTable:
@@ -84,7 +74,7 @@ class LanceTable:
         if embed is not None:
             columns.append(("vector", pa.list_(pa.float32(), embed([""]).shape[1])))
         self.schema = pa.schema(columns)
-        with _told(self.name):
+        with told(self.name):
             self.table = lancedb.connect(uri).create_table(TABLE, schema=self.schema, exist_ok=True)
         self.indexed = False
 
@@ -92,14 +82,14 @@ class LanceTable:
         columns: dict[str, Any] = {"id": list(ids), "text": list(texts)}
         if self.embed is not None:
             columns["vector"] = list(self.embed(texts))
-        with _told(self.name):
+        with told(self.name):
             rows = pa.table(columns, self.schema)
             merge = self.table.merge_insert("id").when_matched_update_all()
             merge.when_not_matched_insert_all().execute(rows)
         self.indexed = False
 
     def remove(self, ids: Sequence[int]) -> None:
-        with _told(self.name):
+        with told(self.name):
             for start in range(0, len(ids), DELETED):
                 some = ", ".join(map(str, map(int, ids[start : start + DELETED])))
                 self.table.delete(f"id in ({some})")
@@ -108,7 +98,7 @@ class LanceTable:
     def index_words(self) -> None:
         """Makes the full-text index of what is there now."""
         if not self.indexed:
-            with _told(self.name):
+            with told(self.name):
                 self.table.create_fts_index("text", replace=True)
             self.indexed = True
 
@@ -133,7 +123,7 @@ class LanceWords:
 
         self.table.index_words()
         rows = []
-        with _told(self.table.name):
+        with told(self.table.name):
             for query in queries:
                 asked = self.table.table.search(MatchQuery(query, "text"), query_type="fts")
                 found = asked.select(["id", "_score"]).limit(k).to_arrow()
@@ -157,7 +147,7 @@ class LanceVectors:
         """The k nearest chunks of each query, and their cosines."""
         assert self.table.embed is not None
         rows = []
-        with _told(self.table.name):
+        with told(self.table.name):
             for vector in self.table.embed(queries):
                 asked = self.table.table.search(vector, vector_column_name="vector")
                 asked = asked.distance_type("cosine").select(["id", "_distance"])
@@ -181,7 +171,7 @@ class QdrantStore:
             where = {"url": location}
         # in this process every search is exact, and Qdrant warns where it is asked for
         self.exact = models.SearchParams(exact=True) if "url" in where else None
-        with _told(self.name):
+        with told(self.name):
             self.client = qdrant_client.QdrantClient(**where)
             if not self.client.collection_exists(TABLE):
                 width = embed([""]).shape[1]
@@ -192,19 +182,19 @@ class QdrantStore:
         """Adds chunks, or writes them again."""
         vectors = self.embed(texts)
         points = self.models.Batch(ids=[int(i) for i in ids], vectors=vectors.tolist())
-        with _told(self.name):
+        with told(self.name):
             self.client.upsert(TABLE, points, wait=True)
 
     def remove(self, ids: Sequence[int]) -> None:
         """Takes chunks away."""
         chosen = self.models.PointIdsList(points=[int(i) for i in ids])
-        with _told(self.name):
+        with told(self.name):
             self.client.delete(TABLE, points_selector=chosen, wait=True)
 
     def search(self, queries: Sequence[str], k: int) -> Found:
         """The k nearest chunks of each query, and their cosines."""
         rows = []
-        with _told(self.name):
+        with told(self.name):
             for vector in self.embed(queries):
                 found = self.client.query_points(
                     TABLE, query=vector.tolist(), limit=k, search_params=self.exact

@@ -126,6 +126,8 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, data):
     assert "--data is needed" in refused(capsys, "--model", FOLDER)
     assert "nearest: 'rougeL'" in refused(capsys, *model, data, "--metrics", "rouge")
     assert "give --adapter DIR" in refused(capsys, *model, data, "--untouched", data)
+    said = refused(capsys, *model, data, "--metrics", "reward_margin")
+    assert "reward_margin is an adapter's beside its base: give --adapter DIR" in said
     assert "--field takes KEY=NAME" in refused(capsys, *model, data, "--field", "prompt")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -140,6 +141,36 @@ def test_preferences_are_scored_by_both_completions():
     assert found.metrics["preference_margin"].value == pytest.approx(np.mean(margins), rel=1e-4)
     assert found.metrics["preference_accuracy"].value == np.mean(np.asarray(margins) > 0)
     assert len(found.records) == len(rows)
+
+
+def test_rewards_are_an_adapters_beside_its_base():
+    """As DPO defines them (arXiv 2305.18290, section 4), without beta."""
+    rows = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": " No."} for row in ROWS
+    ]
+    names = ("preference_margin", "reward_accuracy", "reward_margin")
+    tuned = jaxft.adapt(params, jaxft.methods.lora(rank=2, targets=("q_proj",)), jax.random.key(0))
+    moved = jax.tree.map(
+        lambda leaf: leaf + 0.02, tuned["layers"]["attention"]["q_proj"]["kernel"].b
+    )
+    kernel = dataclasses.replace(tuned["layers"]["attention"]["q_proj"]["kernel"], b=moved)
+    tuned["layers"]["attention"]["q_proj"]["kernel"] = kernel
+    settings = {"tokenizer": tokenizer, "batch_size": 2}
+    found = jaxft.evaluate(model, tuned, rows, names, **settings)
+    base = evaluate(rows, names)
+    margins = [
+        after["scores"]["preference_margin"] - before["scores"]["preference_margin"]
+        for after, before in zip(found.records, base.records, strict=True)
+    ]
+    assert np.abs(margins).min() > 1e-3
+    rewards = [record["scores"]["reward_margin"] for record in found.records]
+    np.testing.assert_allclose(rewards, margins, atol=1e-4)
+    assert found.metrics["reward_accuracy"].value == np.mean(np.asarray(margins) > 0)
+    assert base.metrics["reward_margin"].n == 0
+    assert "this is a model alone" in base.records[0]["unscored"]["rewards"]
+    whole = jaxft.weights.remember(tuned, jaxft.weights.Saved(whole=(("norm/scale", ()),)))
+    with pytest.raises(UserError, match="holds norm/scale whole"):
+        jaxft.evaluate(model, whole, rows, names, **settings)
 
 
 def test_a_figure_without_what_it_needs_is_refused():

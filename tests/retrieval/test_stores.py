@@ -1,4 +1,7 @@
-"""The same protocol over LanceDB and Qdrant, the real ones, embedded; where they are not installed, a line."""
+"""The same protocol over LanceDB and Qdrant, the real ones, embedded, and OpenSearch's own client over a stand-in.
+
+Where a package is not installed, a line says so.
+"""
 
 import importlib.util
 
@@ -7,6 +10,7 @@ import pytest
 from jaxft.errors import UserError
 from jaxft.retrieval import open_index, update_index
 from jaxft.retrieval.stores import open_store
+from tests.retrieval.opensearch_stand_in import running
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -20,6 +24,29 @@ def closed(index):
     for part in index.parts.values():
         if hasattr(part, "client"):
             part.client.close()
+
+
+@pytest.fixture
+def url():
+    pytest.importorskip("opensearchpy")
+    with running() as (address, _):
+        yield address
+
+
+@pytest.mark.parametrize("embed", ["none", "static"])
+def test_opensearch_finds_what_is_in_the_index_as_it_changes(documents, url, embed):
+    test_a_store_finds_what_is_in_the_index_as_it_changes(
+        documents, f"opensearch:{url}", "opensearchpy", embed
+    )
+
+
+def test_opensearch_tells_what_is_wrong_without_the_password(url):
+    port = url.rpartition(":")[2]
+    with pytest.raises(UserError, match=r"^opensearch:127.0.0.1:1: ConnectionError") as told:
+        open_store("opensearch:http://admin:secret@127.0.0.1:1", None)
+    assert "secret" not in str(told.value)
+    with pytest.raises(UserError, match="write opensearch:https://USER:PASSWORD@HOST:9200"):
+        open_store(f"opensearch:localhost:{port}", None)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +76,15 @@ def test_a_store_finds_what_is_in_the_index_as_it_changes(documents, store, pack
     closed(index)
 
 
-def test_vectors_of_a_store_are_ranked_as_here(documents):
+@pytest.mark.parametrize("kind", ["qdrant", "opensearch"])
+def test_vectors_of_a_store_are_ranked_as_here(documents, kind, request):
     pytest.importorskip("qdrant_client")
+    location = ":memory:" if kind == "qdrant" else request.getfixturevalue("url")
     settings = {"tokens": 48, "embed": "static"}
     here, _ = update_index("HERE", ["docs"], settings)
-    there, _ = update_index("THERE", ["docs"], settings | {"store": "qdrant::memory:"})
+    there, _ = update_index("THERE", ["docs"], settings | {"store": f"{kind}:{location}"})
     for query in ("a large pump", "who bakes bread"):
-        ours, theirs = here.search([query], 5, "dense"), there.search([query], 5)
+        ours, theirs = (one.search([query], 5, "dense") for one in (here, there))
         assert ours.ids.tolist() == theirs.ids.tolist()
         assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)
 
@@ -63,7 +92,7 @@ def test_vectors_of_a_store_are_ranked_as_here(documents):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("opensearch:http://localhost:9200", "OpenSearch is not served: it could not be tested"),
+        ("opensearh:x", r"no such store \(nearest: 'opensearch'\)"),
         ("lanced:x", r"no such store \(nearest: 'lancedb'\)"),
         ("qdrant", "no such store"),
     ],
@@ -73,7 +102,10 @@ def test_a_store_that_cannot_be_served_is_refused_by_name(name, said):
         open_store(name, None)
 
 
-@pytest.mark.parametrize(("kind", "package"), [("lancedb", "lancedb"), ("qdrant", "qdrant_client")])
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [("lancedb", "lancedb"), ("qdrant", "qdrant_client"), ("opensearch", "opensearchpy")],
+)
 def test_a_package_that_is_missing_is_named(kind, package):
     if importlib.util.find_spec(package) is not None:
         pytest.skip("it is installed")
