@@ -358,7 +358,7 @@ def main(
     each = [Asked(prompt, None, lambda _: {}) for prompt in given]
     if put_before is not None:
         room = network.config.max_length - settings.get("max_new_tokens", MAX_NEW_TOKENS)
-        room -= _frame(words.tokenizer, given)
+        room -= frame(words.tokenizer, given)
         each = put_before(dict(zip(asked, given, strict=True)), room)
     settings |= {"tokenizer": words.tokenizer, "progress": True}
     said = _answers(network, params, each, list(asked), tools, settings)
@@ -393,7 +393,7 @@ def _answers(
     return [one.answer or model_says[index] for index, one in enumerate(each)]
 
 
-def _frame(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> int:
+def frame(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> int:
     """Tokens that stand around the last message of the prompts, at most: their other messages and the template's."""
     most = 2  # BOS, and one to spare where texts meet
     for prompt in prompts:

@@ -30,6 +30,8 @@ from jaxft.models.config import Config
 from jaxft.tree import PyTree
 from jaxft.weights import bind_groups
 
+ENDING_SECONDS = 5  # in which the answers are told that were not done in time
+MOST_CONNECTIONS = 2048
 USUAL_CONTEXT = 2048  # tokens of a sequence, where the model reads so many and none are asked for
 
 
@@ -191,24 +193,29 @@ def run(
     listening = Listening(
         uvicorn.Config(
             server.application(),
-            timeout_graceful_shutdown=stop_within,
+            timeout_graceful_shutdown=stop_within + ENDING_SECONDS,
             timeout_keep_alive=30,
+            limit_concurrency=MOST_CONNECTIONS,
             **settings,
         )
     )
 
     async def serve() -> None:
-        watching = asyncio.create_task(_until_failure(engine, listening))
+        ending = asyncio.create_task(_end(engine, listening, stop_within))
         await listening.serve(sockets=[listener])
-        watching.cancel()
+        ending.cancel()
 
     asyncio.run(serve())
 
 
-async def _until_failure(engine: Engine, listening: Any) -> None:
-    while engine.failure is None:
-        await asyncio.sleep(0.5)
+async def _end(engine: Engine, listening: Any, stop_within: int) -> None:
+    """Ends the server where the engine fails; where a signal came, ends the engine when its time is over."""
+    while engine.failure is None and not listening.should_exit:
+        await asyncio.sleep(0.1)
     listening.should_exit = True
+    engine.close()
+    await asyncio.sleep(stop_within)
+    await asyncio.to_thread(engine.stop)
 
 
 @contextlib.contextmanager

@@ -196,7 +196,7 @@ class Engine:
         self.queue = collections.deque[Row]()
         self.reading: Slot | None = None
         self.lock = threading.Condition()
-        self.stopping = False
+        self.closed = self.stopping = False
         self.failure: BaseException | None = None
         self.seconds = 1.0  # that a row has a slot, on average
         self.counts: collections.Counter[str] = collections.Counter()
@@ -215,7 +215,7 @@ class Engine:
         """
         rows = [Row(ask, tell) for ask, tell in zip(asks, tells, strict=True)]
         with self.lock:
-            if self.stopping or self.failure is not None:
+            if self.closed or self.stopping or self.failure is not None:
                 raise Stopping
             free = sum(slot.row is None for slot in self.slots)
             if len(self.queue) + len(rows) > self.waiting + free:
@@ -231,6 +231,11 @@ class Engine:
             for row in rows:
                 row.cancelled = True
             self.lock.notify()
+
+    def close(self) -> None:
+        """Takes nothing any more; what is on its way goes on."""
+        with self.lock:
+            self.closed = True
 
     def stop(self, timeout: float | None = None) -> None:
         """Takes nothing any more, ends what is on its way as cancelled, and waits for the thread."""

@@ -164,7 +164,7 @@ async def _unknown(asking: Asking, error: Exception) -> Response:
 
 async def _health(server: Server, asking: Asking) -> Any:
     """How busy the engine is; 503 once it answers nothing any more."""
-    alive = server.engine.failure is None and not server.engine.stopping
+    alive = server.engine.failure is None and not server.engine.closed
     state = {"status": "ok" if alive else "stopped", **server.engine.load()}
     return JSONResponse(state, 200 if alive else 503)
 

@@ -15,6 +15,8 @@ from jaxft.errors import UserError, counted, nearest, shown
 from jaxft.inference.serving.engine import Ask
 from jaxft.inference.serving.protocol import Refused, Request
 
+COLDEST = 1e-4  # a lower temperature is none: scores divided by it are no numbers
+
 
 @dataclasses.dataclass(frozen=True)
 class Served:
@@ -119,7 +121,7 @@ def asked_of(model: Served, request: Request, *, context: int, vocabulary: int) 
                     limit=room if request.limit is None else min(request.limit, room),
                     adapter=model.adapter,
                     version=model.version,
-                    temperature=request.temperature,
+                    temperature=heat if (heat := request.temperature) >= COLDEST else 0.0,
                     top_k=request.top_k,
                     top_p=request.top_p,
                     seed=seed,

@@ -27,6 +27,7 @@ class Choice:
         said: tokens that were drawn.
         cached: tokens of the prompt that had been read for others.
         end: why it ended; "" while it goes on.
+        echoed: whether a stream has told the prompt.
     """
 
     index: int
@@ -37,6 +38,7 @@ class Choice:
     said: int = 0
     cached: int = 0
     end: str = ""
+    echoed: bool = False
 
     def add(self, piece: Piece) -> None:
         """Takes a further part."""
@@ -80,7 +82,7 @@ class Reply:
 
     def part(self, choice: Choice, piece: Piece) -> dict[str, Any] | None:
         """What a stream tells of a piece; None where it tells nothing yet."""
-        echoed = choice.prompt if not choice.text and not choice.said else ""
+        echoed, choice.echoed = "" if choice.echoed else choice.prompt, True
         text, tokens = echoed + piece.text, [*piece.prompt, *piece.tokens]
         if not (text or piece.end or (tokens and self.request.alternatives is not None)):
             return None

@@ -18,6 +18,10 @@ from jaxft import cli
 ADAPTER = Path(__file__).parents[2] / "golden" / "trl" / "adapters" / "lora"  # of another base
 
 
+def encoded(body):
+    return json.dumps(body).encode()
+
+
 @pytest.mark.slow
 def test_it_answers_over_a_socket_and_ends_with_0_at_sigterm():
     words = (
@@ -39,10 +43,19 @@ def test_it_answers_over_a_socket_and_ends_with_0_at_sigterm():
             line = process.stderr.readline()
             assert line.startswith("jaxft: small at http://127.0.0.1:"), line
             address = line.split()[3].rstrip(":")
-            body = json.dumps({"model": "small", "prompt": "Tom", "max_tokens": 3}).encode()
-            with urllib.request.urlopen(f"{address}/completions", body, timeout=60) as response:
+            body = {"model": "small", "prompt": "Tom", "max_tokens": 3}
+            with urllib.request.urlopen(
+                f"{address}/completions", encoded(body), timeout=60
+            ) as response:
                 assert json.load(response)["usage"]["completion_tokens"] == 3
-            process.send_signal(signal.SIGTERM)
+            long = body | {"max_tokens": 50, "ignore_eos": True, "stream": True}
+            with urllib.request.urlopen(
+                f"{address}/completions", encoded(long), timeout=60
+            ) as response:
+                response.readline()
+                process.send_signal(signal.SIGTERM)
+                said = response.read().decode()
+            assert said.endswith("data: [DONE]\n\n")  # what is on its way is finished
             assert process.wait(60) == 0
             assert process.stderr.read() == ""
         finally:

@@ -236,6 +236,15 @@ def test_a_stream_says_the_same_in_parts(server):
     assert "usage" not in events(plain)[-1]
 
 
+def test_a_stream_says_the_prompt_once_where_it_is_asked(server):
+    options = {"stream": True, "echo": True, "max_tokens": 3}
+    for further in ({}, {"logprobs": 1}):
+        parts = events(asking(server, completion(PROMPTS[0], **options, **further))[0])
+        text = "".join(part["choices"][0]["text"] for part in parts)
+        assert text == PROMPTS[0] + generated(PROMPTS[:1], 12)[0][: len(text) - len(PROMPTS[0])]
+        assert text != PROMPTS[0]
+
+
 def log_probabilities(ids):
     """Of the next token after each of some ids: the definition."""
     hidden = hidden_states(model.config, params, jnp.asarray([ids]))
