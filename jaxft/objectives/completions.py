@@ -211,7 +211,7 @@ def _metrics(
     """name -> (sum, tokens), names as in TRL."""
     stop = jax.lax.stop_gradient
     parts, new = stop(parts), jnp.where(mask, stop(new), 0.0)
-    ratio, gains = (jnp.broadcast_to(x, mask.shape) for x in (parts.ratio, parts.advantages))
+    ratio, gains = parts.ratio, parts.advantages
     clip, term = settings.clip, LOSSES[settings.name].term
     apart = jnp.where(mask, jnp.abs(new - jnp.where(mask, sampled, 0.0)), 0.0)
     values = {
@@ -231,8 +231,10 @@ def _metrics(
         values["cispo_clip_ratio"] = (ratio > clip.high) & (gains > 0)
     if parts.kl is not None:
         values["kl"] = parts.kl
-    tokens = jnp.sum(mask.astype(jnp.float32))
-    return {
-        name: (jnp.sum(jnp.where(mask, value.astype(jnp.float32), 0.0)), tokens)
-        for name, value in values.items()
-    }
+    return {name: _averaged(value.astype(jnp.float32), mask) for name, value in values.items()}
+
+
+def _averaged(values: Array, mask: Array) -> tuple[Array, Array]:
+    """(sum, how many) of what is known of each token, (n, new), or of each sequence, (n, 1)."""
+    seen = mask if values.shape == mask.shape else jnp.ones_like(values, bool)
+    return jnp.sum(jnp.where(seen, values, 0.0)), jnp.sum(seen.astype(jnp.float32))

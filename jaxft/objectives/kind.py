@@ -56,6 +56,7 @@ class Kind:
         findings: (config, part, tokenizer, vocabulary) -> a line for each thing that the data's owner should know.
         lengths: (part, row_length) -> lines of how long the rows are.
         shown: (part, example, tokenizer, marks) -> how many of its tokens train, and its text in lines.
+        packs: whether a row of a batch may hold several examples (`config.data.packing`).
     """
 
     rows: Callable[..., Iterable[Row]]
@@ -66,6 +67,7 @@ class Kind:
     findings: Callable[[ConfigDict, Part, Tokenizer, int], list[str]]
     lengths: Callable[[Part, int], list[str]]
     shown: Callable[[Part, Example, Tokenizer, tuple[str, str]], tuple[int, list[str]]]
+    packs: bool = True
 
 
 def warnings_of(

@@ -118,7 +118,7 @@ def _filling(
             f"  packed: {counted(len(examples), 'example')} in {counted(batches.rows, 'row')} of {row_length}, "
             f"{100 * batches.fill:.1f} % filled"
         )
-    else:
+    elif kind.packs:
         rows = len(pack(examples.lengths.tolist(), row_length))
         filled = 100 * int(examples.lengths.sum()) / (rows * row_length)
         yield (

@@ -43,6 +43,12 @@ def judges_of(config: ConfigDict) -> Judges:
     Raises UserError as `read_graders` does.
     """
     source = config.graders.strip()
+    if not source:
+        raise UserError(
+            "config.graders: give a JSON file of graders, which say what an answer is worth: "
+            '[{"type": "string_check", "operation": "eq", "input": "{{ sample.output_text }}", '
+            '"reference": "{{ item.answer }}"}]'
+        )
     written = source.startswith(("[", "{"))
     return _judges(source, source if written else read_text(Path(source)), written)
 
@@ -72,11 +78,12 @@ class PromptBatches:
         pad_id: the token where a row holds none.
         buckets: ascending lengths of rows.
         host_rows: (first, last + 1) of the rows of each batch that this host makes; None: all.
+        updates: made from each batch.
 
     Attributes:
         rows: prompts in an epoch.
         fill: the share of a packed row that holds tokens; rows are not packed.
-        steps_per_epoch: batches that an epoch takes, the last one filled up from the next epoch.
+        steps_per_epoch: updates that an epoch takes; its last batch is filled up from the next epoch.
     """
 
     def __init__(
@@ -89,11 +96,12 @@ class PromptBatches:
         pad_id: int,
         buckets: Sequence[int],
         host_rows: tuple[int, int] | None,
+        updates: int,
     ) -> None:
         self.prompts, self.batch_size, self.pad_id = prompts, batch_size, pad_id
         self.buckets, self.host_rows = list(buckets), host_rows or (0, batch_size)
         self.rows, self.fill = len(prompts), 1.0
-        self.steps_per_epoch = -(-self.rows // batch_size)
+        self.steps_per_epoch = -(-self.rows // batch_size) * updates
         self.settings = {"seed": seed, "shuffle": shuffle, "batch_size": batch_size}
         order = grain.MapDataset.range(self.rows)
         self._order = (order.shuffle(seed=seed % 2**32) if shuffle else order).repeat(None)
@@ -175,6 +183,7 @@ def batches(
         pad_id=pad_id,
         buckets=buckets or [row_length(config, max_length)],
         host_rows=host_rows,
+        updates=config.rollout.updates,
     )
 
 
@@ -242,4 +251,5 @@ PROMPTS = Kind(
     findings=_findings,
     lengths=_lengths,
     shown=_shown,
+    packs=False,
 )

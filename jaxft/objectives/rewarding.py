@@ -162,12 +162,6 @@ def check_rewarded(flat: Mapping[str, Any], changed: Collection[str]) -> None:
     """
     name = flat["objective.name"]
     row, group = REWARDING[name], flat["rollout.group"]
-    if not flat["graders"]:
-        raise UserError(
-            "config.graders: give a JSON file of graders, which say what an answer is worth: "
-            '[{"type": "string_check", "operation": "eq", "input": "{{ sample.output_text }}", '
-            '"reference": "{{ item.answer }}"}]'
-        )
     if group < row.least:
         raise UserError(
             f"config.rollout.group: {name} compares an answer with the others to its prompt, and needs at least "

@@ -102,7 +102,7 @@ class Rollouts:
     @property
     def steps_per_epoch(self) -> int:
         """Updates in which every prompt is asked once."""
-        return self.batches.steps_per_epoch * int(self._config.rollout.updates)
+        return self.batches.steps_per_epoch
 
     def next(self, state: Any) -> Fed:
         """The present batch once more, or a new one of the policy's."""
@@ -269,11 +269,20 @@ class Rollouts:
 
     def once(self, state: Any) -> Iterator[Fed]:
         """All prompts, each answered once; nothing is learned from them, and there are no arrays."""
-        size, prompts = self.batches.batch_size, self.batches.prompts
-        for first in range(0, len(prompts), size):
-            some = list(range(first, min(first + size, len(prompts))))
-            warmth = float(self._config.rollout.eval_temperature)
-            sampled = self._sampled(state, some, 1, warmth, (EVAL, 0), first)
+        count = len(self.batches.prompts)
+        size, warmth = (
+            min(self.batches.batch_size, count),
+            float(self._config.rollout.eval_temperature),
+        )
+        for first in range(0, count, size):
+            some = list(range(first, min(first + size, count)))
+            filled = [
+                *some,
+                *range(size - len(some)),
+            ]  # always of one shape, which is compiled once
+            sampled = self._sampled(state, filled, 1, warmth, (EVAL, 0), first)
+            tokens, lengths, log_p, cut = (array[: len(some)] for array in sampled[:4])
+            sampled = Sampled(tokens, lengths, log_p, cut, sampled.busy)
             verdicts = self._judging(some, sampled).result()
             said = int(sampled.lengths.sum())
             sums = sums_of(self._judges, sampled, verdicts)

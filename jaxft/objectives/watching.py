@@ -10,7 +10,7 @@ import numpy as np
 
 MOST = 96  # points that are remembered; beyond, neighbours become one
 LEAST = 9  # points before anything is said to rise
-SURE = 3.0  # standard errors by which what has risen stands above its beginning
+SURE = 6.0  # standard errors by which what has risen stands above its beginning: it is asked at every batch
 UNSURE = 1.0  # and below which it has not
 IN_A_ROW = 3
 TOO_OFTEN = 0.1  # of answers cut off

@@ -34,6 +34,7 @@ from jaxft.planning.abstract import abstract_params
 from jaxft.planning.flops import count_flops
 from jaxft.planning.hlo import Program, read_program
 from jaxft.planning.kernels import kernel_cycles
+from jaxft.planning.rollouts import sampling
 from jaxft.planning.topology import Devices, local_flops, local_memory
 from jaxft.runs.checkpoint import split_base
 from jaxft.training.memory import refused, tpu_temporaries
@@ -77,6 +78,9 @@ class Plan:
             machine, the products at the speed measured for one.
         tokens_per_second: of all devices.
         mfu: the products without recomputation over what the device could do in that time; None locally.
+        rollout_bytes: the most memory in use at once while completions are sampled, the parameters counted; 0 where
+            nothing is sampled. It has to fit as well, and the optimizer's state stands beside it.
+        cache_bytes: of that, keys and values: of each prompt once, and of the completions continued at a time.
         hours: of all updates; None where the configuration counts epochs of data that were not read.
         compile_seconds: how long the compiler took.
     """
@@ -103,6 +107,8 @@ class Plan:
     mfu: float | None
     hours: float | None
     compile_seconds: float
+    rollout_bytes: int = 0
+    cache_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +147,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         peak, temporary, memory, program = _compiled(
             lowered, sum(parts.values()), target, compiler_options(mesh)
         )
+        sampled, cache = _sampling(config, model, traced, mesh, target)
         seconds = time.perf_counter() - start
         flops = _flops(traced, mesh)
         least = (
@@ -162,7 +169,8 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         temporary_bytes=temporary,
         activation_bytes=min(kept, temporary),
         memory_bytes=memory,
-        fits=program is not None or memory is None or peak <= memory,
+        fits=(program is not None or memory is None or peak <= memory)
+        and (memory is None or sampled + parts["optimizer_bytes"] <= memory),
         flops=flops,
         exchanged_bytes=sum(program.exchanged.values()) if program else 0,
         seconds_per_step=duration,
@@ -170,7 +178,21 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         mfu=least / (duration * target.chip.flops) if duration and target.chip else None,
         hours=config.steps * duration / 3600 if duration and config.steps else None,
         compile_seconds=round(seconds, 1),
+        rollout_bytes=sampled,
+        cache_bytes=cache,
     )
+
+
+def _sampling(
+    config: ConfigDict, model: Config, traced: _Traced, mesh: Mesh, target: Devices
+) -> tuple[int, int]:
+    """The sampler's peak and its cache, in bytes; 0 and 0 where nothing is sampled."""
+    params = combine(traced.state.trainable, traced.frozen)
+    found = sampling(config, model, params, mesh)
+    if found is None:
+        return 0, 0
+    peak, _, _, _ = _compiled(found.lowered, _bytes(params), target, compiler_options(mesh))
+    return peak, found.cache_bytes
 
 
 def variants(

@@ -33,7 +33,13 @@ def table(plans: Sequence[Plan], price: float = 0.0) -> list[str]:
         f"{'temp.':>8}{'(kept)':>8}{'peak':>8} {'fits':5}{'s/step':>8}{'tokens/s':>10}{'MFU':>6}{'hours':>8}"
         + (f"{'cost':>10}" if price else ""),
     ]
-    return lines + [_line(plan, plan is best, price) for plan in plans]
+    lines += [_line(plan, plan is best, price) for plan in plans]
+    return lines + [
+        f"  {plan.method}, base {plan.quantize}: sampling completions takes {plan.rollout_bytes / GIB:.2f}, of which "
+        f"{plan.cache_bytes / GIB:.2f} are keys and values"
+        for plan in plans
+        if plan.rollout_bytes
+    ]
 
 
 def _line(plan: Plan, best: bool, price: float) -> str:
