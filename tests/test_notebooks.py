@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nbformat
@@ -12,6 +13,11 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FEW = {
     "first_adapter": "STEPS = 2",
     "tpu_pod": "STEPS = 2",
+    "which_lever": (
+        'SETTINGS = {"levers": ("prompt", "lora"), "budget": "0", "steps": 2, "seeds": 2, "metric": "loss", '
+        '"search.rates": 1, "search.widen": 0, "search.parts": (1.0,), "data.packing": True, "data.max_length": 128, '
+        '"max_new_tokens": 4}'
+    ),
 }  # what the cell tagged `parameters` says here
 
 
@@ -65,3 +71,19 @@ def test_the_first_adapter_is_made(tmp_path):
         assert (tmp_path / adapter / "adapter_model.safetensors").stat().st_size > 0
     assert (tmp_path / "merged" / "model.safetensors").stat().st_size > 0
     assert "after saving and loading: 0.0" in printed(notebook)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough  # tests/comparison holds the same laws
+@pytest.mark.filterwarnings("default")
+def test_the_levers_are_compared(tmp_path):
+    notebook = executed("which_lever", tmp_path)
+    found = json.loads((tmp_path / "runs/which/comparison.json").read_text())
+    measured = [lever["name"] for lever in found["levers"] if not lever["reason"]]
+    assert measured == ["prompt", "lora"]
+    said = printed(notebook)
+    assert all(sentence in said for sentence in found["verdict"]["sentences"])
+    drawn = [
+        output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output
+    ]
+    assert sum("image/png" in output["data"] for output in drawn) == 2

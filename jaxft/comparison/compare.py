@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from jaxft.comparison.verdict import Scored
 from jaxft.configuration.comparing import check_comparison, load_comparison, seconds_of
 from jaxft.configuration.load import difference, to_json
 from jaxft.errors import UserError, counted
-from jaxft.evaluation.metrics import ANSWER
 from jaxft.objectives.graders import case_of, grade
 from jaxft.runs.lock import Lock
 from jaxft.runs.messages import shortened
@@ -98,6 +98,10 @@ def compare(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
 
 def _compared(config: ConfigDict, folder: Path, progress: Progress) -> dict[str, Any]:
+    if config.topology:
+        from jaxft.planning.topology import tpu_devices
+
+        tpu_devices(config.topology)  # there is such a one, and its compiler
     ledger = Ledger(folder / "ledger.jsonl")
     clock = Clock(seconds_of(config.budget), ledger.seconds)
     with progress.piece("reading the rows", 1.0):
@@ -142,13 +146,12 @@ def _begin(state: Comparison) -> None:
     def make() -> dict[str, Any]:
         found = ask(given, *bench.model(), few, plainly(given, {}, 0))
         check_graders(given, found.records)
-        return {"request_seconds": found.seconds}
+        began = time.perf_counter()
+        ask(given, *bench.model(), few, plainly(given, {}, 0))  # all is compiled by now
+        return {"each": (time.perf_counter() - began) / len(few)}
 
     piece = bench.take("prompt: speed", "the model, asked for the first time", 10.0, make)
-    asked = (
-        piece["request_seconds"] if given.metric.needs == ANSWER else piece["seconds"] / len(few)
-    )
-    test = asked * len(given.test)
+    test = piece["each"] * len(given.test)
     if not state.clock.has_room(test):
         needs = told_seconds(1.5 * (state.clock.spent + test))
         raise UserError(

@@ -80,11 +80,11 @@ def read_given(config: ConfigDict, folder: Path) -> Given:
         if not config.data[key]:
             raise UserError(f"config.data.{key} is needed: a comparison is made on data of yours")
     tokenizer = load_tokenizer(model_folder(config.model, weights=False))
-    graders = read_graders(_graders_in(config.graders)) if config.graders else ()
+    graders = read_graders(graders_in(config.graders)) if config.graders else ()
     learned = _items(config, config.data.train, tokenizer)
     tested = _items(config, config.data.eval, tokenizer)
-    test, overlap = _without(tested, learned)
-    _check_enough(config, learned, tested, test)
+    test, overlap = without_overlap(tested, learned)
+    check_enough(config, learned, tested, test)
     metric = _metric(config, test, graders)
     check_needs([metric], test, graders)
     tuning = _tuning(config, learned)
@@ -106,15 +106,16 @@ def read_given(config: ConfigDict, folder: Path) -> Given:
         overlap=tuple(overlap),
         has={
             "answers": "answers" in files,
+            "questions": any(item.references and item.prompt for item in train),
             "pairs": "pairs" in files,
             "documents": bool(config.data.documents),
-            "grader": bool(graders),
+            "grader": bool(graders) and "prompts" in files,
         },
     )
 
 
-def _graders_in(source: str) -> Any:
-    """A file's name, or the JSON that is written out."""
+def graders_in(source: str) -> Any:
+    """A file's name, or the graders that `config.graders` writes out as JSON."""
     return json.loads(source) if source.lstrip().startswith(("[", "{")) else source
 
 
@@ -129,7 +130,9 @@ def _items(config: ConfigDict, source: str, tokenizer: Tokenizer) -> list[Item]:
     return as_chats(items, wanted, "")
 
 
-def _without(tested: Sequence[Item], learned: Iterable[Item]) -> tuple[list[Item], list[str]]:
+def without_overlap(
+    tested: Sequence[Item], learned: Iterable[Item]
+) -> tuple[list[Item], list[str]]:
     """The test questions that no training row holds word for word, and the origins of the others."""
     known = {words_of(row) for item in learned for row in item.rows}
     kept, gone = list[Item](), list[str]()
@@ -141,7 +144,7 @@ def _without(tested: Sequence[Item], learned: Iterable[Item]) -> tuple[list[Item
     return kept, gone
 
 
-def _check_enough(
+def check_enough(
     config: ConfigDict, learned: Sequence[Item], tested: Sequence[Item], test: Sequence[Item]
 ) -> None:
     if len(test) < FEWEST:

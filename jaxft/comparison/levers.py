@@ -7,6 +7,7 @@
     lora ... full  answers               configs/sft.py:METHOD        the question
     raft           documents, answers    configs/sft.py:lora          passages before it
     dpo            pairs                 configs/dpo.py:lora          the question
+    reinforcement  a grader              configs/rl.py:lora           the question
 
 Nobody else compares a lever's name. To add one, add its row.
 """
@@ -26,7 +27,8 @@ Setting = Mapping[str, Any]
 
 # What a lever may need, and why it is left out where that is not given.
 NEEDS = {
-    "answers": "the training rows have no answers to learn from or to show",
+    "answers": "the training rows have no answers to learn from",
+    "questions": "the training rows have no questions with their answers to show",
     "pairs": "the training rows have no chosen and rejected answers",
     "documents": "no documents are given (--documents PATH...)",
     "grader": "no grader is given (config.graders)",
@@ -47,6 +49,7 @@ class Lever:
         facts: what is to be done when the facts change.
         needs: keys of `NEEDS`.
         recipe: of its tuning runs; "" tunes nothing.
+        rows: what those train on, a key of `Given.files`.
         rate: around which learning rates are searched.
         work: seconds of an update over those of lora, about; a guess for the time that is left.
         settings: keys of its recipe that are its own.
@@ -62,6 +65,7 @@ class Lever:
     facts: str
     needs: tuple[str, ...] = ()
     recipe: str = ""
+    rows: str = "answers"
     rate: float = 0.0
     work: float = 1.0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -93,7 +97,7 @@ LEVERS: dict[str, Lever] = {
             "prompt",
             "examples",
             "edit the examples",
-            ("answers",),
+            ("questions",),
             asked=with_examples,
             tries=lambda config: [{"examples": count} for count in config.search.examples],
         ),
@@ -132,8 +136,22 @@ LEVERS: dict[str, Lever] = {
             AGAIN,
             ("pairs",),
             recipe="configs/dpo.py:lora",
+            rows="pairs",
             rate=1e-4,
             work=2.5,
+        ),
+        Lever(
+            "reinforcement",
+            "LoRA by rewards",
+            "adapter",
+            "rewards",
+            "tune again: the grader knows the new ones",
+            ("grader",),
+            recipe="configs/rl.py:lora",
+            rows="prompts",
+            rate=1e-4,
+            work=10.0,
+            settings={"data.packing": False},  # prompts are not packed
         ),
         _tuned("full", "full tuning", 3e-5, kind="weights", work=1.3),
     )

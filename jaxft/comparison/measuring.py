@@ -17,7 +17,7 @@ from jaxft.comparison.ledger import Ledger, Piece
 from jaxft.comparison.levers import Lever
 from jaxft.comparison.progress import Progress
 from jaxft.comparison.search import as_told, search
-from jaxft.comparison.tuning import objective_for, opened, run
+from jaxft.comparison.tuning import objective_for, opened, planned_bytes, run
 from jaxft.comparison.verdict import Scored
 from jaxft.configuration.comparing import bytes_of
 from jaxft.errors import counted
@@ -49,6 +49,7 @@ class Measured:
         aside: likewise the loss on texts that nothing is trained on; None where no weight changes.
         records: of the first seed's test items.
         tests, runs: the ledger's pieces, seed by seed.
+        planned: bytes that an update needs for `config.topology`; None without one.
     """
 
     lever: Lever
@@ -60,6 +61,7 @@ class Measured:
     records: Sequence[dict[str, Any]]
     tests: Sequence[Piece]
     runs: Sequence[Piece]
+    planned: int | None = None
 
 
 @dataclasses.dataclass
@@ -157,6 +159,7 @@ class Bench:
             raise LeftOut(f"every run of it failed: {pieces[-1]['why']}")
         searched = as_told(all_tried, f"held-out {best.name}")
         setting = {"rate": rate}
+        planned = self._planned(lever, rate, steps)
         runs, tests = [], []
         for seed in range(1, given.config.seeds + 1):
             name = f"{lever.name}: seed {seed}"
@@ -174,7 +177,21 @@ class Bench:
             if seed > 1:
                 shutil.rmtree(given.folder / runs[-1]["output"], ignore_errors=True)
         seconds = sum(piece["seconds"] for piece in pieces)
-        return self._measured(lever, setting, searched, seconds, tests, runs)
+        measured = self._measured(lever, setting, searched, seconds, tests, runs)
+        return dataclasses.replace(measured, planned=planned)
+
+    def _planned(self, lever: Lever, rate: float, steps: int) -> int | None:
+        """Bytes that an update needs for `config.topology`; None without one."""
+        topology = self.given.config.topology
+        if not topology:
+            return None
+        piece = self.take(
+            f"{lever.name}: planned for {topology}",
+            f"{lever.name}: compiled for {topology}",
+            30.0,
+            lambda: {"bytes": planned_bytes(self.given, lever, rate, steps)},
+        )
+        return int(piece["bytes"])
 
     def _check_limits(self, piece: Piece) -> None:
         config = self.given.config

@@ -76,7 +76,7 @@ def costs_of(measured: Measured, given: Given, simplest: Measured) -> dict[str, 
         "parameters": runs[0]["parameters"] if runs else 0,
         "bytes": runs[0]["bytes"] if runs else _kept_bytes(measured, given),
         "memory": max(piece["memory"] for piece in runs) if runs else None,
-        "planned": None,
+        "planned": measured.planned,
         "tokens_per_second": _mean([piece["tokens_per_second"] for piece in runs])
         if runs
         else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import statistics
 import time
@@ -13,9 +14,9 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxft.assets import model_folder
-from jaxft.comparison.given import Given
-from jaxft.comparison.levers import Lever
-from jaxft.configuration import flatten, load_config
+from jaxft.comparison.given import Given, graders_in
+from jaxft.comparison.levers import LEVERS, Lever
+from jaxft.configuration import flatten, load_config, recipe
 from jaxft.errors import UserError
 from jaxft.formats import load
 from jaxft.inference.opening import open_model
@@ -43,17 +44,15 @@ def configured(given: Given, lever: Lever, rate: float, steps: int, seed: int) -
         UserError: a key of `config.settings` that no recipe has, or a value that does not fit.
     """
     config = given.config
-    kind = "pairs" if "pairs" in lever.needs else "answers"
-    made = load_config(lever.recipe)
-    known = flatten(made)
+    known = _keys(lever.recipe)
     own: dict[str, Any] = {
         **COMMON,
         "model": config.model,
         "dtype": config.dtype,
         "param_dtype": config.param_dtype,
         "seed": config.seed + seed,
-        "data.train": given.files[kind],
-        "data.eval": given.files[f"tuning {kind}"],
+        "data.train": given.files[lever.rows],
+        "data.eval": given.files[f"tuning {lever.rows}"],
         "data.max_length": config.data.max_length,
         "data.packing": config.data.packing,
         "batch_size": config.batch_size,
@@ -65,16 +64,30 @@ def configured(given: Given, lever: Lever, rate: float, steps: int, seed: int) -
     if "documents" in lever.needs:
         own["data.retrieve"] = given.index
         own["data.retrieve_passages"] = max(config.search.passages)
+    if "grader" in lever.needs:
+        own["graders"] = graders_in(config.graders)
+        own["rollout.max_new_tokens"] = config.max_new_tokens
+    others = {key for row in LEVERS.values() if row.recipe for key in _keys(row.recipe)}
     for key, value in config.settings.items():
-        method = key.startswith("method.") and key not in known
-        if not method:  # as full tuning has no rank
+        if key in known or key not in others:  # as full tuning has no rank
             own[key] = value
     return load_config(lever.recipe, own)
 
 
+@functools.cache
+def _keys(source: str) -> tuple[str, ...]:
+    return tuple(flatten(unchecked(source)))
+
+
+def unchecked(source: str) -> ConfigDict:
+    """What a recipe gives, before anything is set that it needs."""
+    file, _, method = source.partition(":")
+    return recipe(file, method)
+
+
 def objective_for(lever: Lever) -> Objective:
     """The objective of the lever's recipe."""
-    return objective_of(load_config(lever.recipe))
+    return objective_of(unchecked(lever.recipe))
 
 
 def run(
@@ -119,6 +132,15 @@ def run(
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
     return made
+
+
+def planned_bytes(given: Given, lever: Lever, rate: float, steps: int) -> int:
+    """What an update needs on a device of `config.topology`, by `jaxft plan`."""
+    from jaxft.planning.plan import plan
+    from jaxft.planning.topology import tpu_devices
+
+    target = tpu_devices(given.config.topology)
+    return plan(configured(given, lever, rate, steps, 0), target).peak_bytes
 
 
 def _trained(config: ConfigDict, folder: Path) -> Result:

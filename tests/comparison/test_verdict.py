@@ -141,3 +141,13 @@ def test_one_lever_alone_cannot_be_told() -> None:
     assert (found.told, found.chosen) == ("cannot tell", None)
     with pytest.raises(ValueError):
         verdict([], EXACT, 0.05)
+
+
+def test_levers_that_were_not_measured_are_said_to_be_left_open() -> None:
+    """Nothing helps "of what was measured": the budget may have left out what does."""
+    generator = np.random.default_rng(9)
+    right = np.ones(40)
+    rows = [lever("prompt", right, generator, seeds=1), lever("examples", right, generator)]
+    found = verdict(rows, EXACT, 0.05, ["full"])
+    assert found.sentences[0].startswith("Nothing that was measured helps")
+    assert found.steps[0] == "Not measured, so that nothing is said of them: full."

