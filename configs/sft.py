@@ -110,6 +110,8 @@ def data() -> ConfigDict:
         chat_template="",  # "": the tokenizer's; a file, a name (chatml, llama3, ...), or the template
         date="",  # what a chat template takes for the present moment: 2024-02-29, or 2024-02-29T08:30; "":
         # the day on which the run starts, which RUN/config.json then holds
+        add_tokens=(),  # texts that are to be tokens: those that the tokenizer lacks are added to it, with rows in the
+        # embedding and the head; the rows of all of them train, and the tokenizer goes with the adapter
         loss_on="completion",  # completion (of messages: the assistant's turns) | all
         on_unwritten="warn",  # what the chat template leaves out of messages: warn (count it) | error
         retrieve="",  # an index: passages stand before each row's question, as `--retrieve` puts them; "": none

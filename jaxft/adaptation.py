@@ -25,6 +25,7 @@ from jaxft.tree import (
     require_matches,
 )
 from jaxft.tree import partition as partition_tree
+from jaxft.vocabulary import by_path, training_tokens, with_room
 from jaxft.weights import (
     LoRA,
     LowRankStart,
@@ -33,8 +34,11 @@ from jaxft.weights import (
     Weight,
     bind,
     is_adapter,
+    is_encoded,
+    is_tied_head,
     is_weight,
     key_of,
+    materialize,
     merged_one,
     of_the_model,
     quantized_in,
@@ -61,6 +65,7 @@ def adapt(
     stacked: Sequence[str] = LAYERS,
     contracted: Patterns = (),
     starts: Starts | None = None,
+    vocabulary: int = 0,
 ) -> PyTree:
     """Replaces every kernel that the method targets by a fresh adapter over it.
 
@@ -81,6 +86,8 @@ def adapt(
             than two axes; 1 where nothing matches.
         starts: what `jaxft.load_adapted` found for a `method.init` over a quantized base: {path: (a, b,
             whether the base lacks s a b)}.
+        vocabulary: tokens for which embedding and head get room, if they have fewer rows; under full tuning, which has
+            no base, they become larger arrays.
 
     Raises:
         UserError: a target or pattern that matches nothing, with the nearest names; a `method.init` that needs the
@@ -93,6 +100,7 @@ def adapt(
     ((4, 2), (2, 6))
     """
     _require_method(method, "adapt")
+    params = with_room(params, vocabulary, dense=method.transform is None) if vocabulary else params
     if method.transform is None:
         return params
     sites = sites_of(params, method, key, names or {}, stacked, contracted)
@@ -101,6 +109,9 @@ def adapt(
     else:
         made = {site.path: _begun(site, method, starts or {}) for site in sites}
     adapted = map_with_paths(lambda path, leaf: made.get(path, leaf), params, is_leaf=is_weight)
+    if method.trainable_token_indices:
+        tokens = by_path(method.trainable_token_indices, params)
+        adapted = training_tokens(adapted, tokens, dtype=jnp.dtype(method.dtype))
     adapted = remember(adapted, _trained_whole(adapted, method))
     return adapted | method.shared(sites) if method.shared else adapted
 
@@ -154,7 +165,7 @@ def adopt(params: PyTree, method: Method, where: str) -> PyTree:
     """
 
     def one(path: str, leaf: Any) -> Any:
-        if not is_adapter(leaf):
+        if not is_adapter(leaf) or leaf.trained:
             return leaf
         if type(leaf) is not method.weight and method.adopt is not None and type(leaf) is LoRA:
             leaf = method.adopt(leaf)
@@ -188,6 +199,9 @@ def trainable_patterns(params: PyTree, method: Method) -> list[tuple[str, bool]]
         raise UserError(
             f"method {method.name}: the tree holds no {method.weight.__name__} weight; call jaxft.adapt first"
         )
+    parts += [
+        (f"{path}/{part}", True) for path, weight in weights_of(params) for part in weight.trained
+    ]
     return parts + [(pattern, True) for pattern in method.train_also]
 
 
@@ -240,7 +254,9 @@ def base_tree(params: PyTree) -> PyTree:
     """
 
     def one(leaf: Any) -> Any:
-        return leaf.base if is_adapter(leaf) else leaf
+        leaf = leaf.base if is_adapter(leaf) else leaf
+        plain = not is_weight(leaf) or is_encoded(leaf) or is_tied_head(leaf)
+        return leaf if plain else materialize(leaf)  # rows that stand behind a base are part of it
 
     return of_the_model(jax.tree.map(one, params, is_leaf=is_weight))
 

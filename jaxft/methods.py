@@ -63,6 +63,8 @@ class Method:
         layers_to_transform: indices of the layers to adapt; () for all.
         train_also: patterns of further leaves that train (norms, biases, the head, the embedding).
         tie_adapters: an adapter on a tied embedding also acts in the head.
+        trainable_token_indices: ids of tokens whose rows of the embedding train, and of a head tied to it; in Python
+            also {pattern: ids} for the embedding and the head, as {"embed": ids, "head": ids}.
         init: how an adapter begins: default (it changes nothing), loftq (arXiv 2310.08659: it makes up for what
             quantizing the base lost) or pissa (arXiv 2404.02948: at the kernel's principal parts).
         init_iterations: how often loftq, or pissa over a quantized base, alternates between rounding and SVD.
@@ -89,6 +91,7 @@ class Method:
     layers_to_transform: tuple[int, ...] = ()
     train_also: tuple[str, ...] = ()
     tie_adapters: bool = False
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] = ()
     init: str = "default"
     init_iterations: int = 1
     learning_rates: tuple[tuple[str, float], ...] = ()
@@ -112,6 +115,7 @@ SETTINGS = (
     "trainable",
     "train_also",
     "tie_adapters",
+    "trainable_token_indices",
     "init",
     "init_iterations",
 )
@@ -147,6 +151,11 @@ TAKES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         lambda value: _mapping(value, lambda alpha: _number(alpha) and alpha > 0),
     ),
     (("layers_to_transform",), "a list of layers", lambda value: _list(value, _whole)),
+    (
+        ("trainable_token_indices",),
+        "a list of token ids",
+        lambda value: _list(value, _whole) or _mapping(value, lambda ids: _list(ids, _whole)),
+    ),
     (
         ("targets", "trainable", "train_also"),
         "a list of patterns",
@@ -278,6 +287,7 @@ def vera(d_initial: float = 0.1, projection_seed: int = 0, **settings: Any) -> M
             "rank_stabilized": "the paper has no scale",
             "rank_pattern": "all layers share two projections of one rank",
             "tie_adapters": "PEFT's format holds no VeRA on an embedding",
+            "trainable_token_indices": "PEFT's format holds no rows of tokens beside VeRA",
         },
     )
 

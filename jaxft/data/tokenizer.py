@@ -86,6 +86,29 @@ class Tokenizer:
         """Finds what a text must not hold where it is data: special tokens, and others added to the vocabulary."""
         return pattern_of(self.backend)
 
+    def with_tokens(self, texts: Sequence[str], where: str) -> Tokenizer:
+        """The tokenizer in which each text is one token: those that it lacks get the next ids, in their order.
+
+        They are no special tokens (transformers' `tokenizer.add_tokens`): decoding writes them.
+
+        Raises UserError, which begins with `where`, for an empty text and one that is there twice.
+        """
+        for number, text in enumerate(texts):
+            if not text or text in texts[:number]:
+                what = "is there twice" if text else "is empty"
+                raise UserError(f"{where}: the token {shown(text)} {what}")
+        with refusing_panics(self.name):
+            backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+            backend.encode_special_tokens = self.backend.encode_special_tokens
+            lacking = [text for text in texts if backend.token_to_id(text) is None]
+            backend.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in lacking])
+        return dataclasses.replace(self, backend=backend)
+
+    def ids_of(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """The ids of tokens that are there."""
+        found = [self.backend.token_to_id(text) for text in texts]
+        return tuple(token for token in found if token is not None)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`; a BOS that the text already begins with is not added again."""
         return self.encode_all([text], add_special_tokens)[0]

@@ -21,6 +21,7 @@ from jaxft.errors import counted
 from jaxft.evaluation.items import Likelihood
 from jaxft.mesh import BATCH
 from jaxft.models import Config, head_of, hidden_states
+from jaxft.models.transformer import fitted
 from jaxft.objectives import target_scores
 from jaxft.runtime.processes import to_host
 
@@ -144,7 +145,7 @@ def likelihoods(
         tokenizer,
         max_length=WHOLE,
         loss_on="completion",
-        vocabulary_size=config.vocabulary,
+        vocabulary_size=fitted(config, params).vocabulary,
     )
     fitting = [example for example in examples if len(example.tokens) <= config.max_length]
     reasons = dict.fromkeys((row.origin for row in rows), "no token of it is trained")

@@ -26,6 +26,7 @@ READ: dict[str, dict[str, Any]] = {
         "alpha_pattern": {},
         "init_lora_weights": True,
         "ensure_weight_tying": False,
+        "trainable_token_indices": None,
     },
     "VERA": {"r": 256, "vera_dropout": 0.0, "projection_prng_key": 0, "save_projection": True},
 }
@@ -53,6 +54,7 @@ INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 # What an option may hold; `None` where PEFT writes null for "none".
 MAX_RANK = 65_536
 MAX_NAMES = 2000
+MAX_TOKENS = 2**22  # more than any vocabulary has
 KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "r": (f"a whole number from 1 to {MAX_RANK}", lambda value: _is_rank(value)),
     "lora_alpha": ("a number", lambda value: _is_number(value)),
@@ -77,6 +79,14 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "layers_to_transform": (
         "a number or a list of numbers",
         lambda value: value is None or type(value) is int or _is_list(value, int),
+    ),
+    "trainable_token_indices": (
+        "a list of token ids, or an object of module names and such lists",
+        lambda value: (
+            value is None
+            or _are_tokens(value)
+            or (_is_object(value) and all(map(_are_tokens, value.values())))
+        ),
     ),
     "base_model_name_or_path": ("text", lambda value: value is None or isinstance(value, str)),
     **{
@@ -139,6 +149,15 @@ def _check_values(file: Path, options: Mapping[str, Any]) -> None:
     alphas = [options.get("lora_alpha", 1), *options.get("alpha_pattern", {}).values()]
     if options.get("use_dora") and 0 in alphas:
         raise UserError(f"{file}: a DoRA adapter with an alpha of 0 is not known to jaxft")
+
+
+def _are_tokens(value: Any) -> bool:
+    """A list of ids, each once."""
+    return (
+        isinstance(value, list)
+        and all(type(token) is int and 0 <= token < MAX_TOKENS for token in value)
+        and len(set(value)) == len(value)
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -233,6 +252,27 @@ def _in_layers(options: Mapping[str, Any], modules: Sequence[str]) -> set[str]:
         if number.isdecimal() and int(number) in wanted:
             inside.add(module)
     return inside
+
+
+def tokens_of(
+    options: Mapping[str, Any], modules: Mapping[str, Any], embedding: str
+) -> dict[str, list[int]]:
+    """{module: the tokens whose rows `trainable_token_indices` trains there}; a list means the embedding.
+
+    Raises UserError for a name that means none of the modules.
+    """
+    said = options.get("trainable_token_indices")
+    said = {embedding: said} if isinstance(said, list) else said or {}
+    found: dict[str, list[int]] = {}
+    for name, tokens in said.items():
+        meant = [module for module in modules if matches_list([name], module)]
+        if not meant:
+            raise UserError(
+                f"{FILE}: trainable_token_indices: {shown(name)} is neither the embedding nor the head"
+                f"{nearest(name, [module.split('.')[-1] for module in modules])}"
+            )
+        found |= {module: tokens for module in meant if tokens}
+    return found
 
 
 def is_saved(options: Mapping[str, Any], module: str) -> bool:

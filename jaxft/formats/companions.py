@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jaxft.data.special_tokens import DECODER, PARTS
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.errors import UserError, shown
 from jaxft.runtime.untrusted import read_bytes, stays_inside
@@ -64,21 +65,43 @@ def _over(found: Files, own: Files) -> Files:
     return found | own
 
 
-def trained_with(tokenizer: Path | None, template: str | None, tool_template: str | None) -> Files:
+def trained_with(
+    tokenizer: Path | None,
+    template: str | None,
+    tool_template: str | None,
+    words: Tokenizer | None = None,
+) -> Files:
     """What a run lays beside its result: another tokenizer than the base's, and the templates that it trained by.
 
     Args:
         tokenizer: the folder of another tokenizer; None for the base's.
         template: of the run's chats; None where it trained none.
         tool_template: that for chats with tools, where it is another.
+        words: the tokenizer of that folder, where tokens were added to it.
     """
     own = _found(tokenizer, (*TEMPLATES, *TOKENIZER)) if tokenizer else {}
+    if words is not None:
+        own |= _with_added(own, words)
     by_name = {TEMPLATE: template, TOOL_TEMPLATE: tool_template}
     written = {name: text.encode() for name, text in by_name.items() if text}
     if written:
         own = {name: data for name, data in own.items() if not _is(name, TEMPLATES)}
         own |= _without_template(own[CONFIG]) if CONFIG in own else {}
     return own | written
+
+
+def _with_added(own: Files, words: Tokenizer) -> Files:
+    """tokenizer.json as it stands with the tokens that were added, which tokenizer_config.json then lists too."""
+    made = {"tokenizer.json": words.backend.to_str(pretty=True).encode()}
+    config = _config(own)
+    if DECODER in config:  # it counts before tokenizer.json
+        added = words.backend.get_added_tokens_decoder().items()
+        listed = {
+            str(index): {part: getattr(token, part) for part in PARTS} for index, token in added
+        }
+        config[DECODER] = listed | config[DECODER]
+        made[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return made
 
 
 def changes(folder: Path, own: Files) -> dict[str, bytes | None]:

@@ -27,7 +27,13 @@ Rounding = Callable[[np.ndarray], Weight]
 
 
 def load_adapted(
-    folder: str | Path, method: Method, key: jax.Array, *, quantize: str = "none", **options: Any
+    folder: str | Path,
+    method: Method,
+    key: jax.Array,
+    *,
+    quantize: str = "none",
+    vocabulary: int = 0,
+    **options: Any,
 ) -> tuple[Transformer, PyTree]:
     """`load` and then `adapt`; under a `method.init` over a quantized base layer by layer while the folder streams.
 
@@ -39,6 +45,7 @@ def load_adapted(
         method: a row of the table.
         key: as of `adapt`.
         quantize: as of `load`.
+        vocabulary: as of `adapt`.
         options: the others of `load`.
 
     Returns:
@@ -50,7 +57,8 @@ def load_adapted(
     """
     if method.init == "default" or quantize == "none":
         model, params = load(folder, quantize=quantize, **options)
-        return model, adapt(params, method, key, names=module_names(model.config))
+        names = module_names(model.config)
+        return model, adapt(params, method, key, names=names, vocabulary=vocabulary)
     path = model_folder(folder)
     config = model_config(path)
     names = module_names(config)
@@ -72,7 +80,8 @@ def load_adapted(
         return base
 
     model, params = load(folder, quantize=quantize, rounder=rounder, **options)
-    return model, adapt(params, method, key, names=names, starts=_starts(sites, found, method))
+    starts = _starts(sites, found, method)
+    return model, adapt(params, method, key, names=names, starts=starts, vocabulary=vocabulary)
 
 
 def _moves(method: Method) -> bool:

@@ -21,6 +21,7 @@ from jaxft.formats.peft import load_adapter
 from jaxft.formats.safetensors import open_folder
 from jaxft.formats.trained_base import load_trained_base, trained_on_chats
 from jaxft.formats.writing import save, write_model
+from jaxft.models.transformer import Transformer, fitted
 from jaxft.quantizing import quantize_params
 from jaxft.runtime.storage import fetched
 from jaxft.tree import PyTree, flatten_with_paths
@@ -66,8 +67,9 @@ def merge_folder(
     adapter = fetched(adapter)
     tell_another_base(adapter, model)
     module, params, _ = load_trained_base(model, adapter)
-    check_tokens(model, adapter, module.config.vocabulary)
     adapted = load_adapter(params, adapter)
+    module = Transformer(fitted(module.config, adapted))
+    check_tokens(model, adapter, module.config.vocabulary)
     text = text_for(model, module.config, named)
     before = measure(module, adapted, text)
     if quantize == "none":

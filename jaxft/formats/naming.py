@@ -10,10 +10,8 @@ from jaxft.formats.multimodal import PREFIX, PREFIXES
 from jaxft.models.config import Config
 from jaxft.models.families import FAMILIES, Tensor, tensors_of
 from jaxft.tree import PyTree, flatten_with_paths, in_layers, layer_starts
+from jaxft.vocabulary import HEAD
 from jaxft.weights import SHARED, is_weight, remember, saved_in
-
-HEAD = "head/kernel"
-EMBEDDING = "embed/embedding"
 
 
 def names_in(params: PyTree, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:

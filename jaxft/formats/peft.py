@@ -24,6 +24,7 @@ from jaxft.formats.safetensors import Stored
 from jaxft.methods import known_dtype
 from jaxft.runtime.storage import fetched
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
+from jaxft.vocabulary import EMBEDDING, training_tokens, with_room
 from jaxft.weights import DoRA, LoRA, Site, VeRA, Weight, is_adapter, is_weight, projections
 
 __all__ = ["check_exportable", "load_adapter", "save_adapter", "saved_leaves"]
@@ -60,6 +61,8 @@ def load_adapter(
     contents.dtype = known_dtype(dtype, "load_adapter")
     check_whole(contents, options, modules, folder)
     params = with_whole(params, contents, options, table)
+    if contents.tokens:
+        params = with_room(params, 1 + max(map(max, contents.tokens.values())))
     leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
     places: dict[str, dict[int, str]] = {}
     for module in contents.parts:
@@ -68,7 +71,7 @@ def load_adapter(
     read = _vera if options["peft_type"] == "VERA" else _lora
     made, shared = read(options, contents, places, leaves, folder)
     tree = map_with_paths(lambda path, leaf: made.get(path, leaf), params, is_leaf=is_weight)
-    return tree | shared
+    return _with_tokens(tree, contents) | shared
 
 
 def saved_leaves(
@@ -83,6 +86,23 @@ def saved_leaves(
     """
     _, contents, _, _ = read_contents(params, fetched(folder), names)
     return tuple(dict.fromkeys(path for path, _ in dense_in(contents, params)))
+
+
+def _with_tokens(params: PyTree, contents: Contents) -> PyTree:
+    """The tree with the rows of tokens that the file holds."""
+    leaves, rows = dict(flatten_with_paths(params, is_leaf=is_weight)), {}
+    for path, stored in contents.rows.items():
+        hidden = leaves[path].shape[1 if path == EMBEDDING else 0]
+        if stored.shape[1:] != (hidden,):
+            raise UserError(
+                f"{stored.file}: {stored.name} has shape {list(stored.shape)}, the base's rows have {hidden} numbers"
+            )
+        rows[path] = contents.read(stored)
+    return (
+        training_tokens(params, contents.tokens, rows=rows, dtype=contents.dtype)
+        if rows
+        else params
+    )
 
 
 def _sizes(leaf: Any) -> tuple[bool, int, int, int]:

@@ -16,13 +16,15 @@ from jaxft.formats.adapter_config import (
     matches_list,
     read_adapter_config,
     targeted,
+    tokens_of,
     unknown_target,
 )
 from jaxft.formats.adapter_file import open_adapter
-from jaxft.formats.naming import EMBEDDING, HEAD, as_in, modules_in, names_in
+from jaxft.formats.naming import as_in, modules_in, names_in
 from jaxft.formats.safetensors import FLOATS, Stored, finite
 from jaxft.models.families import Tensor
 from jaxft.tree import PyTree, flatten_with_paths
+from jaxft.vocabulary import EMBEDDING, HEAD
 from jaxft.weights import bare, is_tied_head, is_weight
 
 PREFIX = "base_model.model."
@@ -32,9 +34,10 @@ PART = re.compile(
     r"(\.default)?(\.weight)?"
 )
 DENSE = re.compile(
-    r"(?P<module>.+?)(?P<inner>\.base_layer|\.original_module|\.modules_to_save(\.default)?)?"
+    r"(?P<module>.+?)(?P<inner>(\.token_adapter)?\.base_layer|\.original_module|\.modules_to_save(\.default)?)?"
     r"\.(?P<leaf>weight|bias)"
 )
+TOKENS = re.compile(r"(?P<module>.+?)\.token_adapter\.trainable_tokens_delta(\.default)?")
 PROJECTION = re.compile(r"base_model\.vera_(?P<part>[AB])(\.default)?")
 KERNELS = ("/kernel", "/embedding")
 PARTS = {"lora_embedding_A": "lora_A", "lora_embedding_B": "lora_B"}
@@ -51,6 +54,7 @@ class Contents:
         dense: {(path, layer): tensor} of leaves saved whole.
         carried: the base's own weights, which PEFT stores beside an adapted or a resized embedding or head.
         projections: VeRA's A and B.
+        rows: {path: rows of tokens} of the embedding and the head, and tokens: {path: whose they are}.
         dtype: of the arrays that are made of them.
     """
 
@@ -58,6 +62,8 @@ class Contents:
     dense: dict[Place, Stored] = dataclasses.field(default_factory=dict)
     carried: dict[Place, Stored] = dataclasses.field(default_factory=dict)
     projections: dict[str, Stored] = dataclasses.field(default_factory=dict)
+    rows: dict[str, Stored] = dataclasses.field(default_factory=dict)
+    tokens: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     dtype: Any = np.float32
 
     def read(self, stored: Stored) -> np.ndarray:
@@ -76,7 +82,7 @@ def read_contents(
     modules = modules_in(table, params)
     if options.get("ensure_weight_tying") and is_tied(params):
         options = _widened(options, modules, [name.removeprefix(PREFIX) for name in stored])
-    contents = _sort(stored, options, table, modules, folder)
+    contents = _sort(stored, options, table, modules, folder, is_tied(params))
     return options, contents, table, modules
 
 
@@ -110,6 +116,7 @@ def _sort(
     table: Mapping[str, Tensor],
     modules: Modules,
     folder: Path,
+    tied: bool,
 ) -> Contents:
     """Gives each tensor of the file its place; UserError for one that has none."""
     contents = Contents()
@@ -120,7 +127,9 @@ def _sort(
             raise UserError(
                 f"{tensor.file}: {full} is {tensor.dtype}; jaxft reads {', '.join(FLOATS)}"
             )
-        if found := PROJECTION.fullmatch(full):
+        if (found := TOKENS.fullmatch(name)) and found["module"] in modules:
+            contents.rows[modules[found["module"]][0]] = tensor
+        elif found := PROJECTION.fullmatch(full):
             contents.projections[found["part"]] = tensor
         elif (found := PART.fullmatch(name)) and found["module"] in modules:
             part = PARTS.get(found["part"], found["part"])
@@ -139,6 +148,7 @@ def _sort(
                 f"{folder}: the tensor {full} is not used: the base has no such module"
                 f"{nearest(module, modules)}"
             )
+    _check_tokens(contents, options, modules, folder, tied)
     return contents
 
 
@@ -159,12 +169,47 @@ def _place(
         # `save_embedding_layers` stores a module saved whole a second time, as its wrapper names it.
         if not inner or place not in contents.dense:
             contents.dense[place] = tensor
-    elif inner == ".base_layer" or (not inner and place[0] in (EMBEDDING, HEAD)):
+    elif inner.endswith(".base_layer") or (not inner and place[0] in (EMBEDDING, HEAD)):
         contents.carried[place] = tensor
     else:
         raise UserError(
             f"{folder}: the tensor {tensor.name} is not used: nothing in modules_to_save means it"
         )
+
+
+def _check_tokens(
+    contents: Contents, options: Mapping[str, Any], modules: Modules, folder: Path, tied: bool
+) -> None:
+    """Gives the rows their tokens. UserError for rows that are missing, too many, or of nothing that is named."""
+    pair = {module: path for module, (path, _) in modules.items() if path in (EMBEDDING, HEAD)}
+    embedding = next((module for module, path in pair.items() if path == EMBEDDING), "")
+    named = {pair[m]: ids for m, ids in tokens_of(options, pair, embedding).items()}
+    module_of = {path: module for module, path in pair.items()}
+    rows, one = contents.rows, len({tuple(sorted(ids)) for ids in named.values()}) == 1
+    if tied and one and EMBEDDING in named:  # PEFT ties the two, and writes them once or twice
+        named.pop(HEAD, None)
+        if HEAD in rows and EMBEDDING in rows:
+            if not np.array_equal(rows[HEAD].read(), rows[EMBEDDING].read()):
+                raise UserError(
+                    f"{folder}: {rows[HEAD].name} differs from {rows[EMBEDDING].name}, and the two are tied"
+                )
+            del rows[HEAD]
+    for path in named.keys() - rows.keys():
+        raise UserError(
+            f"{folder}: {PREFIX}{module_of[path]}.token_adapter.trainable_tokens_delta is missing, which "
+            "trainable_token_indices names"
+        )
+    for path, stored in rows.items():
+        if path not in named:
+            raise UserError(
+                f"{folder}: the tensor {stored.name} is not used: trainable_token_indices does not name it"
+            )
+        if stored.shape[0] != len(named[path]):
+            raise UserError(
+                f"{stored.file}: {stored.name} has {stored.shape[0]} rows, and trainable_token_indices names "
+                f"{len(named[path])} tokens"
+            )
+    contents.tokens |= named
 
 
 def check_whole(

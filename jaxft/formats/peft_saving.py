@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.formats.naming import EMBEDDING, HEAD, slices_in
+from jaxft.formats.naming import slices_in
 from jaxft.formats.peft_tensors import adapter_weights
 from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
 from jaxft.runtime.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths, matches, require_matches
-from jaxft.weights import Saved, bare, is_adapter, is_tied_head, is_weight, saved_in
+from jaxft.vocabulary import EMBEDDING, HEAD
+from jaxft.weights import Saved, bare, is_adapter, is_tied_head, is_weight, materialize, saved_in
 
 Slices = Iterator[tuple[str, str, int | None]]
 
@@ -45,7 +46,11 @@ class Extras:
 
 
 def extras_in(
-    params: PyTree, table: Mapping[str, Tensor], adapted: Mapping[str, Any], patterns: Sequence[str]
+    params: PyTree,
+    table: Mapping[str, Tensor],
+    adapted: Mapping[str, Any],
+    tokens: Mapping[str, Any],
+    patterns: Sequence[str],
 ) -> Extras:
     """The leaves that belong to the adapter besides the adapters.
 
@@ -53,6 +58,7 @@ def extras_in(
         params: the adapted tree, whose record is heeded.
         table: {path: tensor}.
         adapted: {module: its adapter}.
+        tokens: {module: the rows of tokens that train there}.
         patterns: of the leaves that trained whole.
     """
     leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
@@ -71,7 +77,9 @@ def extras_in(
     beside: dict[str, Lazy] = {}
     for module, path, layer in _slices(own, own, table, leaves):
         if module not in modules:
-            beside |= _own(leaves, module, path, layer, table[path], adapted)
+            inner = "base_layer." if module in adapted else ""
+            inner = "token_adapter.base_layer." if module in tokens else inner
+            beside |= _own(leaves, module, path, layer, table[path], inner)
     trained = {path for path in chosen if path.endswith("/bias")}
     wanted = {module for module, _, _ in _slices(trained, chosen, table, leaves)} - modules
     return Extras(whole, beside, *_biases(saved, wanted, modules, table, leaves, adapted))
@@ -137,14 +145,17 @@ def _own(
     path: str,
     layer: int | None,
     tensor: Tensor,
-    adapted: Mapping[str, Any],
+    inner: str,
 ) -> dict[str, Lazy]:
-    """The base's own weight of a module, by the name that it has under an adapter or without one."""
+    """The base's own weight of a module, by the name that it has under an adapter or without one.
+
+    Where rows stand behind it they are part of it.
+    """
     leaf, transposed = bare(leaves[path]), tensor.transposed
     if is_tied_head(leaf):
         leaf, transposed = bare(leaves[EMBEDDING]), False
-    inner = "base_layer.weight" if module in adapted else _ending(tensor)
-    name = f"{module}.{inner}"
+    name = f"{module}.{inner}{'weight' if inner else _ending(tensor)}"
+    leaf = materialize(leaf) if is_weight(leaf) else leaf
     return {name: _slice(leaf, layer, transposed)}
 
 

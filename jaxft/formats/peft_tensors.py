@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.formats.naming import EMBEDDING, HEAD, slices_in
+from jaxft.formats.naming import slices_in
 from jaxft.formats.safetensors import Lazy
 from jaxft.models.families import Tensor
 from jaxft.runtime.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths
+from jaxft.vocabulary import EMBEDDING, HEAD
 from jaxft.weights import EMBEDDING_PARTS, LINEAR_PARTS, Peft, is_adapter, is_tied_head, is_weight
 
 
@@ -24,11 +25,13 @@ class Adapted:
     Attributes:
         rank: its true rank; scale: its factor s.
         parts: {ending of the tensor's name: how to make it}.
+        tokens: whose rows they are; () of an adapter.
     """
 
     rank: int
     scale: float
     parts: Mapping[str, Lazy]
+    tokens: tuple[int, ...] = ()
 
 
 def tied_head_name(params: PyTree) -> dict[str, Tensor]:
@@ -45,6 +48,18 @@ def adapter_weights(params: PyTree) -> list[tuple[str, Any]]:
     return [(path, leaf) for path, leaf in _leaves(params) if is_adapter(leaf)]
 
 
+def token_rows_in(params: PyTree, table: Mapping[str, Tensor]) -> dict[str, Adapted]:
+    """{module: the rows of its tokens that train}, of the embedding and the head."""
+    found = {}
+    for path, weight in adapter_weights(params):
+        if not weight.trained:
+            continue
+        stored = weight.to_peft(embedding=path == EMBEDDING)
+        parts = {name: _lazy(part) for name, part in stored.layers[0].parts.items()}
+        found[table[path].module] = Adapted(0, 0.0, parts, stored.tokens)
+    return found
+
+
 def adapters_in(params: PyTree, table: Mapping[str, Tensor]) -> tuple[str, dict[str, Adapted]]:
     """The one kind of adapter in the tree (lora, dora or vera), and {module: its adapter}.
 
@@ -55,6 +70,8 @@ def adapters_in(params: PyTree, table: Mapping[str, Tensor]) -> tuple[str, dict[
     kinds: dict[str, str] = {}
     slices = slices_in(table, params)
     for path, weight in adapter_weights(params):
+        if weight.trained:
+            continue
         stored = weight.to_peft(embedding=path.endswith("/embedding"))
         if stored is None:
             raise UserError(f"{path}: PEFT's format has no place for {type(weight).__name__} here")

@@ -16,12 +16,13 @@ import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.formats.adapter_config import is_saved
-from jaxft.formats.naming import EMBEDDING, HEAD, slices_in
+from jaxft.formats.naming import slices_in
 from jaxft.formats.peft_contents import Contents, Place, is_tied
 from jaxft.formats.safetensors import Stored, finite
 from jaxft.models.families import Tensor
 from jaxft.runtime.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths, map_with_paths
+from jaxft.vocabulary import EMBEDDING, HEAD, with_room
 from jaxft.weights import Saved, bind, is_weight, materialize, places, remember, saved_in
 
 ROUNDING = 2.0**-7  # of bfloat16, the coarsest that files have
@@ -46,7 +47,24 @@ def with_whole(
     if EMBEDDING in made and HEAD not in dict.fromkeys(path for path, _ in contents.dense):
         head = bind(params["head"]["kernel"], params)  # which goes on as the embedding was
         made |= {HEAD: materialize(head)} if is_tied(params) else {}
-    return remember(_put(params, made), _record(contents, options, table, params))
+    params = remember(_put(params, made), _record(contents, options, table, params))
+    if {EMBEDDING, HEAD} & {*own, *made}:
+        params = with_room(
+            params, 0
+        )  # a head that the file leaves out is resized as the embedding was
+        _check_sizes(params, contents)
+    return params
+
+
+def _check_sizes(params: PyTree, contents: Contents) -> None:
+    """UserError where embedding and head of a resized vocabulary do not have the same tokens."""
+    leaves = dict(flatten_with_paths(params, is_leaf=is_weight))
+    rows, columns = leaves[EMBEDDING].shape[0], leaves[HEAD].shape[-1] if HEAD in leaves else None
+    if columns is not None and columns != rows:
+        file = next(iter((contents.carried | contents.dense).values())).file
+        raise UserError(
+            f"{file}: its embedding has rows for {rows} tokens, and its head for {columns}"
+        )
 
 
 def dense_in(contents: Contents, params: PyTree) -> dict[Place, Stored]:
@@ -120,14 +138,18 @@ def _compared(value: np.ndarray, leaf: Any, tensor: Tensor) -> tuple[bool, bool]
     if isinstance(leaf, jax.core.Tracer):
         return True, True
     base = to_host(leaf).T if tensor.transposed else to_host(leaf)
-    same, near = True, 0
+    same, near = value.shape == base.shape, 0
+    rows = min(
+        len(value), len(base)
+    )  # an old row has its place also where there are more or fewer of them
+    value, base = value[:rows], base[:rows]
     for start in range(0, len(value), BLOCK):
         mine, theirs = value[start : start + BLOCK], base[start : start + BLOCK]
         same = same and np.array_equal(mine.astype(base.dtype), theirs)
         mine, theirs = mine.astype(np.float32), theirs.astype(np.float32)
         close = np.isclose(mine, theirs, rtol=ROUNDING, atol=1e-6)
         near += int(close.reshape(len(close), -1).all(axis=1).sum())
-    return same, 2 * near >= len(value)
+    return same, 2 * near >= rows
 
 
 def _common(dtype: Any, stored: Stored) -> Any:
@@ -141,11 +163,10 @@ def _fitting(
     """The tensor; UserError where its shape is not that of the base's leaf."""
     shape = tuple(leaf.shape if layer is None else leaf.shape[1:])
     wanted = shape[::-1] if table[path].transposed else shape
-    if stored.shape != wanted:
-        resized = path in (EMBEDDING, HEAD) and stored.shape[1:] == wanted[1:]
-        hint = f": give the base that was resized to {stored.shape[0]} tokens" if resized else ""
+    resized = path in (EMBEDDING, HEAD) and stored.shape[1:] == wanted[1:] and stored.shape[0] > 0
+    if stored.shape != wanted and not resized:
         raise UserError(
-            f"{stored.file}: {stored.name} has shape {list(stored.shape)}, the base {list(wanted)}{hint}"
+            f"{stored.file}: {stored.name} has shape {list(stored.shape)}, the base {list(wanted)}"
         )
     return stored
 

@@ -27,14 +27,17 @@ from jaxft.formats.peft_tensors import (
     adapters_in,
     shared_in,
     tied_head_name,
+    token_rows_in,
 )
 from jaxft.formats.safetensors import Lazy, write_file, write_json
 from jaxft.methods import Method
+from jaxft.models.families import Tensor
 from jaxft.quantizing import quantization_of
 from jaxft.runtime.hub import meant
 from jaxft.runtime.storage import is_remote, local
-from jaxft.tree import PyTree, layer_starts
-from jaxft.weights import is_weight
+from jaxft.tree import PyTree, flatten_with_paths, layer_starts
+from jaxft.vocabulary import EMBEDDING
+from jaxft.weights import bare, is_encoded, is_weight
 
 PREFIX = "base_model.model."
 QUANTIZED_KEY = "jaxft_base_quantization"
@@ -66,7 +69,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "path/to/this/folder")
+{resized}model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
 
 In jaxft:
@@ -121,7 +124,9 @@ def save_adapter(
     started = ""
     if method is not None and method.init != "default":
         started = f"- it began by {method.init}: {_STARTED[moved_base(params)]}\n"
-    said = card(options, method.name if method else "", quantization_of(params), started)
+    said = card(
+        options, method.name if method else "", quantization_of(params), started, _resized(params)
+    )
     unknown = not base or (is_remote(base) and not meant(base))
     digests = {} if unknown else fingerprint(model_folder(base, required=False), BASE)
     write_adapter(target, options, tensors, said, digests)
@@ -198,7 +203,8 @@ def _export(
     modules = modules_in(table, params)
     kind, adapted = adapters_in(params, table)
     patterns = trained if trained is not None else method.train_also if method else ()
-    extras = extras_in(params, table, adapted, patterns)
+    tokens = token_rows_in(params, table)
+    extras = extras_in(params, table, adapted, tokens, patterns)
     peft_type = "VERA" if kind == "vera" else "LORA"
     saved = sorted({name.rsplit(".", 1)[0] for name in extras.whole})
     options: dict[str, Any] = {
@@ -224,11 +230,20 @@ def _export(
         options |= _rank_options(adapted, method is not None and method.rank_stabilized)
     tensors = {
         f"{PREFIX}{module}.{ending}": tensor
-        for module, one in adapted.items()
+        for module, one in (*adapted.items(), *tokens.items())
         for ending, tensor in one.parts.items()
     }
+    if tokens:
+        options["trainable_token_indices"] = _token_options(tokens, table)
     tensors |= {PREFIX + name: tensor for name, tensor in extras.tensors.items()}
     return options, tensors | (shared_in(params) if kind == "vera" else {})
+
+
+def _token_options(tokens: Mapping[str, Adapted], table: Mapping[str, Tensor]) -> Any:
+    """PEFT's `trainable_token_indices`: a list where it is the embedding alone, which it then finds by itself."""
+    if set(tokens) == {table[EMBEDDING].module}:
+        return list(tokens[table[EMBEDDING].module].tokens)
+    return {module.split(".")[-1]: list(one.tokens) for module, one in tokens.items()}
 
 
 def _target_options(
@@ -299,8 +314,20 @@ def read_quantization(folder: Path) -> dict[str, Any] | None:
     return json.loads(found[1]) if found else None
 
 
+def _resized(params: PyTree) -> str:
+    """The card's line by which the base gets rows for all tokens that the adapter has."""
+    embedding = bare(dict(flatten_with_paths(params, is_leaf=is_weight)).get(EMBEDDING))
+    if not is_weight(embedding) or is_encoded(embedding):
+        return ""
+    return f"base.resize_token_embeddings({embedding.shape[0]})  # there are new tokens\n"
+
+
 def card(
-    options: Mapping[str, Any], made_by: str, quantized: Mapping[str, Any] | None, started: str = ""
+    options: Mapping[str, Any],
+    made_by: str,
+    quantized: Mapping[str, Any] | None,
+    started: str = "",
+    resized: str = "",
 ) -> str:
     """The model card of an adapter.
 
@@ -309,6 +336,7 @@ def card(
         made_by: the method, or what else made it; "": what PEFT calls its kind.
         quantized: what the base was quantized to, if it was.
         started: a line about its start, or "".
+        resized: a line by which the base gets rows for new tokens, or "".
     """
     line = item = ""
     if quantized:
@@ -329,6 +357,7 @@ def card(
         tag=options["peft_type"].lower(),
         title=kind,
         base=base or "path/to/the/base",
+        resized=resized,
         method=made_by or kind,
         rank=options["r"],
     )

@@ -24,7 +24,7 @@ from jaxft.formats.companions import lay_beside
 from jaxft.formats.config_file import config_json, needed_by_transformers, read_config
 from jaxft.formats.huggingface import HEAD, names_of, sizes_of, spelling, unused
 from jaxft.formats.manifest import write_manifest
-from jaxft.formats.multimodal import text_of
+from jaxft.formats.multimodal import TEXT, text_of
 from jaxft.formats.prequantized import Settings, stored_by_bitsandbytes
 from jaxft.formats.safetensors import (
     SHARD_BYTES,
@@ -38,7 +38,7 @@ from jaxft.formats.safetensors import (
 from jaxft.formats.streamed import dense_kernel
 from jaxft.models.config import Config
 from jaxft.models.families import tensors_of
-from jaxft.models.transformer import Transformer
+from jaxft.models.transformer import Transformer, fitted
 from jaxft.runtime.processes import to_host
 from jaxft.tree import PyTree, flatten_with_paths, in_layers
 from jaxft.weights import (
@@ -103,7 +103,7 @@ def write_model(
 ) -> None:
     """`save`, for a tree whose weights are merged one by one while they are written; quantized ones too if `dense`."""
     target = new_folder(folder)
-    config = dataclasses.replace(config, tied=_is_tied(params))
+    config = dataclasses.replace(fitted(config, params), tied=_is_tied(params))
     raw = dict(read_config(like) if like else config_json(config))
     before = stored_by_bitsandbytes(raw, str(like))
     source = open_folder(Path(like)) if like else {}
@@ -121,6 +121,7 @@ def write_model(
         raw["quantization_config"] = config_of(quantized[0], stored_dtype, skipped, before)
     dtype_key = "torch_dtype" if "torch_dtype" in raw else "dtype"
     raw |= needed_by_transformers(text_of(raw), config)
+    raw |= _resized(raw, config)
     write_json(
         target / "config.json", raw | {dtype_key: stored_dtype, "tie_word_embeddings": config.tied}
     )
@@ -129,6 +130,14 @@ def write_model(
     if like:
         lay_beside(target, Path(like), Path(beside) if beside else None)
     write_manifest(target)
+
+
+def _resized(raw: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """What config.json says of a vocabulary that has other rows than it had."""
+    if text_of(raw)["vocab_size"] == config.vocabulary:
+        return {}
+    size = {"vocab_size": config.vocabulary}
+    return {TEXT: {**raw[TEXT], **size}} if isinstance(raw.get(TEXT), Mapping) else size
 
 
 def _is_tied(params: PyTree) -> bool:
@@ -142,7 +151,7 @@ def _is_tied(params: PyTree) -> bool:
 
 def dense_tensors(config: Config, params: PyTree) -> dict[str, Lazy]:
     """{name on disk: tensor} of a tree, its adapters merged and its codes dequantized as each is made."""
-    tied = dataclasses.replace(config, tied=_is_tied(params))
+    tied = dataclasses.replace(fitted(config, params), tied=_is_tied(params))
     return _to_write(tied, params, {}, None, dense=True, kept={})
 
 

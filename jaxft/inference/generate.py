@@ -25,6 +25,7 @@ from jaxft.inference.asked import Asked, Before, Prompt, read_prompts
 from jaxft.inference.decoding import generate_tokens
 from jaxft.inference.opening import as_chat, conversation, open_model, open_words, tell_how
 from jaxft.models import Config, Transformer
+from jaxft.models.transformer import fitted
 from jaxft.weights import SLOTS, slots_of
 
 
@@ -132,6 +133,7 @@ def answers(
 ) -> list[Answer]:
     """`generate` with what is counted of each answer."""
     check_settings(max_new_tokens, temperature, top_k, top_p, batch_size)
+    model = Transformer(fitted(model.config, params))
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
     origins = origins or [f"prompt {number}" for number in range(1, len(prompts) + 1)]
     unwritten = Unwritten()

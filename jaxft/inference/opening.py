@@ -15,6 +15,7 @@ from jaxft.formats.manifest import tell_another_base
 from jaxft.formats.peft_writing import read_quantization
 from jaxft.formats.trained_base import TEMPLATE, load_trained_base, trained_on_chats
 from jaxft.models import Transformer
+from jaxft.models.transformer import fitted
 from jaxft.runtime.sandbox import check_moment
 from jaxft.runtime.storage import fetched
 from jaxft.tree import PyTree
@@ -76,7 +77,8 @@ def open_model(model: str, adapter: str = "", dtype: str = "float32") -> tuple[T
     if scheme:
         known = ", as in training" if read_quantization(fetched(adapter)) else ""
         print(f"jaxft: the adapter's base lies in {scheme}{known}", file=sys.stderr)
-    return network, load_adapter(base, adapter, dtype=dtype)
+    params = load_adapter(base, adapter, dtype=dtype)
+    return Transformer(fitted(network.config, params)), params
 
 
 def _own_template(adapter: str) -> str:

@@ -10,6 +10,7 @@ is: `contract`, `take` and `bind` know.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ from jaxft.models.block import (
 from jaxft.models.config import Config
 from jaxft.models.initial import initial_params, tied_head
 from jaxft.models.segments import Segment, segments_of
+from jaxft.vocabulary import size_of
 from jaxft.weights import bind, contract, take
 from jaxft.weights.placement import gather
 
@@ -44,6 +46,7 @@ __all__ = [
     "cached_hidden_states",
     "continued",
     "empty_cache",
+    "fitted",
     "head_of",
     "hidden_states",
     "initial_params",
@@ -246,6 +249,11 @@ def logits(
     scores = scores if config.logit_scale == 1.0 else scores * config.logit_scale
     cap = config.logit_softcap
     return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
+def fitted(config: Config, params: Params) -> Config:
+    """The shape of a decoder whose tree may have rows for more or fewer tokens than `config` says."""
+    return dataclasses.replace(config, vocabulary=size_of(params))
 
 
 def positions_of(segments: Int[Array, "batch length"]) -> Int[Array, "batch length"]:

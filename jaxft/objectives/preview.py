@@ -20,6 +20,7 @@ from jaxft.objectives.kind import Kind, warnings_of
 from jaxft.objectives.objective import objective_of
 from jaxft.objectives.reading import (
     TRAINING,
+    added_tokens,
     date_lines,
     epoch_of,
     max_length_of,
@@ -86,7 +87,8 @@ def preview(
         lines += [f"  {line}" for line in source_lines(part.rows)]
         lines += ["", *_sources(part), "", *kind.lengths(part, row_length), ""]
     lines += date_lines(tokenizer)
-    warnings = warnings_of(config, kind, parts, tokenizer, model.vocabulary)
+    vocabulary = max(model.vocabulary, 1 + max(added_tokens(config), default=0))
+    warnings = warnings_of(config, kind, parts, tokenizer, vocabulary)
     lines += ["warnings:", *(f"  - {line}" for line in warnings or ["none"]), ""]
     lines += _shown(kind, parts[0], tokenizer, shown, colour)
     if plot:

@@ -20,6 +20,7 @@ from jaxft.runtime.sandbox import today
 from jaxft.runtime.storage import fetched
 
 TRAINING = "training data"
+ADDED = "config.data.add_tokens"
 
 
 def max_length_of(config: ConfigDict, model: Config) -> int:
@@ -38,13 +39,23 @@ def max_length_of(config: ConfigDict, model: Config) -> int:
 def tokenizer_of(config: ConfigDict) -> Tokenizer:
     """The tokenizer that `config.tokenizer` names, else the model's and what stands beside `config.adapter`.
 
-    Its template writes the run's date or today.
+    Its template writes the run's date or today. `config.data.add_tokens` are tokens of it.
     """
     options = config.data.chat_template, config.data.date or today()
-    if config.tokenizer:
-        return load_tokenizer(config.tokenizer, *options)
     adapter = fetched(config.adapter) if config.adapter else None
-    return merged_tokenizer(model_folder(config.model, weights=False), adapter, *options)
+    if config.tokenizer:
+        tokenizer = load_tokenizer(config.tokenizer, *options)
+    else:
+        tokenizer = merged_tokenizer(model_folder(config.model, weights=False), adapter, *options)
+    if not config.data.add_tokens:
+        return tokenizer
+    return tokenizer.with_tokens(config.data.add_tokens, ADDED)
+
+
+def added_tokens(config: ConfigDict) -> tuple[int, ...]:
+    """The ids of `config.data.add_tokens`; () without. Those that the tokenizer has already are among them."""
+    texts = config.data.add_tokens
+    return tokenizer_of(config).ids_of(texts) if texts else ()
 
 
 def parts_of(config: ConfigDict, **settings: Any) -> list[Part]:

@@ -23,7 +23,7 @@ from jaxft.models import Config, module_names
 from jaxft.models.transformer import initial_params
 from jaxft.quantizing import quantize_params
 from jaxft.runtime.untrusted import exists
-from jaxft.training.setup import adapted, method_of, trained_by
+from jaxft.training.setup import adapted, method_of, trained_by, with_added_tokens
 from jaxft.training.sharding import leaf_sharding
 from jaxft.tree import PyTree
 from jaxft.weights import quantized_in
@@ -66,7 +66,7 @@ def _stored_block(folder: Path) -> int:
 
 def abstract_params(config: ConfigDict, model: Config, mesh: Mesh) -> tuple[Method, PyTree]:
     """(the method, the adapted tree as shapes). Raises UserError for what the run would refuse."""
-    method = method_of(config)
+    method, room = with_added_tokens(config, method_of(config))
     if method.weight is None and config.base.quantize != "none":
         raise UserError(f"method {method.name} trains the base: config.base.quantize must be none")
     base = abstract_base(config, model, mesh)
@@ -75,6 +75,6 @@ def abstract_params(config: ConfigDict, model: Config, mesh: Mesh) -> tuple[Meth
     def fresh(params: PyTree) -> PyTree:
         as_stored = config.base.quantize == "none" and quantized_in(params)
         starts = {} if as_stored else shapes_of_starts(params, method, module_names(model))
-        return adapted(config, model, params, method, starts=starts)
+        return adapted(config, model, params, method, starts=starts, vocabulary=room)
 
     return method, jax.eval_shape(fresh, base)

@@ -66,6 +66,9 @@ def _asked_by(config: ConfigDict, words: Tokenizer, chats: bool) -> Files:
     tokenizer = model_folder(config.tokenizer, weights=False) if config.tokenizer else None
     if tokenizer is None and config.adapter:
         tokenizer = fetched(config.adapter)
+    added = bool(config.data.add_tokens) and not config.adapter
+    if added and tokenizer is None:
+        tokenizer = model_folder(config.model, weights=False)
     by_template = chats or config.data.chat_template
     templates = (words.chat_template, words.tool_template) if by_template else (None, None)
-    return trained_with(tokenizer, *templates)
+    return trained_with(tokenizer, *templates, words if added else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,15 +12,21 @@ from ml_collections import ConfigDict
 
 from jaxft.adaptation import adapt, adopt
 from jaxft.assets import model_folder
-from jaxft.errors import UserError
+from jaxft.errors import UserError, shown
 from jaxft.formats import check_exportable, load, load_adapted, load_adapter, saved_leaves
 from jaxft.formats.config_file import model_config
 from jaxft.formats.manifest import tell_another_base
 from jaxft.methods import Method, row_of
 from jaxft.models import Config, Transformer, module_names
+from jaxft.models.transformer import fitted
+from jaxft.objectives.reading import ADDED, added_tokens
 from jaxft.runtime.storage import fetched
 from jaxft.training.sharding import leaf_sharding, require_divisible, shardings
 from jaxft.tree import PyTree
+from jaxft.vocabulary import EMBEDDING, HEAD
+from jaxft.weights import weights_of
+
+WHOLE = "trainable_token_indices"
 
 
 def method_of(config: ConfigDict) -> Method:
@@ -33,12 +40,37 @@ def method_of(config: ConfigDict) -> Method:
     return method
 
 
+def with_added_tokens(config: ConfigDict, method: Method) -> tuple[Method, int]:
+    """(the method, under which the rows of `config.data.add_tokens` train, the tokens to make room for; 0: none).
+
+    They train in the embedding and in the head; what goes on from an adapter trains those that it has.
+
+    Raises:
+        UserError: a method whose adapter cannot hold rows of tokens, or tokens that `config.adapter` does not train.
+    """
+    ids = added_tokens(config)
+    if not ids:
+        return method, 0
+    if WHOLE in method.without:
+        raise UserError(f"{ADDED}: method {method.name} trains none: {method.without[WHOLE]}")
+    if config.adapter:
+        return method, 0
+    given = method.trainable_token_indices
+    given = given if isinstance(given, Mapping) else {EMBEDDING: given}
+    both = {path: tuple(dict.fromkeys((*given.get(path, ()), *ids))) for path in (EMBEDDING, HEAD)}
+    room = 1 + max(ids)
+    if method.weight is not None:
+        method = dataclasses.replace(method, trainable_token_indices=both)
+    return method, room
+
+
 def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, Method]:
     """The model, its adapted tree on the mesh, and the method.
 
     The tree is adapted anew, or by the folder `config.adapter`, whose whole modules then train too.
     """
-    method, folder = method_of(config), model_folder(config.model)
+    method, room = with_added_tokens(config, method_of(config))
+    folder = model_folder(config.model)
     if method.weight is None and config.base.quantize != "none":
         raise UserError(
             f"config.base.quantize {config.base.quantize}: method {method.name} trains the base, and codes cannot be "
@@ -50,8 +82,11 @@ def prepare_model(config: ConfigDict, mesh: Mesh) -> tuple[Transformer, PyTree, 
         method = trained_by(config, params, method)
         params = adapted(config, model.config, params, method)
     else:
-        model, params = load_adapted(folder, method, jax.random.key(config.seed), **options)
+        key = jax.random.key(config.seed)
+        model, params = load_adapted(folder, method, key, vocabulary=room, **options)
+    check_added_tokens(config, params)
     check_exportable(params, method)
+    model = Transformer(fitted(model.config, params))
     return _as_run(config, model), jax.device_put(params, shardings(params, mesh)), method
 
 
@@ -73,6 +108,8 @@ def adapt_base(
         raise UserError(
             f"config.population: members share one base, and method {method.name} trains it: take an adapter"
         )
+    if config.data.add_tokens:
+        raise UserError(f"{ADDED}: members of config.population share one base, which has rows for its own tokens")
     params = adapted(config, model.config, params, method)
     check_exportable(params, method)
     return jax.device_put(params, shardings(params, mesh)), method
@@ -104,12 +141,25 @@ def trained_by(config: ConfigDict, params: PyTree, method: Method) -> Method:
     return dataclasses.replace(method, train_also=(*method.train_also, *saved))
 
 
+def check_added_tokens(config: ConfigDict, params: PyTree) -> None:
+    """UserError for a token of `config.data.add_tokens` that `config.adapter`, from which the run goes on, lacks."""
+    if not config.adapter:
+        return
+    trained = {token for _, weight in weights_of(params) for token in getattr(weight, "tokens", ())}
+    for text, token in zip(config.data.add_tokens, added_tokens(config), strict=True):
+        if token not in trained:
+            raise UserError(
+                f"{ADDED}: {shown(text)} is no token that {config.adapter} trains: a run that goes on from an adapter "
+                "adds none"
+            )
+
+
 def adapted(
     config: ConfigDict, model: Config, params: PyTree, method: Method, **starts: Any
 ) -> PyTree:
     """The tree adapted anew, or by the folder `config.adapter`. Works on abstract trees, under `jax.eval_shape`.
 
-    `starts` are of `adapt`.
+    `starts`, and `vocabulary`, are of `adapt`.
     """
     if config.adapter:
         return adopt(load_adapter(params, config.adapter), method, config.adapter)

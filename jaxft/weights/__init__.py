@@ -43,6 +43,7 @@ from jaxft.weights.saved import SHARED, Saved, of_the_model, places, remember, s
 from jaxft.weights.site import Site, key_of
 from jaxft.weights.stacking import stacked, written
 from jaxft.weights.tied import Tied, Transposed, is_tied_head
+from jaxft.weights.tokens import TOKENS_PART, TokenRows, token_rows, widened
 from jaxft.weights.vera import VeRA, drawn_projections, projections
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "SHARED",
     "SLOTS",
     "STARTS",
+    "TOKENS_PART",
     "Adapter",
     "Bank",
     "DeltaLoRA",
@@ -66,6 +68,7 @@ __all__ = [
     "Site",
     "Slots",
     "Tied",
+    "TokenRows",
     "Transposed",
     "VeRA",
     "Weight",
@@ -106,7 +109,9 @@ __all__ = [
     "start_of_dense",
     "static",
     "take",
+    "token_rows",
     "weight",
     "weights_of",
+    "widened",
     "written",
 ]

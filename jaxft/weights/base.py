@@ -96,11 +96,13 @@ class Weight:
             name is not divided. A part that is not named here, and is not the base, lies as the kernel does.
         is_adapter: whether it changes another weight, its `base`: an `Adapter`.
         is_encoded: whether its parts are another form of the dense array, whose numbers are then those that count.
+        trained: parts that train under every method, of a weight that no row of the table makes.
     """
 
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     is_adapter: ClassVar[bool] = False
     is_encoded: ClassVar[bool] = False
+    trained: ClassVar[tuple[str, ...]] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -175,12 +177,14 @@ class Peft(NamedTuple):
     """An adapter as PEFT has it.
 
     Attributes:
-        kind: lora, dora or vera.
+        kind: lora, dora or vera; or tokens, which stand beside those.
         layers: {layer: its adapter}, of those that are adapted; layer 0 of a weight that is not stacked.
+        tokens: whose rows they are, of the kind tokens.
     """
 
     kind: str
     layers: dict[int, PeftLayer]
+    tokens: tuple[int, ...] = ()
 
 
 class Adapter(Weight):

@@ -312,7 +312,15 @@ BAD_CONFIG = {
     "kind": ({"peft_type": "LOHA"}, "'LOHA' is not known to jaxft, which reads LORA, VERA"),
     "option": ({"lora_bias": True}, "lora_bias = True changes the adapter"),
     "alora": ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
-    "tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+    "tokens": (
+        {"trainable_token_indices": [1]},
+        "embed_tokens.token_adapter.trainable_tokens_delta is missing, which trainable_token_indices",
+    ),
+    "token": ({"trainable_token_indices": [1, 1]}, "trainable_token_indices takes a list of token"),
+    "token's module": (
+        {"trainable_token_indices": {"norm": [1]}},
+        "trainable_token_indices: 'norm' is neither the embedding nor the head",
+    ),
     "replication": ({"layer_replication": [[0, 1]]}, "layer_replication"),
     "qalora": ({"use_qalora": True}, "use_qalora"),
     "megatron": ({"megatron_config": {"a": 1}}, "megatron_config"),

@@ -107,6 +107,19 @@ def configurations() -> dict[str, tuple[str, PeftConfig]]:
         "bias_lora_only": ("llama_bias", lora(ATTENTION, bias="lora_only")),
         "gpt2_bias": ("gpt2", lora(["c_attn"], fan_in_fan_out=True, bias="all")),
         "vera_only": ("qwen2", vera(["q_proj", "v_proj"], bias="vera_only")),
+        "tokens": ("llama", lora(["q_proj"], trainable_token_indices=[5, 3, 9])),
+        "tokens_tied": ("llama_tied", lora(["q_proj"], trainable_token_indices=[5, 3, 9])),
+        "tokens_apart": (
+            "llama_tied",
+            lora(["q_proj"], trainable_token_indices={"embed_tokens": [4, 7], "lm_head": [7]}),
+        ),
+        "resized": (
+            "llama",
+            lora(
+                ["q_proj"],
+                trainable_token_indices={"embed_tokens": [96, 98], "lm_head": [98]},
+            ),
+        ),
     }
 
 
@@ -115,10 +128,15 @@ def is_narrow(name: str) -> bool:
     return name.endswith("_bf16")
 
 
-def base(name: str) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(
+def base(name: str, tokens: int = 0) -> PreTrainedModel:
+    """The base, its vocabulary made larger by so many tokens."""
+    model = AutoModelForCausalLM.from_pretrained(
         HERE / "models" / name, attn_implementation="eager", dtype="float32"
     ).eval()
+    if tokens:
+        torch.manual_seed(0)
+        model.resize_token_embeddings(model.config.vocab_size + tokens)
+    return model
 
 
 @torch.no_grad()
@@ -152,14 +170,16 @@ def tidy(folder: Path, name: str) -> None:
 @torch.no_grad()
 def write(name: str, base_name: str, config: PeftConfig, seed: int) -> None:
     folder = FOLDER / name
-    model = get_peft_model(base(base_name), config)
+    more = 3 if name == "resized" else 0
+    model = get_peft_model(base(base_name, more), config)
     randomise(model, seed)
     model = model.to(torch.bfloat16) if is_narrow(name) else model
     kept = {"save_embedding_layers": True} if name == "embeddings_kept" else {}
     model.save_pretrained(folder, **kept)
     (folder / "README.md").unlink()
     tidy(folder, base_name)
-    adapted, plain = PeftModel.from_pretrained(base(base_name), folder).eval(), base(base_name)
+    adapted = PeftModel.from_pretrained(base(base_name, more), folder).eval()
+    plain = base(base_name, more)
     ids = np.random.default_rng(seed).integers(3, plain.config.vocab_size, (2, 8))
     logits = adapted(input_ids=torch.from_numpy(ids)).logits
     before = plain(input_ids=torch.from_numpy(ids)).logits

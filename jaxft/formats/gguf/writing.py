@@ -35,6 +35,7 @@ from jaxft.formats.trained_base import load_trained_base
 from jaxft.formats.writing import dense_tensors
 from jaxft.models.config import Config
 from jaxft.models.initial import initial_params
+from jaxft.models.transformer import Transformer, fitted
 from jaxft.runtime.storage import fetched, free_bytes
 from jaxft.tree import PyTree
 
@@ -124,8 +125,10 @@ def _merged_tree(folder: Path, adapter: Path | None) -> tuple[Any, PyTree]:
         return load(folder)
     tell_another_base(adapter, folder)
     module, params, _ = load_trained_base(folder, adapter)
+    params = load_adapter(params, adapter)
+    module = Transformer(fitted(module.config, params))
     check_tokens(folder, adapter, module.config.vocabulary)
-    return module, load_adapter(params, adapter)
+    return module, params
 
 
 def _packed(

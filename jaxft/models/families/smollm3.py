@@ -49,6 +49,7 @@ def write(config: Config) -> dict[str, Any]:
         "layer_types": kinds_of(config),
         "sliding_window": window_of(config),
         "use_sliding_window": bool(config.windows),
+        "pad_token_id": None,  # by default it is one that a smaller vocabulary lacks
     }
 
 
