@@ -26,7 +26,6 @@ RENAMED: dict[str, tuple[str, str]] = {
     "init_lora_weights": ("method.init", "pissa"),
     "loraplus_lr_ratio": ("method.ratio", "16"),
     "ensure_weight_tying": ("method.tie_adapters", "True"),
-    "trainable_token_indices": ("method.trainable_token_indices", "5,6"),
     "gradient_accumulation_steps": ("grad_accum", "4"),
     "per_device_eval_batch_size": ("eval_batch_size", "8"),
     "train_batch_size": ("batch_size", "8"),

@@ -246,6 +246,7 @@ def _read(path: Path) -> Folder:
         "use_dora": options.get("use_dora"),
         "modules_to_save": options["modules_to_save"],
         "bias": options["bias"] != "none",
+        "trainable_token_indices": options.get("trainable_token_indices"),
     }
     for option, present in refused.items():
         if present:

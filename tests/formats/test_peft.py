@@ -24,7 +24,7 @@ from jaxft.tree import flatten_with_paths
 from jaxft.weights import DoRA, LoRA, VeRA, is_weight
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-ADAPTERS = sorted(path.name for path in (GOLDEN / "adapters").iterdir())
+ADAPTERS = sorted(path.name for path in (GOLDEN / "adapters").iterdir() if path.is_dir())
 KERNEL = "base_model.model.model.layers.1.self_attn.q_proj"
 
 
