@@ -109,7 +109,9 @@ def adapt_base(
             f"config.population: members share one base, and method {method.name} trains it: take an adapter"
         )
     if config.data.add_tokens:
-        raise UserError(f"{ADDED}: members of config.population share one base, which has rows for its own tokens")
+        raise UserError(
+            f"{ADDED}: members of config.population share one base, which has rows for its own tokens"
+        )
     params = adapted(config, model.config, params, method)
     check_exportable(params, method)
     return jax.device_put(params, shardings(params, mesh)), method
