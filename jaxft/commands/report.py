@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-HELP = "one page of runs: curves, samples, drawings, in one file"
+HELP = "one page of runs, or of a comparison: curves, samples, drawings, in one file"
 EPILOG = """\
 The page opens from disk, needs no network, and holds all that it shows:
 
@@ -23,12 +23,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(runs: Sequence[str], output: str, force: bool) -> None:
     """Runs the verb."""
-    from jaxft.runs.report import read_run, write_page
+    from jaxft.runs.report import write_report
     from jaxft.runtime import storage
 
-    read = [read_run(run) for run in runs]
-    for one in read:
-        if one.state:
-            print(f"{one.place}: {one.state}", file=sys.stderr)
-    write_page(storage.place(output), read, force=force)
+    for line in write_report(storage.place(output), runs, force=force):
+        print(line, file=sys.stderr)
     print(output)

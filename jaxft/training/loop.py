@@ -37,7 +37,7 @@ from jaxft.runs.pinned import pinned
 from jaxft.runs.plots import plot_averages, plot_run
 from jaxft.runs.publish import Logs, logs_of
 from jaxft.runs.record import Record
-from jaxft.runs.report import PAGE, read_run, write_page
+from jaxft.runs.report import read_run, write_run_page
 from jaxft.runs.result import Result
 from jaxft.runs.saves import Saves
 from jaxft.runs.signals import Interrupted, Stop, stoppable
@@ -469,7 +469,7 @@ def _summed_up(config: ConfigDict, workdir: Path, parts: Parts, loop: Loop, logs
         "devices": parts.mesh.size,
     }
     write_summary(logs.folder, facts, workdir)
-    write_page(logs.folder / PAGE, [read_run(workdir, logs.folder, config)], force=True)
+    write_run_page(logs.folder, read_run(workdir, logs.folder, config))
 
 
 def _say_start(config: ConfigDict, parts: Parts, loop: Loop) -> None:

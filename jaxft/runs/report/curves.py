@@ -39,7 +39,9 @@ class Plot:
     first: bool
 
 
-def curves_of(runs: Sequence[Run], labels: Sequence[str], name: str) -> list[Plot]:
+def curves_of(
+    runs: Sequence[Run], labels: Sequence[str], name: str, numbers: Sequence[int]
+) -> list[Plot]:
     """The plots of runs of one objective; those of its loss, its best and of what was asked for come first.
 
     Of a single run, training and held-out numbers share a plot.
@@ -48,6 +50,7 @@ def curves_of(runs: Sequence[Run], labels: Sequence[str], name: str) -> list[Plo
         runs: they report the same metrics.
         labels: their names on the page.
         name: begins the ids.
+        numbers: their marks on the page.
     """
     asked = [metric for run in runs for metric in run.metrics]
     metrics = list({metric.name: metric for metric in [*asked, *OF_A_RUN]}.values())
@@ -55,7 +58,7 @@ def curves_of(runs: Sequence[Run], labels: Sequence[str], name: str) -> list[Plo
     chosen |= {name for run in runs for name in run.config.eval_metrics}
     found = []
     for number, metric in enumerate(metrics):
-        for at, (title, series, notes) in enumerate(_panels(runs, labels, metric)):
+        for at, (title, series, notes) in enumerate(_panels(runs, labels, metric, numbers)):
             found.append(
                 _plot(f"{name}-{number}-{at}", title, series, metric, notes, metric.name in chosen)
             )
@@ -63,7 +66,7 @@ def curves_of(runs: Sequence[Run], labels: Sequence[str], name: str) -> list[Plo
 
 
 def _panels(
-    runs: Sequence[Run], labels: Sequence[str], metric: Metric
+    runs: Sequence[Run], labels: Sequence[str], metric: Metric, numbers: Sequence[int]
 ) -> list[tuple[str, list[Series], list[str]]]:
     """(title, lines, notes) of the plots of a metric."""
     sets = list(dict.fromkeys(name for run in runs for name in run.sets))
@@ -90,13 +93,18 @@ def _panels(
         (f"{name}, {where}", points, True, []) for where, points in held_out.items()
     ]
     panels.append((f"{name}, in training", training, False, notes))
-    found = [(title, _series(labels, points, dots), said) for title, points, dots, said in panels]
+    found = [
+        (title, _series(labels, points, dots, numbers), said)
+        for title, points, dots, said in panels
+    ]
     return [(title, series, [*said, *_left_out(series)]) for title, series, said in found if series]
 
 
-def _series(labels: Sequence[str], points: Sequence[Sequence[Any]], dots: bool) -> list[Series]:
-    pairs = zip(labels, points, strict=True)
-    return [Series(label, p, i, dots) for i, (label, p) in enumerate(pairs) if p]
+def _series(
+    labels: Sequence[str], points: Sequence[Any], dots: bool, numbers: Sequence[int]
+) -> list[Series]:
+    each = zip(labels, points, numbers, strict=True)
+    return [Series(label, found, number, dots) for label, found, number in each if found]
 
 
 def _left_out(series: Sequence[Series]) -> list[str]:

@@ -21,7 +21,7 @@ KNOWN = {"base", *(name for way in WAYS for name, _ in way)}
 SYMBOLS = {"a0": "a₀", "b0": "b₀", "magnitude": "m"}
 BEHIND = {"magnitude": "m / ‖·‖"}  # what it multiplies by, where that is more than its symbol
 CODES = (9, 4, 14, 7, 1, 11, 6, 12, 3, 8, 15, 5, 10, 2, 13, 0)  # of a kernel nobody has
-WIDTH, TOP, LEFT, SIDE, SUM = 380.0, 26.0, 74.0, 96.0, 268.0
+WIDTH, TOP, LEFT, SIDE, SUM = 380.0, 42.0, 74.0, 96.0, 268.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,16 @@ class Shown:
         title: of the drawing.
         weights: of the kernels: how many, and their bytes.
         trained: what trains: how many.
+        costs: what it leaves and needs.
+        score: what came out.
     """
 
     name: str
     title: str
     weights: str = ""
     trained: str = ""
+    costs: str = ""
+    score: str = ""
 
 
 def described(name: str) -> str:
@@ -52,7 +56,7 @@ def method_drawn(method: Method, scheme: str, shown: Shown) -> Markup:
     What trains is filled; what is frozen is hatched, and has a broken outline.
     """
     ways = [way for way in map(list, WAYS) if _has(method, way[0][0])]
-    height = TOP + SIDE + 42 + 92 * len(ways) + (0 if ways else 8)
+    height = TOP + SIDE + 50 + 92 * len(ways)
     middle = TOP + SIDE / 2
     parts = [
         box(18, middle - 45, 12, 90, "plain"),
@@ -83,10 +87,12 @@ def method_drawn(method: Method, scheme: str, shown: Shown) -> Markup:
         arrow((begin, middle), (end - 2, middle)),
         box(end, middle - 45, 12, 90, "plain"),
         text(end + 6, middle + 62, "xW'", "symbol"),
-        text(WIDTH - 12, height - 12, shown.trained, "small", "end"),
+        text(WIDTH - 12, height - 10, shown.trained, "small", "end"),
+        text(12, height - 10, shown.costs, "small", "start"),
+        text(WIDTH - 12, 14, shown.score, "score", "end"),
     ]
     said = told(method, scheme)
-    known = " ".join(f"{what}." for what in (shown.weights, shown.trained) if what)
+    known = " ".join(f"{what}." for what in dataclasses.astuple(shown)[2:] if what)
     return drawing(WIDTH, height, shown.title, f"{said} {known}".strip(), shown.name, *parts)
 
 

@@ -1,31 +1,23 @@
-"""The page: what is known of runs, put into one HTML file that needs nothing else."""
+"""The page of runs."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from jaxft.errors import UserError, counted
-from jaxft.runs.folder import written
-from jaxft.runs.report import words
+from jaxft.runs.report.cards import Card
+from jaxft.runs.report.costs import Cost, Costs, Judged, costs_of
 from jaxft.runs.report.curves import curves_of
+from jaxft.runs.report.filling import filled
 from jaxft.runs.report.kernels import Shown, described, method_drawn, told
-from jaxft.runs.report.plots import Spot, cost_plot, key
+from jaxft.runs.report.plots import key
 from jaxft.runs.report.reading import Run, differences
 from jaxft.runs.report.samples import samples_of
-from jaxft.runs.report.signals import signal_drawn, signal_told
+from jaxft.runs.report.signals import signal_drawn, signal_of
 from jaxft.runs.report.tables import differing, method_of, table_of
-from jaxft.runs.report.words import duration, figure, many, plain, size
-from jaxft.runtime import storage
+from jaxft.runs.report.words import duration, figure, many, size
 
-PAGE = "report.html"  # in a run's folder
 # What a method costs: (name, the figure of a run, how it is shown)
 COSTS = (
     ("trained parameters", lambda run: run.fact("trained_parameters"), many),
@@ -33,22 +25,6 @@ COSTS = (
     ("memory of a step", lambda run: run.fact("peak_bytes"), size),
     ("seconds of its updates", lambda run: run.seconds, duration),
 )
-
-
-def write_page(path: Path, runs: Sequence[Run], *, force: bool = False) -> None:
-    """Writes the page of runs.
-
-    Raises:
-        UserError: a file stands there and `force` is off, or it cannot be written.
-    """
-    if path.is_dir():
-        raise UserError(f"{path}: a folder; name a file for the page: {path / PAGE}")
-    if path.exists() and not force:
-        raise UserError(f"{path}: there is such a file already; name a new one, or add --force")
-    text = page_of(runs)
-    with written(path):
-        storage.make(path.parent)
-        storage.write_text(path, text)
 
 
 def page_of(runs: Sequence[Run]) -> str:
@@ -59,8 +35,11 @@ def page_of(runs: Sequence[Run]) -> str:
     ]
     columns, rows = table_of(runs, labels)
     samples, more = samples_of(runs, labels)
-    return _filled(
-        "page.html.jinja",
+    each = (_costs(runs, labels, group, n) for n, group in enumerate(groups))
+    costs = [found for found in each if found]
+    return filled(
+        "runs.html.jinja",
+        contents=_contents(runs, bool(costs), bool(samples)),
         title=labels[0] if len(runs) == 1 else counted(len(runs), "run"),
         verdicts=[
             _verdict([runs[i] for i in group], [labels[i] for i in group]) for group in groups
@@ -72,9 +51,7 @@ def page_of(runs: Sequence[Run]) -> str:
         unknown=[label for run, label in zip(runs, labels, strict=True) if not run.summary],
         methods=_methods(runs, labels),
         signals=_signals(runs, labels),
-        costs=[
-            plots for n, group in enumerate(groups) if (plots := _costs(runs, labels, group, n))
-        ],
+        costs=costs,
         curves=[
             ([labels[i] for i in group], _curves(runs, labels, group, n))
             for n, group in enumerate(groups)
@@ -87,8 +64,24 @@ def page_of(runs: Sequence[Run]) -> str:
     )
 
 
+def _contents(runs: Sequence[Run], costs: bool, samples: bool) -> list[tuple[str, str]]:
+    """(id, name) of the page's sections."""
+    several = len(runs) > 1
+    found = [
+        ("runs", "The runs" if several else "The run", True),
+        ("costs", "Cost and quality", costs),
+        ("methods", "What each method does", True),
+        ("signals", "What it learns from", True),
+        ("curves", "Curves", True),
+        ("samples", "What it said", samples),
+        ("settings", "Settings", several),
+    ]
+    return [(id, name) for id, name, there in found if there]
+
+
 def _curves(runs: Sequence[Run], labels: Sequence[str], group: Sequence[int], number: int) -> Any:
-    return curves_of([runs[i] for i in group], [labels[i] for i in group], f"curve{number}")
+    chosen = [runs[i] for i in group], [labels[i] for i in group]
+    return curves_of(*chosen, f"curve{number}", list(group))
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
@@ -147,37 +140,44 @@ def _all(labels: Sequence[str]) -> str:
     return ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
 
 
-def _methods(runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, Any]]:
+def _methods(runs: Sequence[Run], labels: Sequence[str]) -> list[Card]:
     """A card for each method that the runs use, with the figures of each of them."""
     kinds: dict[tuple[Any, ...], list[int]] = {}
     for i, run in enumerate(runs):
         row = run.method
-        kinds.setdefault((row.name, row.rank, row.trainable, run.config.base.quantize), []).append(
-            i
-        )
+        kind = (row.name, row.rank, row.trainable, run.config.base.quantize)
+        kinds.setdefault(kind, []).append(i)
     cards = []
     for number, members in enumerate(kinds.values()):
         run, scheme = runs[members[0]], runs[members[0]].config.base.quantize
         title = method_of(run)
-        shown = Shown(f"method{number}", title, *_in_drawing(run))
+        shown = Shown(f"method{number}", title, *_in_drawing(run, alone=len(members) == 1))
         cards.append(
-            {
-                "title": title,
-                "text": described(run.method.name),
-                "told": told(run.method, scheme),
-                "picture": method_drawn(run.method, scheme, shown),
-                "runs": [(labels[i], _figures(runs[i])) for i in members],
-            }
+            Card(
+                title=title,
+                text=described(run.method.name),
+                pictures=[method_drawn(run.method, scheme, shown)],
+                told=told(run.method, scheme),
+                members=[(labels[i], _figures(runs[i])) for i in members],
+            )
         )
     return cards
 
 
-def _in_drawing(run: Run) -> tuple[str, str]:
-    """What a drawing says of the weights, and of what trains."""
+def _in_drawing(run: Run, *, alone: bool) -> tuple[str, str, str, str]:
+    """What a drawing says of the weights and of what trains; of a run that has it alone, its bytes and its measure."""
     whole, trained = run.fact("parameters"), run.fact("trained_parameters")
-    if whole is None or trained is None:
-        return "", ""
-    return f"{many(whole - trained)} frozen" if whole > trained else "", f"{many(trained)} train"
+    memory, value = run.fact("peak_bytes"), run.held_out(run.best.name)
+    frozen = f"{many(whole - trained)} frozen" if whole and trained and whole > trained else ""
+    costs = [f"{size(run.artefact[1])} left" if run.artefact else ""]
+    costs.append(f"{size(memory)} a step" if memory else "")
+    measure = f"held-out {run.best.name} {figure(value)}" if value is not None else ""
+    return (
+        frozen,
+        f"{many(trained)} train" if trained else "",
+        ", ".join(filter(None, costs)) if alone else "",
+        measure if alone else "",
+    )
 
 
 def _figures(run: Run) -> list[tuple[str, str]]:
@@ -185,71 +185,37 @@ def _figures(run: Run) -> list[tuple[str, str]]:
     share = f" ({100 * trained / whole:.3g} %)" if trained is not None and whole else ""
     found = [
         ("trains", many(trained) + share if trained is not None else ""),
-        ("leaves", f"{size(run.artefact[1])} ({run.artefact[0]})" if run.artefact else ""),
-        ("holds", f"{size(run.fact('weights_bytes'))} of weights" if run.summary else ""),
-        ("needs", f"{size(run.fact('peak_bytes'))} a step" if run.fact("peak_bytes") else ""),
+        (
+            f"leaves, as {run.artefact[0]}" if run.artefact else "",
+            size(run.artefact[1]) if run.artefact else "",
+        ),
+        ("weights in memory", size(run.fact("weights_bytes")) if run.summary else ""),
+        ("memory of a step", size(run.fact("peak_bytes")) if run.fact("peak_bytes") else ""),
         (f"held-out {run.best.name}", figure(run.held_out(run.best.name)) if run.deciding else ""),
     ]
     return [(name, value) for name, value in found if value]
 
 
-def _signals(runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, Any]]:
+def _signals(runs: Sequence[Run], labels: Sequence[str]) -> list[Card]:
     kinds: dict[str, list[int]] = {}
     for i, run in enumerate(runs):
-        kinds.setdefault(signal_told(run.objective)[0], []).append(i)
-    return [
-        {
-            "title": title,
-            "text": signal_told(runs[members[0]].objective)[1],
-            "picture": signal_drawn(runs[members[0]].objective, f"signal{number}"),
-            "runs": [(labels[i], runs[i].objective.name) for i in members],
-        }
-        for number, (title, members) in enumerate(kinds.items())
-    ]
+        kinds.setdefault(signal_of(run.objective).title, []).append(i)
+    cards = []
+    for number, (title, members) in enumerate(kinds.items()):
+        objective = runs[members[0]].objective
+        signal = signal_of(objective)
+        picture = signal_drawn(signal, f"signal{number}", held=objective.reference is not None)
+        names = [f"{labels[i]} ({runs[i].objective.name})" for i in members]
+        cards.append(Card(title, pictures=[picture], told=signal.text, names=names))
+    return cards
 
 
 def _costs(
     runs: Sequence[Run], labels: Sequence[str], group: Sequence[int], number: int
-) -> dict[str, Any] | None:
-    """Each cost against the measure of a group of runs; None where fewer than two have both."""
+) -> Costs | None:
+    """Each cost against the measure of a group of runs."""
     best = runs[group[0]].best
-    beside = f"held-out {best.name.replace('_', ' ')}"
-    better = f", {best.better} is better" if best.better else ""
-    plots = []
-    for at, (name, cost, shown) in enumerate(COSTS):
-        spots, rows = [], []
-        for i in group:
-            x, y = cost(runs[i]), runs[i].held_out(best.name)
-            if x is not None and y is not None:
-                spots.append(Spot(labels[i], float(x), y, None, None, i))
-                rows.append((labels[i], shown(x), figure(y)))
-        if len(spots) > 1:
-            title = f"{name} against {beside}"
-            picture = cost_plot(f"cost{number}-{at}", title, spots, name, beside + better, shown)
-            plots.append({"title": name, "picture": picture, "rows": rows})
-    return {"id": f"cost{number}", "quality": beside, "plots": plots} if plots else None
-
-
-def _filled(template: str, **values: Any) -> str:
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=plain,
-        loader=jinja2.FunctionLoader(_own),
-    )
-    environment.globals["words"] = words
-    parts = {"style": _own("page.css"), "script": _own("page.js")}
-    digests = {f"{name}_digest": _digest(text) for name, text in parts.items()}
-    marked = {name: Markup(text) for name, text in parts.items()}
-    return environment.get_template(template).render(**values, **marked, **digests)
-
-
-def _own(name: str) -> str:
-    return resources.files("jaxft.runs.report").joinpath(name).read_text("utf-8")
-
-
-def _digest(text: str) -> str:
-    """By which the page's policy knows its own style and script, and no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    judged = [Judged(labels[i], i, runs[i].held_out(best.name)) for i in group]
+    costs = [Cost(name, [cost(runs[i]) for i in group], shown) for name, cost, shown in COSTS]
+    quality = f"held-out {best.name.replace('_', ' ')}"
+    return costs_of(f"cost{number}", quality, best.better, judged, costs)

@@ -19,12 +19,12 @@ from jaxft.runs.report.svg import (
     tag,
     text,
 )
-from jaxft.runs.report.words import figure, tick
+from jaxft.runs.report.words import figure, interval, tick
 
 WIDTH, HEIGHT = 460.0, 290.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 358.0, 14.0, 246.0
+LEFT, RIGHT, TOP, BOTTOM = 60.0, 334.0, 16.0, 246.0
 POINTS = 120  # of a line, at most
-NAMES = 15  # letters of a name beside its line
+NAMES = 11  # letters of a name beside its line
 APART = 14.0  # between two names
 
 
@@ -117,7 +117,7 @@ def axis_of(values: Sequence[float], begin: float, end: float, *, log: bool = Fa
     if log and low > 0:
         room = max((high / low) ** 0.08, 1.2)
         return Axis(low / room, high * room, begin, end, True)
-    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    room = (high - low) * 0.06 or abs(high) * 0.5 or 1.0
     return Axis(low - room, high + room, begin, end)
 
 
@@ -247,15 +247,10 @@ def cost_plot(
         parts.append(marker(RIGHT + 13, place, spot.number))
         parts.append(text(RIGHT + 22, place + 4, short(spot.label), "tick", "start"))
     said = "; ".join(
-        f"{spot.label}: {shown(spot.x)}, {_with_interval(spot)}" for spot in spots[:30]
+        f"{spot.label}: {shown(spot.x)}, {interval(spot.y, spot.low, spot.high)}"
+        for spot in spots[:30]
     )
     return drawing(WIDTH, HEIGHT, title, f"{said}.", name, *parts)
-
-
-def _with_interval(spot: Spot) -> str:
-    if spot.low is None or spot.high is None:
-        return figure(spot.y)
-    return f"{figure(spot.y)} ({figure(spot.low)} to {figure(spot.high)})"
 
 
 def key(number: int) -> Markup:
@@ -265,3 +260,44 @@ def key(number: int) -> Markup:
         marker(17, 8, number),
     )
     return tag("svg", *parts, viewBox="0 0 34 16", class_="key", aria_hidden="true")
+
+
+def forest_plot(
+    name: str, title: str, spots: Sequence[Spot], seeds: Sequence[Sequence[float]], below: str
+) -> Markup:
+    """Scores under one another with their intervals, and a broken line at the first.
+
+    Args:
+        name: begins the ids, and is on the page once.
+        title: what is plotted.
+        spots: x is not looked at.
+        seeds: the single scores of each.
+        below: the name of the axis.
+    """
+    height = 34.0 + 30 * len(spots) + 40
+    ends = [v for spot in spots for v in (spot.y, spot.low, spot.high) if v is not None]
+    across, bottom = (
+        axis_of([*ends, *(v for each in seeds for v in each)], 140.0, WIDTH - 14),
+        height - 46,
+    )
+    parts = []
+    for value in across.ticks():
+        x = across.at(value)
+        parts += [line([(x, 12), (x, bottom)], "grid"), text(x, bottom + 17, tick(value), "tick")]
+    first = across.at(spots[0].y)
+    parts.append(line([(first, 12), (first, bottom)], "axis", "4 3"))
+    parts.append(text((140 + WIDTH - 14) / 2, bottom + 36, below, "tick"))
+    for at, (spot, each) in enumerate(zip(spots, seeds, strict=True)):
+        y, class_ = 34.0 + 30 * at, colour(spot.number)
+        parts.append(text(128, y + 4, short(spot.label), "tick", "end"))
+        if spot.low is not None and spot.high is not None:
+            low, high = across.at(spot.low), across.at(spot.high)
+            parts.append(line([(low, y), (high, y)], f"whisker {class_}"))
+            parts += [
+                line([(end, y - 5), (end, y + 5)], f"whisker {class_}") for end in (low, high)
+            ]
+        if len(each) > 1:
+            parts += [line([(across.at(v), y + 7), (across.at(v), y + 11)], "axis") for v in each]
+        parts.append(marker(across.at(spot.y), y, spot.number, 5.0))
+    said = "; ".join(f"{spot.label}: {interval(spot.y, spot.low, spot.high)}" for spot in spots)
+    return drawing(WIDTH, height, title, f"{said}.", name, *parts)

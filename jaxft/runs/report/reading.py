@@ -109,19 +109,19 @@ class Run:
     def deciding(self) -> list[Mapping[str, Any]]:
         """The evaluations of the first held-out set."""
         lines = self.split("eval", *self.sets[:1])
-        return [line for line in lines if _number(line.get(self.best.name)) is not None]
+        return [line for line in lines if number_of(line.get(self.best.name)) is not None]
 
     def held_out(self, name: str) -> float | None:
         """A metric on the first held-out set, of the weights that the run left."""
         for line in reversed(self.deciding):
             if line["step"] == self.exported:
-                return _number(line.get(name))
+                return number_of(line.get(name))
         return None
 
     @property
     def tokens_per_second(self) -> float | None:
         """The median over the updates that are written."""
-        found = [_number(line.get("tokens_per_second")) for line in self.split("train")]
+        found = [number_of(line.get("tokens_per_second")) for line in self.split("train")]
         speeds = [speed for speed in found if speed]
         return statistics.median(speeds) if speeds else None
 
@@ -137,7 +137,7 @@ class Run:
 
     def fact(self, name: str) -> int | None:
         """A number of the run's own summary; None where it has none."""
-        value = _number(self.summary.get(name))
+        value = number_of(self.summary.get(name))
         return None if value is None else int(value)
 
 
@@ -207,7 +207,7 @@ def _is_step(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
     """The value, if it is a number that is finite."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -13,24 +14,39 @@ from jaxft.objectives.objective import Objective
 from jaxft.objectives.texts import TEXTS
 from jaxft.runs.report.svg import arrow, box, drawing, joined, line, text
 
-WIDTH, HEIGHT = 380.0, 190.0
+WIDTH = 380.0
 
 
-def signal_drawn(objective: Objective, name: str) -> Markup:
-    """The drawing of an objective's signal. `name` begins its ids, and is on the page once."""
-    title, said, parts = _signal(objective)
-    return drawing(WIDTH, HEIGHT, title, said, name, parts(objective.reference is not None))
+class Signal(NamedTuple):
+    """What is learned from.
+
+    Attributes:
+        title: in short.
+        text: the drawing in words.
+        height: of the drawing.
+        parts: whether it is held to its start -> the drawing.
+    """
+
+    title: str
+    text: str
+    height: float
+    parts: Callable[[bool], Markup]
 
 
-def signal_told(objective: Objective) -> tuple[str, str]:
-    """Its title, and the drawing in words."""
-    return _signal(objective)[:2]
+def signal_of(objective: Objective) -> Signal:
+    """The signal of an objective: by whether its batches depend on the policy, and by its examples."""
+    return REWARDS if objective.feed is not Fixed else BY_KIND.get(objective.examples, WORDS)
 
 
-def _signal(objective: Objective) -> tuple[str, str, Callable[[bool], Markup]]:
-    if objective.feed is not Fixed:
-        return REWARDS
-    return BY_KIND.get(objective.examples, WORDS)
+def signal_drawn(signal: Signal, name: str, *, held: bool) -> Markup:
+    """The drawing of a signal.
+
+    Args:
+        signal: what is drawn.
+        name: begins its ids, and is on the page once.
+        held: whether the objective asks a frozen reference.
+    """
+    return drawing(WIDTH, signal.height, signal.title, signal.text, name, signal.parts(held))
 
 
 def _tokens(x: float, y: float, count: int, class_: str, width: float = 26) -> Markup:
@@ -39,13 +55,13 @@ def _tokens(x: float, y: float, count: int, class_: str, width: float = 26) -> M
 
 def _words(held: bool) -> Markup:
     del held
-    parts = [_tokens(14, 70, 5, "plain"), _tokens(174, 70, 6, "trained")]
+    parts = [_tokens(14, 34, 5, "plain"), _tokens(174, 34, 6, "trained")]
     parts += [
-        text(86, 58, "the question", "small"),
-        text(262, 58, "the answer in the data", "small"),
+        text(86, 22, "the question", "small"),
+        text(262, 22, "the answer in the data", "small"),
     ]
-    parts += [arrow((187.0 + 30 * i, 128.0), (187.0 + 30 * i, 97.0)) for i in range(6)]
-    parts.append(text(262, 146, "each word made likelier", "small"))
+    parts += [arrow((187.0 + 30 * i, 88.0), (187.0 + 30 * i, 60.0)) for i in range(6)]
+    parts.append(text(262, 106, "each word made likelier", "small"))
     return joined(*parts)
 
 
@@ -54,18 +70,20 @@ def _pair(held: bool) -> Markup:
     parts += [
         line([(132, 85), (150, 85), (150, 41), (162, 41)], "flow"),
         line([(150, 85), (150, 129), (162, 129)], "flow"),
+        _tokens(164, 30, 5, "trained"),
+        _tokens(164, 118, 5, "frozen"),
+        text(237, 20, "chosen", "small"),
+        text(237, 156, "rejected", "small"),
+        arrow((332, 58), (332, 26)),
+        arrow((332, 112), (332, 144)),
+        text(342, 46, "up", "small", "start"),
+        text(342, 132, "down", "small", "start"),
     ]
-    parts += [_tokens(164, 30, 5, "trained"), _tokens(164, 118, 5, "frozen")]
-    parts += [text(237, 20, "chosen", "small"), text(237, 110, "rejected", "small")]
-    parts += [arrow((330, 60), (330, 28)), arrow((330, 112), (330, 144))]
-    parts += [text(350, 48, "up", "small"), text(352, 134, "down", "small")]
     if held:
         parts += [
-            line([(164, 86), (322, 86)], "", "4 4"),
-            text(237, 80, "", "small"),
-            text(330, 90, "the start", "small"),
+            line([(164, 86), (258, 86)], "", "4 4"),
+            text(264, 90, "where it began", "small", "start"),
         ]
-    parts.append(text(190, 178, "the margin between the two grows", "small"))
     return joined(*parts)
 
 
@@ -79,7 +97,8 @@ def _judged(held: bool) -> Markup:
         parts += [text(284, y + 5, word, "name"), arrow((330, ends[0]), (330, ends[1]))]
     parts += [text(60, 30, "a question", "small"), text(186, 30, "one answer, judged", "small")]
     if held:
-        parts += [line([(14, 92), (320, 92)], "", "4 4"), text(348, 96, "the start", "small")]
+        parts.append(line([(14, 90), (262, 90)], "", "4 4"))
+        parts.append(text(268, 94, "where it began", "small", "start"))
     parts.append(text(190, 178, "desirable answers up, undesirable ones down", "small"))
     return joined(*parts)
 
@@ -104,31 +123,35 @@ def _rewards(held: bool) -> Markup:
     ]
     parts.append(text(330, 14, "reward", "small", "end"))
     if held:
-        parts.append(text(14, 176, "near its start", "small", "start"))
+        parts.append(text(14, 176, "near where it began", "small", "start"))
     return joined(*parts)
 
 
-WORDS = (
+WORDS = Signal(
     "Words to say",
     "A question, and the answer of the data after it: each of its words is made likelier (supervised fine-tuning).",
+    120.0,
     _words,
 )
-REWARDS = (
+CHOICES = Signal(
+    "The better of two",
+    "A question with two answers: the chosen one is made likelier beside the rejected one (preferences).",
+    180.0,
+    _pair,
+)
+VERDICTS = Signal(
+    "A verdict",
+    "A question with one answer that someone judged: a desirable one is made likelier, another less likely.",
+    180.0,
+    _judged,
+)
+REWARDS = Signal(
     "A reward",
     "The model answers a question several times; a grader scores each answer; answers above the group's mean are made "
     "likelier, those below it less likely (reinforcement).",
+    188.0,
     _rewards,
 )
-BY_KIND: dict[Kind, tuple[str, str, Callable[[bool], Markup]]] = {
-    TEXTS: WORDS,
-    PAIRS: (
-        "The better of two",
-        "A question with two answers: the chosen one is made likelier beside the rejected one (preferences).",
-        _pair,
-    ),
-    JUDGED: (
-        "A verdict",
-        "A question with one answer that someone judged: a desirable one is made likelier, another less likely.",
-        _judged,
-    ),
-}
+BY_KIND: dict[Kind, Signal] = {TEXTS: WORDS, PAIRS: CHOICES, JUDGED: VERDICTS}
+# By the signal of a lever of a comparison, and whether it is held to its start.
+BY_NAME = {"examples": (WORDS, False), "preferences": (CHOICES, True), "rewards": (REWARDS, True)}

@@ -35,10 +35,10 @@ def cut(text: str, most: int) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A number with four digits that count.
+    """A number with four digits that count, or four places behind the point where it is above a hundredth.
 
-    >>> figure(0.0), figure(3.37354), figure(1234.5), figure(0.00012345), figure(2e-12), figure(None)
-    ('0', '3.374', '1,234', '0.0001234', '2.000e-12', '–')
+    >>> figure(0.0), figure(3.37354), figure(1234.5), figure(0.09), figure(0.00012345), figure(2e-12), figure(None)
+    ('0', '3.374', '1,234', '0.0900', '0.0001234', '2.000e-12', '–')
     """
     if value is None or math.isnan(value):
         return NONE
@@ -49,18 +49,42 @@ def figure(value: float | None) -> str:
     if not 1e-5 <= abs(value) < 1e12:
         return f"{value:.3e}"
     places = max(0, 3 - math.floor(math.log10(abs(value))))
+    places = min(places, 4) if abs(value) >= 0.01 else places
     return f"{value:,.{places}f}"
+
+
+def signed(value: float | None) -> str:
+    """A change, with its sign.
+
+    >>> signed(0.5), signed(-0.25), signed(None)
+    ('+0.5000', '-0.2500', '–')
+    """
+    return f"+{figure(value)}" if value is not None and value >= 0 else figure(value)
+
+
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A figure with its interval, where there is one.
+
+    >>> interval(0.5, 0.25, 0.75), interval(0.5, None, None)
+    ('0.5000 (0.2500 to 0.7500)', '0.5000')
+    """
+    if low is None or high is None:
+        return figure(value)
+    return f"{figure(value)} ({figure(low)} to {figure(high)})"
 
 
 def tick(value: float) -> str:
     """A number on an axis, as short as it goes.
 
-    >>> tick(0.25), tick(1500000.0), tick(2000.0), tick(0.0), tick(3e-5)
-    ('0.25', '1.5M', '2k', '0', '3e-05')
+    >>> tick(0.25), tick(1500000.0), tick(2000.0), tick(0.0), tick(3e-5), tick(0.00095)
+    ('0.25', '1.5M', '2k', '0', '3e-5', '9.5e-4')
     """
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:.3g}{name}"
+    if 0 < abs(value) < 0.01:
+        digits, power = f"{value:.2e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
     return f"{value:.3g}"
 
 

@@ -4,90 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from jaxft import cli
-from jaxft.configuration import load_config
-from jaxft.configuration.load import to_json
 from jaxft.errors import UserError
-from jaxft.runs.report import page_of, read_run, write_page
-
-CONFIGS = Path(__file__).parents[3] / "configs"
-HOSTILE = '</div><script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&\x00\ud800'
-
-
-def made(
-    folder: Path, method: str = "lora", recipe: str = "sft", steps: int = 4, **more: object
-) -> Path:
-    """A run's folder as `jaxft train` leaves it, without the training."""
-    settings = {"steps": steps, "data.eval": "held.jsonl", "eval_metrics": "exact"}
-    config = load_config(f"{CONFIGS / recipe}.py:{method}", settings | dict(more))
-    (folder / "adapter").mkdir(parents=True)
-    (folder / "config.json").write_text(to_json(config))
-    lines = []
-    for step in range(1, steps + 1):
-        numbers = {"loss": 3.0 / step, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": 100}
-        lines.append({"step": step, **numbers, "tokens_per_second": 200.0, "split": "train"})
-    lines.append({"step": 0, "loss": 3.25, "exact": 0.0, "split": "eval"})
-    lines.append({"step": steps, "loss": 0.8125, "exact": 0.375, "split": "eval"})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    samples = [
-        {"step": step, "prompt": "How many?", "completion": said, "reference": "Nine."}
-        for step, said in ((0, "Hm."), (steps, "Nine."))
-    ]
-    (folder / "samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in samples))
-    (folder / "adapter" / "manifest.json").write_text("{}")
-    (folder / "adapter" / "adapter_model.safetensors").write_bytes(bytes(4094))
-    facts = {"steps": steps, "parameters": 3_000_000, "trained_parameters": 245_760}
-    facts |= {"weights_bytes": 12_000_000, "peak_bytes": 3 * 2**29, "device": "cpu", "devices": 1}
-    (folder / "summary.json").write_text(json.dumps(facts))
-    return folder
-
-
-class Read(HTMLParser):
-    """A page's elements, and the texts in them."""
-
-    VOID = ("meta", "input", "br", "img", "link")
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.tables: list[list[list[str]]] = []
-        self.feed(page)
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len({name for name, _ in attrs}) == len(attrs), (tag, attrs)
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        where = self.open[-1] if self.open else ""
-        self.texts.append((where, data))
-        if {"td", "th"} & set(self.open) and "small" not in self.open:
-            self.tables[-1][-1][-1] += data.strip()
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    @property
-    def text(self) -> str:
-        return " ".join(text for where, text in self.texts if where not in ("style", "script"))
+from jaxft.runs.report import page_of, read_run, write_report
+from tests.runs.report.made import HOSTILE, Read, made
 
 
 @pytest.fixture
@@ -116,7 +39,13 @@ def test_figures_of_the_table_are_those_of_the_files(tmp_path):
 
 def test_drawings_and_cards_have_the_runs_own_figures(tmp_path):
     text = Read(page_of([read_run(made(tmp_path / "one"))])).text
-    for said in ("245,760 train", "2.75 million frozen", "r = 16", "4.00 KiB (adapter)", "0.8125"):
+    for said in (
+        "245,760 train",
+        "2.75 million frozen",
+        "r = 16",
+        "4.00 KiB left, 1.50 GiB a step",
+        "held-out loss 0.8125",
+    ):
         assert said in text
 
 
@@ -197,7 +126,7 @@ def test_long_samples_are_cut_and_many_are_counted(tmp_path):
 
 def test_samples_stand_side_by_side_and_say_which_agree(pair):
     page = Read(page_of(pair))
-    said = page.text.split("What it said")[1]
+    said = page.text.split("What it said")[-1]
     assert said.count("How many?") == 1
     assert said.count("as in the data") == 2
     assert "Hm." not in said  # several runs: what they said last
@@ -313,6 +242,6 @@ def test_force_writes_over_a_page(tmp_path):
     folder, page = made(tmp_path / "run"), tmp_path / "page.html"
     page.write_text("old")
     with pytest.raises(UserError, match="already"):
-        write_page(page, [read_run(folder)])
+        write_report(page, [folder])
     assert cli.main(["report", str(folder), "--output", str(page), "--force"]) == 0
     assert page.read_text().startswith("<!doctype html>")
