@@ -26,6 +26,10 @@ ACTIVATION_SPECS = (
         "joined_heads",
         PartitionSpec(BATCH, "context", "tensor"),
     ),  # (batch, length, heads * head_dim)
+    (
+        "cache",
+        PartitionSpec(None, BATCH, "tensor", None, None),
+    ),  # (layers, batch, heads, length, head_dim)
     ("feed_forward", PartitionSpec(BATCH, "context", "tensor")),  # (batch, length, intermediate)
 )
 

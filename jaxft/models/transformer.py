@@ -222,7 +222,8 @@ def empty_cache(config: Config, batch: int, length: int) -> dict[str, Any]:
     """A cache of keys and values (layers, batch, key_heads, length, head_dim) a segment, all of it padding."""
 
     def zeros(own: Config) -> jax.Array:
-        return jnp.zeros((own.layers, batch, own.key_heads, length, own.head_dim), config.dtype)
+        shape = (own.layers, batch, own.key_heads, length, own.head_dim)
+        return constrain(jnp.zeros(shape, config.dtype), "cache")
 
     own = [segment for segment in segments_of(config) if segment.config.keys_from < 0]
     return {
