@@ -263,8 +263,7 @@ def _advance(table: _Table, cache: dict[str, Any], reach: Int[Array, ""], state:
     def attend(name: str) -> Any:
         def look(query: Any, keys: Any, values: Any, number: Any, **settings: Any) -> jax.Array:
             shared = (cache["key"][name][number], cache["value"][name][number])
-            own = (keys[number], values[number])
-            return shared_attention(query, *shared, *own, sharing, **settings)
+            return shared_attention(query, *shared, keys, values, number, sharing, **settings)
 
         return look
 

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 
 
-def by_platform(*arrays: Any, tpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
-    """`tpu(*arrays)` in a program for TPUs, `default(*arrays)` in any other. Both give the same shapes and dtypes.
+def by_platform(*arrays: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
+    """`forms["tpu"](*arrays)` in a program for TPUs, and so on; `default(*arrays)` on a platform without its own form.
+
+    All give the same shapes and dtypes.
 
     The choice is made when the program is lowered, so that a program for TPUs can be made on any machine.
 
@@ -17,4 +19,4 @@ def by_platform(*arrays: Any, tpu: Callable[..., Any], default: Callable[..., An
     >>> by_platform(jnp.float32(2), tpu=lambda x: x + x, default=lambda x: 2 * x).item()
     4.0
     """
-    return jax.lax.platform_dependent(*arrays, tpu=tpu, default=default)
+    return jax.lax.platform_dependent(*arrays, default=default, **forms)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.kernels.attention import FLOOR, MASKED, _capped, attention_reference
+from jaxft.kernels.cached import over_layer
 
 
 class Sharing(NamedTuple):
@@ -71,8 +72,9 @@ def shared_attention(
     query: Float[Array, "slots heads 1 head_dim"],
     shared_key: Float[Array, "rows key_heads length head_dim"],
     shared_value: Float[Array, "rows key_heads length head_dim"],
-    key: Float[Array, "slots key_heads columns head_dim"],
-    value: Float[Array, "slots key_heads columns head_dim"],
+    keys: Float[Array, "layers slots key_heads columns head_dim"],
+    values: Float[Array, "layers slots key_heads columns head_dim"],
+    number: Int[Array, ""],
     sharing: Sharing,
     *,
     window: int | Int[Array, ""] | None = None,
@@ -90,8 +92,9 @@ def shared_attention(
         query: one token a slot.
         shared_key: of the prompts, parts * prompts rows.
         shared_value: the same.
-        key: of each slot's own tokens, the newest written.
-        value: the same.
+        keys: of each slot's own tokens in every layer, the newest written.
+        values: the same.
+        number: of the layer.
         sharing: who shares what.
         window: how far a token sees; None for everything.
         softcap: as of `attention_reference`.
@@ -103,7 +106,7 @@ def shared_attention(
     parts, prompts, length = sharing.shared.shape
     group = sharing.slot.shape[1] // prompts
     all_slots, heads, _, head_dim = query.shape
-    key_heads = key.shape[1]
+    key_heads = keys.shape[2]
     grouped = query.reshape(all_slots, key_heads, heads // key_heads, head_dim)
 
     def by_prompt(x: jax.Array) -> jax.Array:
@@ -124,7 +127,14 @@ def shared_attention(
     ]
     own = sharing.age[None, :] <= sharing.before[:, None]
     own = own if window is None else own & (sharing.age < window)[None, :]
-    second = _softmax_part(grouped[:, :, None], key, value, own[:, None], softcap, scale)
+    second = over_layer(
+        lambda key, value, query, seen: _softmax_part(query, key, value, seen, softcap, scale),
+        keys,
+        values,
+        number,
+        grouped[:, :, None],
+        own[:, None],
+    )
     output = _joined(first, [x[:, :, 0] for x in second])
     return output.reshape(query.shape).astype(query.dtype)
 

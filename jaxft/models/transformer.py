@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxft.kernels.attention import Branches, attention_reference
+from jaxft.kernels.cached import over_layer
 from jaxft.kernels.gradient_dtype import joined, narrowed
 from jaxft.kernels.remat import KEPT, SMALL
 from jaxft.mesh import constrain
@@ -153,10 +154,12 @@ def cached_hidden_states(
     def attend(
         query: jax.Array, keys: jax.Array, values: jax.Array, number: Any, **settings: Any
     ) -> jax.Array:
-        places = (segments, seen)
-        return attention_reference(
-            query, keys[number], values[number], *places, offset=index, **settings
-        )
+        def look(key: Any, value: Any, *rows: Any) -> jax.Array:
+            query, segments, seen = rows
+            places = (segments, seen)
+            return attention_reference(query, key, value, *places, offset=index, **settings)
+
+        return over_layer(look, keys, values, number, query, segments, seen)
 
     places = (tokens, segments, positions)
     hidden, written = continued(config, params, *places, cache, index, lambda _: attend, reach)

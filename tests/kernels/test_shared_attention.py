@@ -37,8 +37,10 @@ def test_it_is_its_definition(settings):
     query = jax.random.normal(keys[0], (slots, 2 * heads, 1, size))
     shared = [jax.random.normal(key, (rows, heads, LENGTH, size)) for key in keys[1:3]]
     own = [jax.random.normal(key, (slots, heads, COLUMNS, size)) for key in keys[3:]]
-    arrays = (query, *shared, *own, sharing())
-    found = shared_attention(*arrays, scale=0.5, **settings)
-    want = shared_attention_reference(*arrays, scale=0.5, **settings)
+    layers = [jnp.stack([-x, x]) for x in own]
+    found = shared_attention(
+        query, *shared, *layers, jnp.int32(1), sharing(), scale=0.5, **settings
+    )
+    want = shared_attention_reference(query, *shared, *own, sharing(), scale=0.5, **settings)
     np.testing.assert_allclose(found, want, atol=1e-5)
     assert np.abs(want).max() > 0.1
