@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, Key
 
-from jaxft.inference.sampling import sample
+from jaxft.inference.sampling import likeliest, sample
 from jaxft.mesh import BATCH
 from jaxft.models.block import original_length
 from jaxft.models.config import Config
@@ -193,7 +193,7 @@ def _choose(
     rules: Rules, scores: jax.Array, keys: jax.Array, step: jax.Array, greedy: bool
 ) -> Int[Array, " batch"]:
     if greedy:
-        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        return likeliest(scores)
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
     return sample(scores, keys, rules.temperature, rules.top_k, rules.top_p)
 

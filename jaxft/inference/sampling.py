@@ -87,10 +87,21 @@ def draw(
         return kept + jnp.where(warm, noise, 0.0)
 
     noised = jax.lax.cond(jnp.any(warm), noisy, lambda kept: kept, kept)
-    token = jnp.argmax(noised, axis=-1).astype(jnp.int32)
+    token = likeliest(noised)
     asked = token if told is None else told
     chosen = jnp.take_along_axis(scores, asked[:, None], axis=-1, mode="clip")[:, 0]
     return Drawn(token, chosen - total, total - whole)
+
+
+def likeliest(scores: Float[Array, "batch vocabulary"]) -> Int[Array, " batch"]:
+    """The argmax of each row, int32: the first where several are equal; of a row with NaN the last token.
+
+    `jnp.argmax` takes four times as long on a CPU, whose compiler makes no vectors of it.
+    """
+    size = scores.shape[-1]
+    highest = scores.max(axis=-1, keepdims=True)
+    numbers = jnp.arange(size, dtype=jnp.int32)[None, :]
+    return jnp.min(jnp.where(scores == highest, numbers, size - 1), axis=-1)
 
 
 def restrict(

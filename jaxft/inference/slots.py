@@ -258,6 +258,7 @@ def _advance(table: _Table, cache: dict[str, Any], reach: Int[Array, ""], state:
         shared=(cache["segments"] != 0).reshape(parts, -1, cache["segments"].shape[1]),
         before=before,
         age=(column - jnp.arange(columns, dtype=jnp.int32)) % columns,
+        used=jnp.minimum(state["step"] + 1, columns),
     )
 
     def attend(name: str) -> Any:

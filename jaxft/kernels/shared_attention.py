@@ -29,6 +29,7 @@ class Sharing(NamedTuple):
         shared: (parts, prompts, length): whether a token stands there. The last ones do: rows are padded in front.
         before: (parts * slots,) own tokens of each slot before the newest.
         age: (columns,) how many steps ago a column was written; 0 for the newest.
+        used: () how many columns are written, the first ones.
     """
 
     continuation: Int[Array, "parts slots"]
@@ -36,6 +37,7 @@ class Sharing(NamedTuple):
     shared: Bool[Array, "parts prompts length"]
     before: Int[Array, " all_slots"]
     age: Int[Array, " columns"]
+    used: Int[Array, ""]
 
 
 def shared_attention_reference(
@@ -127,14 +129,12 @@ def shared_attention(
     ]
     own = sharing.age[None, :] <= sharing.before[:, None]
     own = own if window is None else own & (sharing.age < window)[None, :]
-    second = over_layer(
-        lambda key, value, query, seen: _softmax_part(query, key, value, seen, softcap, scale),
-        keys,
-        values,
-        number,
-        grouped[:, :, None],
-        own[:, None],
-    )
+
+    def look(key: Array, value: Array, query: Array, seen: Array) -> tuple[Array, ...]:
+        return _softmax_part(query, key, value, seen[..., : key.shape[2]], softcap, scale)
+
+    rest = (grouped[:, :, None], own[:, None])
+    second = over_layer(look, keys, values, number, sharing.used, *rest)
     output = _joined(first, [x[:, :, 0] for x in second])
     return output.reshape(query.shape).astype(query.dtype)
 

@@ -151,15 +151,17 @@ def cached_hidden_states(
     """
     seen = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments, index, axis=1)
 
+    used = index + tokens.shape[1]
+
     def attend(
         query: jax.Array, keys: jax.Array, values: jax.Array, number: Any, **settings: Any
     ) -> jax.Array:
         def look(key: Any, value: Any, *rows: Any) -> jax.Array:
             query, segments, seen = rows
-            places = (segments, seen)
+            places = (segments, seen[:, : key.shape[2]])
             return attention_reference(query, key, value, *places, offset=index, **settings)
 
-        return over_layer(look, keys, values, number, query, segments, seen)
+        return over_layer(look, keys, values, number, used, query, segments, seen)
 
     places = (tokens, segments, positions)
     hidden, written = continued(config, params, *places, cache, index, lambda _: attend, reach)

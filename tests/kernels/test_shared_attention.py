@@ -25,7 +25,8 @@ def sharing() -> Sharing:
         slot = slot.at[part, continuation[part]].set(jnp.arange(SLOTS))
     shared = jnp.arange(LENGTH)[None, None, :] >= LENGTH - known[:, :, None]
     before = jnp.asarray([0, 1, 5, 3, 2, 4, 0, 1])
-    return Sharing(continuation, slot, shared, before, (2 - jnp.arange(COLUMNS)) % COLUMNS)
+    age = (2 - jnp.arange(COLUMNS)) % COLUMNS
+    return Sharing(continuation, slot, shared, before, age, jnp.int32(COLUMNS))
 
 
 @pytest.mark.parametrize(
