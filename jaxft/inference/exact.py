@@ -266,13 +266,12 @@ def _exchanged(
 
     That token is training's own; what follows is sampled behind the prompt and all tokens before.
     """
-    group, room = prompts.numbers.shape[1], rollouts.tokens.shape[1]
+    room = rollouts.tokens.shape[1]
     made = {name: np.array(x) for name, x in rollouts._asdict().items()}
-    owner = wrong // group
     exchanged = scored.drawn[wrong, at]
     made["tokens"][wrong, at] = exchanged
     made["tokens"][wrong] *= np.arange(room) <= at[:, None]
-    left = prompts.limits[owner] - at - 1
+    left = prompts.limits.reshape(-1)[wrong] - at - 1
     ends = np.isin(exchanged, eos_ids)
     made["lengths"][wrong] = at + 1
     made["truncated"][wrong] = ~ends
@@ -306,5 +305,5 @@ def _continued_prompts(
         segments=np.concatenate([own.segments, more], axis=1),
         numbers=own.numbers[np.arange(len(wrong)), wrong % group][:, None],
         first=own.first + at + 1,
-        limits=limits.astype(np.int32),
+        limits=limits.astype(np.int32)[:, None],
     )

@@ -80,7 +80,7 @@ def sample_rollouts(
         numbers: (prompts, group) numbers of the completions in their group; by default 0 to group - 1.
         first: the number of the first token drawn, of all prompts or (prompts,): as many tokens of a completion stand
             at the end of its prompt.
-        limits: the most tokens of each prompt's completions, (prompts,); by default `max_new_tokens`.
+        limits: the most tokens of each completion, (prompts, group), or of all; by default `max_new_tokens`.
         slots: completions continued at once; 0 chooses.
 
     Returns:
@@ -133,7 +133,7 @@ def prompts_of(
         if numbers is None
         else np.asarray(numbers, np.int32),
         first=each(first, np.int32),
-        limits=each(limits, np.int32),
+        limits=np.broadcast_to(np.asarray(limits, np.int32), (count, group)),
         temperature=each(temperature, np.float32),
         top_k=each(top_k, np.int32),
         top_p=each(top_p, np.float32),
@@ -154,7 +154,7 @@ def sample(
     count, length = prompts.tokens.shape
     parts, group = batch_parts(), prompts.numbers.shape[1]
     lengths = np.asarray(prompts.segments, bool).sum(axis=1)
-    _check_angles(config, lengths, lengths + np.asarray(prompts.limits))
+    _check_angles(config, lengths, lengths + np.max(prompts.limits, axis=1, initial=0))
     asked = padded_prompts(prompts, -(-count // parts) * parts, bucket(length, LEAST_LENGTH))
     ends = jnp.asarray(np.asarray(eos_ids, np.int32))
     width = slots_of(count * group, slots, parts)

@@ -35,7 +35,7 @@ class Prompts(NamedTuple):
         streams: (prompts,) uint32, what a prompt's draws depend on beside the key.
         numbers: (prompts, group): the number of each completion in its group, on which its draws depend.
         first: (prompts,): the number of the first token drawn: above 0 where a prompt ends with tokens drawn before.
-        limits: (prompts,): the most tokens of a completion, at most the program's `room`; 0: no completions.
+        limits: (prompts, group): the most tokens of each completion, at most the program's `room`; 0: there is none.
         temperature, top_k, top_p: (prompts,), as of `jaxft.inference.sampling.draw`.
     """
 
@@ -44,7 +44,7 @@ class Prompts(NamedTuple):
     streams: Int[Any, " prompts"]
     numbers: Int[Any, "prompts group"]
     first: Int[Any, " prompts"]
-    limits: Int[Any, " prompts"]
+    limits: Int[Any, "prompts group"]
     temperature: Float[Any, " prompts"]
     top_k: Int[Any, " prompts"]
     top_p: Float[Any, " prompts"]
@@ -198,7 +198,7 @@ def _first_tokens(table: _Table, hidden: Float[Array, "prompts 1 hidden"]) -> St
         return _drawn(table, scores, completion, jnp.zeros_like(completion))
 
     drawn = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), jax.lax.map(one, numbers))
-    limits = jnp.repeat(table.asked.limits, group)
+    limits = table.asked.limits.reshape(-1)
     some = jnp.repeat(table.known > 0, group) & (limits > 0)
     ended = some & _ends(drawn.token, table.eos_ids)
 
@@ -307,7 +307,7 @@ def _recorded(
     def put(name: str, value: jax.Array) -> jax.Array:
         return state[name].at[row, place].set(value, mode="drop")
 
-    limit = table.asked.limits[completion // table.asked.numbers.shape[1]]
+    limit = table.asked.limits.reshape(-1)[completion]
     ended = _ends(drawn.token, table.eos_ids)
     alive = ~ended & (place + 1 < limit)
     return {
