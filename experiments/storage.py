@@ -100,6 +100,32 @@ def table(rows: Iterable[Row], base: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def page(found: Row) -> str:
+    """storage.md."""
+    rows = found["rows"]
+    own = {row["name"]: row["bytes"] for row in rows if not row["dtype"]}
+    same = [
+        row
+        for row in rows
+        if row["dtype"] in ("float32", "int8") and row["bytes"] == own.get(row["name"])
+    ]
+    again = [row for row in rows if row["dtype"] == "int8" and not row.get("moved")]
+    shown = [row for row in rows if row not in same and row not in again]
+    return f"""# What versions of one base take
+
+Made by `experiments/storage.py`: {found["updates"]} updates on E2E with the embedded base, each method at the rate of
+[`methods.py`](methods.py), and loss in nats a token of held-out completions, {found["loss_before"]:.3f} before training.
+Full tuning stores a model a version; the others store the base ({found["base_bytes"] / 1e6:.1f} MB) once, and an adapter
+a version. Each adapter was written again by `jaxft merge --adapter DIR --output DIR --dtype DTYPE`; "moved" is how far
+its numbers moved, relative to their size, and "change" what that does to the loss.
+
+{table(shown, found["base_bytes"])}
+VeRA as the run leaves it has its two projections in every folder, as PEFT writes it; its seed draws them again, so that
+a version needs its vectors alone. int8 has a scale for each rank and keeps vectors in float32: of VeRA it saves nothing.
+A run of so few updates says what storing costs, not which method is better; for that see [`methods.md`](methods.md).
+"""
+
+
 def main() -> None:
     """Trains, stores, measures and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -122,7 +148,7 @@ def main() -> None:
     base = tensor_bytes(model_folder("tiny"))
     found = {"base_bytes": base, "loss_before": before, "updates": options.updates, "rows": rows}
     HERE.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    print(table(rows, base))
+    HERE.with_suffix(".md").write_text(page(found))
 
 
 if __name__ == "__main__":

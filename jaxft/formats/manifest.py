@@ -90,9 +90,8 @@ def check_manifest(folder: Path, *, required: bool = False) -> dict[str, Any]:
     with ThreadPoolExecutor() as pool:
         wrong = list(filter(None, pool.map(lambda name: _wrong(folder, name, files[name]), files)))
     if wrong:
-        raise Damaged(
-            f"{folder}: damaged: {'; '.join(wrong)} (if that was on purpose, delete its {NAME})"
-        )
+        hint = "" if required else f" (if that was on purpose, delete its {NAME})"
+        raise Damaged(f"{folder}: damaged: {'; '.join(wrong)}{hint}")
     return written
 
 

@@ -246,9 +246,11 @@ def open_index(name: str | Path) -> Index:
     """
     folder = local(name, WHAT)
     about = _about(folder)
-    check_manifest(folder, required=True)
     try:
+        check_manifest(folder, required=True)
         return _read(folder, about)
+    except Damaged as error:
+        raise Damaged(f"{error}; make it again") from error
     except (ValueError, TypeError, KeyError, IndexError, OSError, pa.ArrowException) as error:
         raise Damaged(f"{folder}: damaged: {shown(str(error))}; make it again") from error
 
