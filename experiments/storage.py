@@ -114,15 +114,16 @@ def page(found: Row) -> str:
     return f"""# What versions of one base take
 
 Made by `experiments/storage.py`: {found["updates"]} updates on E2E with the embedded base, each method at the rate of
-[`methods.py`](methods.py), and loss in nats a token of held-out completions, {found["loss_before"]:.3f} before training.
-Full tuning stores a model a version; the others store the base ({found["base_bytes"] / 1e6:.1f} MB) once, and an adapter
-a version. Each adapter was written again by `jaxft merge --adapter DIR --output DIR --dtype DTYPE`; "moved" is how far
-its numbers moved, relative to their size, and "change" what that does to the loss.
+[`methods.py`](methods.py), and loss in nats a token of held-out completions, {found["loss_before"]:.3f} before
+training. Full tuning stores a model a version; the others store the base ({found["base_bytes"] / 1e6:.1f} MB) once,
+and an adapter a version. Each adapter was written again by `jaxft merge --adapter DIR --output DIR --dtype DTYPE`;
+"moved" is how far its numbers moved, relative to their size, and "change" what that does to the loss.
 
 {table(shown, found["base_bytes"])}
-VeRA as the run leaves it has its two projections in every folder, as PEFT writes it; its seed draws them again, so that
-a version needs its vectors alone. int8 has a scale for each rank and keeps vectors in float32: of VeRA it saves nothing.
-A run of so few updates says what storing costs, not which method is better; for that see [`methods.md`](methods.md).
+VeRA as the run leaves it has its two projections in every folder, as PEFT writes it; its seed draws them again, so
+that a version needs its vectors alone. int8 has a scale for each rank and keeps vectors in float32: of VeRA it saves
+nothing. A run of so few updates says what storing costs, not which method is better; for that see
+[`methods.md`](methods.md).
 """
 
 
