@@ -29,6 +29,7 @@ from jaxft.errors import UserError, counted
 from jaxft.objectives.graders import case_of, grade
 from jaxft.runs.lock import Lock
 from jaxft.runs.messages import shortened
+from jaxft.runs.report import PAGE, write_report
 from jaxft.runs.signals import stoppable
 from jaxft.runtime.storage import local
 
@@ -306,7 +307,9 @@ def _write(state: Comparison, *, done: bool) -> dict[str, Any]:
     }
     out = [lever.name for lever in state.levers if lever.name in state.left]
     result = whole_object(state.given, state.measured, state.left, state.base, about, out)
-    write_result(state.given.folder, result)
+    folder = state.given.folder
+    write_result(folder, result)
+    write_report(folder / PAGE, [folder], force=True)
     return result
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import pytest
+from markupsafe import escape
 
 from jaxft.comparison.compare import compare
 from jaxft.configuration import load_config
@@ -126,6 +127,15 @@ def test_settings_reach_the_runs(whole: Path) -> None:
     tuning = Path(configs[0]["data"]["eval"]).read_text()
     tested = [json.loads(row)["prompt"] for row in ROWS[40:60]]
     assert not any(prompt in train + tuning for prompt in tested)
+
+
+def test_the_folder_has_a_page_with_the_verdict(whole: Path) -> None:
+    page = (whole / "report.html").read_text()
+    found = result_of(whole)
+    for sentence in found["verdict"]["sentences"]:
+        assert str(escape(sentence)) in page
+    for lever in found["levers"]:
+        assert f"<bdi>{lever['name'] if not lever['reason'] else lever['title']}</bdi>" in page
 
 
 def test_a_comparison_that_was_cut_short_goes_on(
