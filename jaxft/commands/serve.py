@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jaxft.commands.flags import whole
+from jaxft.commands.flags import add_retrieval, retrieval_of, whole
 
 HELP = "answer by OpenAI's protocol over HTTP"
 
@@ -27,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--api-key", default="", metavar="KEY", help="answer only requests that bear it"
     )
     _add_sizes(parser)
+    add_retrieval(parser)
     parser.add_argument(
         "--chat-template", default="", metavar="T", help="a name, as chatml, or a file"
     )
@@ -99,4 +100,4 @@ def run(**flags: Any) -> None:
     """Runs the verb."""
     from jaxft.inference.serving.command import main
 
-    main(**flags)
+    main(before=retrieval_of(flags), **flags)

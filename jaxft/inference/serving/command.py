@@ -8,11 +8,13 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxft.data.tokenizer import Tokenizer
 from jaxft.errors import UserError, counted
+from jaxft.inference.asked import Before
 from jaxft.inference.opening import open_words
 from jaxft.inference.serving.engine import Ask, Engine
 from jaxft.inference.serving.models import Served, served
@@ -55,6 +57,7 @@ def main(
     chat_template: str,
     date: str,
     dtype: str,
+    before: Callable[[Tokenizer], Before] | None = None,
 ) -> None:
     """Serves a model by OpenAI's protocol until SIGTERM or Ctrl-C.
 
@@ -77,6 +80,7 @@ def main(
         chat_template: "" for the tokenizer's.
         date: "" for the present moment.
         dtype: of weights and computation.
+        before: for the base's tokenizer, what puts something before the prompts of all versions.
 
     Raises:
         UserError: what cannot be read or listened at, or an engine that failed.
@@ -87,6 +91,7 @@ def main(
     _check_folders(adapters_from)
     spoken = Spoken(tokenizer, chat_template, date)
     words = open_words(model, **spoken._asdict())
+    put_before = before(words.tokenizer) if before is not None else None
     with _listening(host, port) as listener:
         network, params, folders = open_base(model, own, dtype)
         tree = bank_of(params, folders, later)
@@ -107,7 +112,8 @@ def main(
                 file=sys.stderr,
                 flush=True,
             )
-            run(engine, versions, listener, api_key, body_bytes, stop_within)
+            options = {"key": api_key, "most_bytes": body_bytes, "before": put_before}
+            run(engine, versions, listener, options, stop_within)
         finally:
             engine.stop(stop_within)
     if engine.failure is not None:
@@ -161,11 +167,10 @@ def run(
     engine: Engine,
     versions: Versions,
     listener: socket.socket,
-    key: str,
-    most_bytes: int,
+    options: Mapping[str, Any],
     stop_within: int,
 ) -> None:
-    """Serves until a signal, or until the engine fails."""
+    """Serves until a signal, or until the engine fails; `options` are those of `Server`."""
     try:
         import uvicorn
 
@@ -188,7 +193,7 @@ def run(
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    server = Server(engine, versions, key=key, most_bytes=most_bytes)
+    server = Server(engine, versions, **options)
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "off"}
     listening = Listening(
         uvicorn.Config(

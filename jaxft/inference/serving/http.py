@@ -7,7 +7,7 @@ import contextlib
 import hmac
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,8 +17,9 @@ from starlette.requests import Request as Asking
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from jaxft.inference.asked import Before
 from jaxft.inference.serving.engine import Engine, Full, Piece, Row, Stopping
-from jaxft.inference.serving.models import Served, asked_of, find
+from jaxft.inference.serving.models import Planned, find, planned
 from jaxft.inference.serving.protocol import (
     Refused,
     Request,
@@ -43,12 +44,20 @@ class Server:
         versions: what is served.
         key: what a client must know; "" for nothing.
         most_bytes: of a body.
+        before: what puts something before prompts; None: nothing does.
     """
 
     def __init__(
-        self, engine: Engine, versions: Versions, *, key: str = "", most_bytes: int = 2**22
+        self,
+        engine: Engine,
+        versions: Versions,
+        *,
+        key: str = "",
+        most_bytes: int = 2**22,
+        before: Before | None = None,
     ) -> None:
         self.engine, self.versions, self.key, self.most_bytes = engine, versions, key, most_bytes
+        self.before = before
 
     def application(self) -> Starlette:
         """The routes as an ASGI application."""
@@ -93,8 +102,8 @@ class Server:
             told = "a key is needed: Authorization: Bearer KEY"
             raise Refused(401, told, None, "invalid_api_key")
 
-    def submit(self, model: Served, request: Request, asks: Any) -> tuple[list[Row], Any]:
-        """The rows of the asks, and the queue to which their (index, piece) come."""
+    def submit(self, plans: Sequence[Planned]) -> tuple[list[Row], Any]:
+        """The rows of what is asked, and the queue to which all the answers' (index, piece) come."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece]]()
 
         def telling(index: int) -> Callable[[Piece], None]:
@@ -104,8 +113,12 @@ class Server:
 
             return tell
 
+        for index, plan in enumerate(plans):
+            if plan.ask is None:
+                queue.put_nowait((index, Piece(plan.said, end="stop")))
+        asks = {index: plan.ask for index, plan in enumerate(plans) if plan.ask is not None}
         try:
-            return self.engine.submit(asks, [telling(index) for index in range(len(asks))]), queue
+            return self.engine.submit(list(asks.values()), list(map(telling, asks))), queue
         except Full:
             wait = {"Retry-After": str(self.engine.seconds_to_wait())}
             raise Refused(429, "too many requests wait already", None, "full", wait) from None
@@ -201,12 +214,12 @@ async def _answer(server: Server, asking: Asking, read: Callable[[dict[str, Any]
     request = read(read_json(await _body(asking, server.most_bytes)))
     model, engine = find(server.versions.models, request.model), server.engine
     sizes = {"context": engine.context, "vocabulary": engine.config.vocabulary}
-    asked = await asyncio.to_thread(asked_of, model, request, **sizes)
+    plans = await asyncio.to_thread(planned, model, request, before=server.before, **sizes)
     choices = [
-        Choice(index, text, len(ask.ids))
-        for index, (ask, text) in enumerate(zip(asked.asks, asked.texts, strict=True))
+        Choice(index, plan.echo, plan.prompt_tokens, row=plan.row)
+        for index, plan in enumerate(plans)
     ]
-    rows, queue = server.submit(model, request, asked.asks)
+    rows, queue = server.submit(plans)
     reply = Reply(request, model.tokenizer)
     if request.stream:
         return Events(_events(server, request, reply, choices, rows, queue))

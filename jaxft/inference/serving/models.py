@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxft.data.chat import Ending, encode_chat_and_text, end_of_turn
 from jaxft.data.messages import read_message
 from jaxft.data.tokenizer import Tokenizer
+from jaxft.defaults import MAX_NEW_TOKENS
 from jaxft.errors import UserError, counted, nearest, shown
+from jaxft.inference.asked import Asked, Before
+from jaxft.inference.generate import frame
 from jaxft.inference.serving.engine import Ask
 from jaxft.inference.serving.protocol import Refused, Request
 
@@ -69,80 +72,124 @@ def find(models: Mapping[str, Served], name: str) -> Served:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """What the engine is asked for a request.
+class Planned:
+    """How one answer is made.
 
     Attributes:
-        asks: n for each prompt, one after the other.
-        texts: what stands before each answer, where that was asked.
+        ask: of the engine; None where it is not asked.
+        prompt_tokens: of what is asked.
+        echo: what stands before the answer, where that was asked.
+        said: the answer, where the engine is not asked.
+        row: answer -> what is told beside it.
     """
 
-    asks: tuple[Ask, ...]
-    texts: tuple[str, ...]
+    ask: Ask | None
+    prompt_tokens: int
+    echo: str
+    said: str
+    row: Callable[[str], dict[str, Any]]
 
 
-def asked_of(model: Served, request: Request, *, context: int, vocabulary: int) -> Asked:
-    """Reads a request's prompts as tokens.
+def planned(
+    model: Served,
+    request: Request,
+    *,
+    context: int,
+    vocabulary: int,
+    before: Before | None = None,
+) -> list[Planned]:
+    """Reads a request's prompts as tokens: how n answers to each are made, one prompt's after another's.
 
     Args:
         model: which is asked.
         request: what.
         context: tokens of prompt and answer that there is room for.
         vocabulary: how many tokens the model has.
+        before: what puts something before chats and texts; ids are asked as they are.
 
     Raises:
         Refused: what cannot be read, a token that the model does not have, or too many of them.
     """
-    try:
-        prompts = (
-            [_chat_ids(model, request.messages)] if request.chat else _ids(model, request.prompts)
-        )
-    except UserError as error:
-        raise Refused(400, str(error), "messages" if request.chat else "prompt") from error
     name = "messages" if request.chat else "prompt"
-    for ids in prompts:
-        _check(ids, request, name, context, vocabulary)
+    try:
+        put = _put_before(model, request, context, before)
+        if request.chat:
+            encoded = [_chat_ids(model, one.prompt) for one in put]
+        else:
+            encoded = _ids(model, [one.prompt for one in put])
+    except UserError as error:
+        raise Refused(400, str(error), name) from error
     seed = uuid.uuid4().int % 2**32 if request.seed is None else request.seed
+    plans = []
+    for one, ids in zip(put, encoded, strict=True):
+        if one.answer is not None:
+            plans += [Planned(None, 0, "", one.answer, one.row)] * request.n
+            continue
+        _check(ids, request, name, context, vocabulary)
+        echo = ""
+        if request.echo:
+            given = one.prompt
+            echo = given if isinstance(given, str) else model.tokenizer.decode(ids, False)
+        room = context - len(ids)
+        for stream in range(request.n):
+            ask = _ask(model, request, ids, room, seed, stream)
+            plans.append(Planned(ask, len(ids), echo, "", one.row))
+    return plans
+
+
+def _put_before(
+    model: Served, request: Request, context: int, before: Before | None
+) -> list[Asked]:
+    """What is asked instead of a request's prompts."""
+    given: list[Any] = [list(request.messages)] if request.chat else list(request.prompts)
+    texts = {
+        f"prompt {number}": prompt
+        for number, prompt in enumerate(given, start=1)
+        if not isinstance(prompt, tuple)
+    }
+    each = [Asked(prompt, None, lambda _: {}) for prompt in given]
+    if before is None or not texts:
+        return each
+    room = context - (request.limit or MAX_NEW_TOKENS)
+    room -= frame(model.tokenizer, list(texts.values()))
+    found = iter(before(texts, room))
+    return [one if isinstance(one.prompt, tuple) else next(found) for one in each]
+
+
+def _ask(
+    model: Served, request: Request, ids: Sequence[int], room: int, seed: int, stream: int
+) -> Ask:
+    """What the engine is asked for one answer."""
     ends: tuple[int, ...] = model.tokenizer.eos_ids
     stops = request.stops
     if request.chat:
         ends = (*ends, *model.turn.ids)
         stops = (*stops, *([model.turn.text] if model.turn.text else []))
-    asks, texts = list[Ask](), list[str]()
-    for number, ids in enumerate(prompts):
-        given = request.prompts[number] if request.prompts else ""
-        text = given if isinstance(given, str) else model.tokenizer.decode(given, False)
-        room = context - len(ids)
-        for stream in range(request.n):
-            asks.append(
-                Ask(
-                    ids=tuple(ids),
-                    tokenizer=model.tokenizer,
-                    limit=room if request.limit is None else min(request.limit, room),
-                    adapter=model.adapter,
-                    version=model.version,
-                    temperature=heat if (heat := request.temperature) >= COLDEST else 0.0,
-                    top_k=request.top_k,
-                    top_p=request.top_p,
-                    seed=seed,
-                    stream=stream,
-                    ends=() if request.ignore_eos else ends,
-                    stops=stops,
-                    probabilities=request.alternatives is not None,
-                    scored=request.echo and request.alternatives is not None,
-                )
-            )
-            texts.append(text if request.echo else "")
-    return Asked(tuple(asks), tuple(texts))
+    return Ask(
+        ids=tuple(ids),
+        tokenizer=model.tokenizer,
+        limit=room if request.limit is None else min(request.limit, room),
+        adapter=model.adapter,
+        version=model.version,
+        temperature=request.temperature if request.temperature >= COLDEST else 0.0,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        seed=seed,
+        stream=stream,
+        ends=() if request.ignore_eos else ends,
+        stops=stops,
+        probabilities=request.alternatives is not None,
+        scored=request.echo and request.alternatives is not None,
+    )
 
 
-def _ids(model: Served, prompts: Sequence[str | tuple[int, ...]]) -> list[list[int]]:
+def _ids(model: Served, prompts: Sequence[Any]) -> list[list[int]]:
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(model.tokenizer.encode_all(texts))
     return [next(encoded) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
 
 
-def _chat_ids(model: Served, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def _chat_ids(model: Served, messages: Any) -> list[int]:
     if model.tokenizer.chat_template is None:
         raise UserError(f"{model.name} has no chat template: ask it through /v1/completions")
     read = [read_message(f"messages[{i}]", dict(message)) for i, message in enumerate(messages)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxft.data.tokenizer import Tokenizer
@@ -28,6 +28,7 @@ class Choice:
         cached: tokens of the prompt that had been read for others.
         end: why it ended; "" while it goes on.
         echoed: whether a stream has told the prompt.
+        row: answer -> what is told beside it.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Choice:
     cached: int = 0
     end: str = ""
     echoed: bool = False
+    row: Callable[[str], dict[str, Any]] = lambda _: {}
 
     def add(self, piece: Piece) -> None:
         """Takes a further part."""
@@ -89,7 +91,8 @@ class Reply:
         scores = self._probabilities(choice.index, tokens)
         row = {"index": choice.index, "logprobs": scores, "finish_reason": piece.end or None}
         says = {"delta": {"content": text} if text else {}} if self.request.chat else {"text": text}
-        return self._part(row | says)
+        beside = choice.row(choice.text + piece.text) if piece.end else {}
+        return self._part(row | says | beside)
 
     def usage_part(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """What a stream ends with, where it was asked."""
@@ -105,7 +108,8 @@ class Reply:
 
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
         row: dict[str, Any] = {"index": choice.index, "finish_reason": choice.end}
-        row["logprobs"] = self._probabilities(choice.index, choice.tokens)
+        scores = self._probabilities(choice.index, choice.tokens)
+        row |= {"logprobs": scores, **choice.row(choice.text)}
         if self.request.chat:
             message = {"role": "assistant", "content": choice.text, "refusal": None}
             return row | {"message": message}

@@ -17,6 +17,7 @@ import jaxft
 from jaxft.assets import model_folder
 from jaxft.data.chat import encode_chat
 from jaxft.data.tokenizer import load_tokenizer
+from jaxft.inference.asked import Asked
 from jaxft.inference.serving import slots
 from jaxft.inference.serving.command import context_of, engine_of
 from jaxft.inference.serving.http import Server
@@ -338,6 +339,47 @@ def test_a_beginning_that_was_read_is_not_read_again(server):
     longer = asking(server, completion(text + " Then add", max_tokens=4))[0].json()
     assert longer["usage"]["prompt_tokens_details"]["cached_tokens"] >= len(ids) - 1
     assert [choice["text"] for choice in longer["choices"]] == generated([text + " Then add"], 4)
+
+
+def test_what_is_put_before_prompts_is_told_beside_the_answers(server):
+    def before(prompts, room):
+        assert 0 < room < 128
+        return [put(prompt) for prompt in prompts.values()]
+
+    def put(prompt):
+        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        if "unknown" in text:
+            return Asked(prompt, "I do not know.", lambda _: {"refused": True, "passages": []})
+        longer = "Nine carts. " + text
+        told = longer if isinstance(prompt, str) else [{**prompt[-1], "content": longer}]
+        return Asked(told, None, lambda answer: {"passages": ["carts"], "quotes": answer[:1]})
+
+    informed = Server(server.engine, server.versions, before=before)
+    ids = tokenizer.encode("How many?")
+    text, turn, plain, mixed, parts = asking(
+        informed,
+        completion("How many?", max_tokens=6),
+        chat("How many?", max_tokens=6),
+        completion(ids, max_tokens=6),
+        completion(["unknown", "How many?"], max_tokens=6),
+        completion("unknown", max_tokens=6, stream=True),
+    )
+    want = generated(["Nine carts. How many?"], 6)
+    assert said(text) == want
+    choice = text.json()["choices"][0]
+    assert (choice["passages"], choice["quotes"]) == (["carts"], want[0][:1])
+    asked = [[{"role": "user", "content": "Nine carts. How many?"}]]
+    assert turn.json()["choices"][0]["message"]["content"] == generated(asked, 6)[0]
+    assert said(plain) == generated(["How many?"], 6)
+    assert "passages" not in plain.json()["choices"][0]
+    assert said(mixed) == ["I do not know.", *want]
+    assert mixed.json()["usage"]["completion_tokens"] == 6
+    last = events(parts)[-1]["choices"][0]
+    assert (last["text"], last["finish_reason"], last["refused"]) == (
+        "I do not know.",
+        "stop",
+        True,
+    )
 
 
 def test_models_are_listed(server):
