@@ -29,6 +29,7 @@ from jaxft.sequences import common_prefix_length
 LEAST_POSITIONS = 256  # of the cache that are read
 LEAST_SHARED = 16  # tokens for which a slot is copied
 MOST_ENDS = 8  # ids that end a row inside of the program; the host looks at all of them
+COUNTED = ("rows", "tokens", "prompt_tokens", "cached_tokens")
 ALTERNATIVES = 20  # likeliest tokens that are told where probabilities are
 
 
@@ -199,7 +200,7 @@ class Engine:
         self.closed = self.stopping = False
         self.failure: BaseException | None = None
         self.seconds = 1.0  # that a row has a slot, on average
-        self.counts: collections.Counter[str] = collections.Counter()
+        self.counts = collections.Counter(dict.fromkeys(COUNTED, 0))
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:

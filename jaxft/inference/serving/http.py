@@ -33,6 +33,8 @@ from jaxft.inference.serving.versions import Versions
 BODY_SECONDS = 60  # in which a body comes
 SEND_SECONDS = 60  # in which a client takes a part of a stream
 
+BODY = {"type": "http.response.body"}
+
 Handler = Callable[["Server", Asking], Awaitable[Any]]
 
 
@@ -150,16 +152,19 @@ class Events(Response):
 
     async def _send(self, send: Any, start: dict[str, Any]) -> None:
         try:
-            await send(start)
+            await _sent(send, start)
             async for part in self.parts:
-                body = {"type": "http.response.body", "body": part.encode(), "more_body": True}
-                async with asyncio.timeout(SEND_SECONDS):
-                    await send(body)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await _sent(send, {**BODY, "body": part.encode(), "more_body": True})
+            await _sent(send, {**BODY, "body": b"", "more_body": False})
         except (OSError, TimeoutError):
             pass  # the client is gone
         finally:
             await self.parts.aclose()  # type: ignore[attr-defined]
+
+
+async def _sent(send: Any, message: dict[str, Any]) -> None:
+    async with asyncio.timeout(SEND_SECONDS):
+        await send(message)
 
 
 async def _left(receive: Any) -> None:

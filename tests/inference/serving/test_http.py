@@ -18,7 +18,7 @@ from jaxft.assets import model_folder
 from jaxft.data.chat import encode_chat
 from jaxft.data.tokenizer import load_tokenizer
 from jaxft.inference.asked import Asked
-from jaxft.inference.serving import slots
+from jaxft.inference.serving import http, slots
 from jaxft.inference.serving.command import context_of, engine_of
 from jaxft.inference.serving.http import Server
 from jaxft.inference.serving.models import served
@@ -113,7 +113,9 @@ def events(response):
 
 
 def generated(prompts, new=12, tree=params):
-    return jaxft.generate(model, tree, prompts, tokenizer=tokenizer, max_new_tokens=new)
+    """What `generate` says to each by itself."""
+    options = {"tokenizer": tokenizer, "max_new_tokens": new}
+    return [jaxft.generate(model, tree, [prompt], **options)[0] for prompt in prompts]
 
 
 def test_answers_are_those_of_generate_in_any_mixture(server):
@@ -460,14 +462,7 @@ def test_a_client_that_leaves_frees_its_row(server, stream):
 
         if not stream:
             asyncio.get_running_loop().call_later(0.05, gone.set)
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/completions",
-            "headers": [],
-            "query_string": b"",
-        }
-        await server.application()(scope, receive, send)
+        await server.application()(scope_of("/v1/completions"), receive, send)
 
     asyncio.run(leave())
     until = time.monotonic() + 20
@@ -475,6 +470,67 @@ def test_a_client_that_leaves_frees_its_row(server, stream):
         time.sleep(0.01)
     assert server.engine.load()["busy"] == 0
     assert server.engine.load()["tokens"] - before < 100
+
+
+def scope_of(path):
+    return {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+
+
+def test_a_reader_that_takes_nothing_holds_up_nobody(server, monkeypatch):
+    monkeypatch.setattr(http, "SEND_SECONDS", 0.2)
+    _, body = completion(PROMPTS[0], max_tokens=20, ignore_eos=True, stream=True)
+    stuck = []
+
+    async def both():
+        heard = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
+
+        async def receive():
+            for message in heard:
+                return message
+            await asyncio.Event().wait()
+
+        async def send(message):
+            stuck.append(message["type"])
+            await asyncio.Event().wait()
+
+        async def read():
+            transport = httpx.ASGITransport(server.application())
+            async with httpx.AsyncClient(transport=transport, base_url="http://jaxft") as client:
+                path, asked = completion(PROMPTS[1], max_tokens=12)
+                return await client.post(path, json=asked)
+
+        blocked = server.application()(scope_of("/v1/completions"), receive, send)
+        return await asyncio.gather(read(), asyncio.wait_for(blocked, 60))
+
+    answer, _ = asyncio.run(both())
+    assert said(answer) == generated(PROMPTS[1:2])
+    assert stuck == ["http.response.start"]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server, monkeypatch):
+    monkeypatch.setattr(http, "BODY_SECONDS", 0.05)
+    sent = []
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(server.application()(scope_of("/v1/completions"), receive, send))
+    assert sent[0]["status"] == 408
+
+
+@pytest.mark.thorough
+def test_a_template_that_never_ends_is_ended(server, monkeypatch):
+    bomb = "{% for i in range(10**9) %}{% for j in range(10**9) %}x{% endfor %}{% endfor %}"
+    base = server.versions.base
+    slow = dataclasses.replace(base, tokenizer=dataclasses.replace(tokenizer, chat_template=bomb))
+    monkeypatch.setitem(server.versions.models, "bomb", slow)
+    answer, other = asking(server, chat("a", model="bomb"), completion(PROMPTS[1], max_tokens=12))
+    assert answer.status_code == 400
+    assert "chat template fails" in answer.json()["error"]["message"]
+    assert said(other) == generated(PROMPTS[1:2])
 
 
 def test_a_context_is_what_the_model_reads_at_most():
