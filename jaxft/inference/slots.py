@@ -23,7 +23,10 @@ from jaxft.mesh import BATCH, sizes_in_force
 from jaxft.models.config import Config
 from jaxft.models.transformer import Params, continued, empty_cache, logits
 
-LEAST_SLOTS = 8  # of a part: a narrower program takes as long a step
+LEAST_SLOTS = (
+    8  # of a part, where nobody asks for fewer: reading the weights takes as long for fewer
+)
+NARROWEST = 4  # slots of a part; below, another loop is not worth its compilation
 
 
 class Prompts(NamedTuple):
@@ -131,7 +134,7 @@ def run_slots(
     state = _refilled(state)
     while True:
         narrower = -(-width // 2)
-        last = narrower < LEAST_SLOTS or narrower == width
+        last = narrower < NARROWEST or narrower == width
 
         def going(state: State, enough: int = 0 if last else narrower) -> jax.Array:
             busy = (state["slot"] >= 0).sum(axis=1)

@@ -16,7 +16,10 @@ from jaxft.errors import UserError
 from jaxft.formats.huggingface import load
 from jaxft.inference.rollouts import Rollouts, sample_rollouts, slots_of
 from jaxft.inference.sampling import draw
+from jaxft.mesh import AXES
 from jaxft.models.transformer import hidden_states, logits
+from jaxft.training.sharding import make_mesh, shardings
+from jaxft.tree import map_with_paths
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 LENGTHS, GROUP, NEW = (9, 5, 7), 4, 12
@@ -94,6 +97,62 @@ def test_the_number_of_slots_changes_nothing():
 def test_how_many_slots():
     assert slots_of(64, 0) == 16
     assert slots_of(6, 100) == 6
+
+
+def skewed(count: int) -> np.ndarray:
+    """Lengths of mean 20 and at most 64 for 8 completions each."""
+    lengths = np.random.default_rng(0).exponential(20, (count, 8))
+    return np.clip(np.ceil(lengths), 1, 64).astype(np.int32)
+
+
+def test_on_skewed_lengths_nine_of_ten_slot_steps_are_busy():
+    limits = skewed(8)
+    tokens = np.random.default_rng(1).integers(3, 90, (8, 5))
+    settings = {"group": 8, "max_new_tokens": 64, "limits": limits}
+    what = (*folder("llama"), tokens, np.ones_like(tokens), jax.random.key(0))
+    found = sample_rollouts(*what, **settings)
+    np.testing.assert_array_equal(found.lengths, limits.reshape(-1))
+    used, could = found.slot_steps
+    assert used == (limits - 1).sum()
+    assert found.busy == used / could >= 0.9
+    # without refilling and narrowing every completion waits for the longest
+    assert used / (64 * (limits.max() - 1)) < 0.4
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2, 2, 1, 2), pytest.param((4, 2, 1, 1), marks=pytest.mark.thorough)]
+)
+def test_the_mesh_changes_nothing(sizes):
+    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)))
+    config, params = folder("llama")
+    params = jaxft.adapt(params, jaxft.methods.lora(rank=4), jax.random.key(0))
+    tokens, segments = prompts()
+    settings = {"group": GROUP, "max_new_tokens": NEW, "eos_ids": EOS}
+    want = sample_rollouts(config, params, tokens, segments, jax.random.key(0), **settings)
+    laid = jax.device_put(params, shardings(params, mesh))
+    with jax.set_mesh(mesh):
+        found = sample_rollouts(
+            config, laid, tokens, segments, jax.random.key(0), slots=8, **settings
+        )
+    np.testing.assert_array_equal(found.tokens, want.tokens)
+    np.testing.assert_array_equal(found.lengths, want.lengths)
+    np.testing.assert_allclose(found.log_probabilities, want.log_probabilities, atol=1e-4)
+
+
+@pytest.mark.thorough
+def test_an_adapter_over_codes_samples_as_the_dense_tree_that_it_equals():
+    config, params = folder("llama")
+    coded = jaxft.quantize_params(params, "nf4", group_size=16)
+    coded = jaxft.adapt(coded, jaxft.methods.lora(rank=4), jax.random.key(0))
+    coded = map_with_paths(lambda path, leaf: leaf + 0.1 if path.endswith("/b") else leaf, coded)
+    tokens, segments = prompts()
+    settings = {"group": GROUP, "max_new_tokens": NEW, "eos_ids": EOS}
+    found, want, plain = (
+        sample_rollouts(config, tree, tokens, segments, jax.random.key(0), **settings)
+        for tree in (coded, jax.jit(jaxft.merge)(coded), params)
+    )
+    np.testing.assert_array_equal(found.tokens, want.tokens)
+    assert (found.tokens != plain.tokens).any()
 
 
 def test_the_public_function_takes_ids_and_marks_what_lies_behind_the_end():
