@@ -12,7 +12,8 @@ the largest deviation of the logits, relative to the largest one:
     adapter   an adapter that PEFT made of all linear layers, read by jaxft
     trained   the same adapter after three updates by jaxft, written, and loaded by PEFT
 
-Without CASE the table is written to families.md beside this file, and the figures to families.json.
+The table is written to families.md beside this file, and the figures to families.json; with CASE its rows alone are
+made anew.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ TOLERANCE = 1e-4
 RANK, UPDATES, RATE = 3, 3, 1e-2
 COLUMNS = ("logits", "cached", "folder", "adapter", "trained")
 # The linear layers of the text model, where a folder holds others too (PEFT's "all-linear" means them as well).
+# What a family's folders may have that is refused, in one line that says so.
+NOT_SERVED = {
+    "all": "experts, latent or linear attention, encoders, attention to what follows; code of a folder's own",
+    "any with a `text_config`": "vision and sound: the text is served, other parts stay as they are in what is saved",
+    "gemma4_text": "the sizes with experts (26B-A4B); tokens that are added where the layers have inputs of their own",
+    "gpt2": "scale_attn_by_inverse_layer_idx, reorder_and_upcast_attn, add_cross_attention",
+}
 TEXT = r".*language_model.*\.(?:[qkvo]|gate|up|down)_proj"
 
 
@@ -184,6 +192,8 @@ def table(results: dict[str, dict[str, Any]], versions: dict[str, str]) -> str:
     for name, row in results.items():
         figures = (f"{row[column]:.0e}" if row[column] else "0" for column in COLUMNS)
         lines.append(f"| {name} | {row['family']} | {' | '.join(figures)} |")
+    lines += ["", "## What is not served", "", "| family | what |", "| --- | --- |"]
+    lines += [f"| {name} | {what} |" for name, what in NOT_SERVED.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -215,12 +225,12 @@ def main() -> None:
         print(name, *(f"{column} {found[column]:.1e}" for column in COLUMNS), flush=True)
         if found["folder"] or max(found.values()) > TOLERANCE:
             failed.append(name)
-    if not given.cases:
-        versions = {"transformers": transformers.__version__, "peft": peft.__version__}
-        (HERE / "families.json").write_text(
-            json.dumps(versions | {"rows": results}, indent=1) + "\n"
-        )
-        (HERE / "families.md").write_text(table(results, versions))
+    record = HERE / "families.json"
+    before = json.loads(record.read_text())["rows"] if given.cases and record.exists() else {}
+    rows = {name: (before | results)[name] for name in every if name in before | results}
+    versions = {"transformers": transformers.__version__, "peft": peft.__version__}
+    record.write_text(json.dumps(versions | {"rows": rows}, indent=1) + "\n")
+    (HERE / "families.md").write_text(table(rows, versions))
     if failed:
         sys.exit(f"above {TOLERANCE}, or not served: {', '.join(failed)}")
 

@@ -20,6 +20,7 @@ from jaxft.weights import (
 )
 
 EMBEDDING, HEAD = "embed/embedding", "head/kernel"
+LAYER_INPUTS = "layer_embed"
 WHERE = "method.trainable_token_indices"
 Tokens = Sequence[int] | Mapping[str, Sequence[int]]
 
@@ -36,8 +37,17 @@ def with_room(params: PyTree, size: int, *, dense: bool = False) -> PyTree:
         params: a tree without adapters there.
         size: tokens; a tree that has as many stays as it is.
         dense: make plain arrays, which train as a whole, rather than a base that stays and rows behind it.
+
+    Raises:
+        UserError: the layers have inputs of each token of their own, of which a new token has none.
     """
-    size = max(size, size_of(params))
+    before = size_of(params)
+    size = max(size, before)
+    if size > before and LAYER_INPUTS in params:
+        raise UserError(
+            f"{LAYER_INPUTS}: the layers of this model have inputs of their own for each of its {before} tokens, and a "
+            "new token would have none: take tokens that are there (method.trainable_token_indices)"
+        )
     made = {path: widened(leaf, size, path == HEAD) for path, leaf in _matrices(params).items()}
     if dense:
         made = {

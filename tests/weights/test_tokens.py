@@ -120,6 +120,13 @@ def test_room_that_is_there_is_not_made_again():
     assert size_of(with_room(before, 5)) == 7
 
 
+def test_layers_with_inputs_of_their_own_get_no_new_tokens():
+    params = {**tree(True), "layer_embed": {"embedding": jnp.ones((7, 2))}}
+    with pytest.raises(UserError, match=r"layer_embed: the layers .* 7 tokens, and a new token"):
+        with_room(params, 8)
+    assert size_of(with_room(params, 7)) == 7
+
+
 def test_rows_of_a_head_that_differ_from_the_embeddings_act_there_alone():
     params = training_tokens(tree(True), {"embed/embedding": (1,), "head/kernel": (2,)})
     changed = params["embed"]["embedding"]
