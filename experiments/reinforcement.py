@@ -1,11 +1,11 @@
-"""The embedded base learns to write words backwards by reward alone: from a start that gets a few right.
+"""The embedded base learns to write words backwards by reward: from a start that hardly ever does so by itself.
 
     python experiments/reinforcement.py --seeds 1 2 3
 
-A short supervised run shows the base the form of an answer, and is stopped while it gets fewer than a tenth right. From
-its adapter a run with rewards goes on: an answer is worth a third for each of its letters up to the first wrong one.
-Nothing tells it what is right. A fifth of the words is held out of both. Written beside this script:
-reinforcement.json, reinforcement.png, reinforcement.md.
+The start has read words written forwards thrice as often as backwards, and writes them forwards where it is to say
+what is likeliest. From its adapter a run with rewards goes on, which sees no answer: one that it samples is worth the
+share of its letters that stand where they should, and 1 more if it is right. A fifth of the words is held out of both.
+Written beside this script: reinforcement.json, reinforcement.png, reinforcement.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
 import tempfile
 import time
@@ -22,6 +23,7 @@ from typing import Any
 
 LETTERS, LENGTH = "abcdefgh", 3
 HELD_OUT = 5  # one word in so many
+FORWARDS = 3  # times that the start reads a word forwards, for each time backwards
 ENOUGH = 0.95
 COMMON: Mapping[str, Any] = {
     "model": "tiny",
@@ -33,52 +35,54 @@ COMMON: Mapping[str, Any] = {
     "eval_batch_size": 64,
 }
 START: Mapping[str, Any] = {
-    "batch_size": 16,
+    "batch_size": 32,
     "method.rank": 32,
     "method.alpha": 32.0,
     "optimizer.learning_rate": 2e-3,
+    "optimizer.schedule": "linear",
     "optimizer.warmup_steps": 5,
     "eval_every": 0,
 }
 REWARDED: Mapping[str, Any] = {
     "batch_size": 16,
-    "rollout.group": 16,
+    "rollout.group": 8,
     "rollout.max_new_tokens": LENGTH + 2,
     "optimizer.warmup_steps": 5,
-    "eval_every": 25,
+    "eval_every": 20,
 }
-# Beginnings of the answer that are right; "^" and "$" are letters like others here.
-GRADERS: Sequence[Mapping[str, Any]] = tuple(
+GRADERS: Sequence[Mapping[str, Any]] = (
+    {"type": "function", "name": "share", "function": "reinforcement:share"},
     {
         "type": "string_check",
-        "name": name,
-        "operation": "like",
-        "weight": 1.0 / LENGTH,
-        "input": "^{{ sample.output_text }}$",
-        "reference": f"^{{{{ item.{name} }}}}{'$' if name == 'exact' else ''}",
-    }
-    for name in ("one", "two", "exact")
+        "name": "exact",
+        "operation": "eq",
+        "input": "{{ sample.output_text }}",
+        "reference": "{{ item.completion }}",
+    },
 )
 
 
+def share(sample: Mapping[str, Any], item: Mapping[str, Any]) -> float:
+    """The share of the letters that stand where they should, less those too few or too many."""
+    said, right = sample["output_text"].split(), item["completion"].split()
+    return (sum(map(str.__eq__, said, right)) - abs(len(said) - len(right))) / len(right)
+
+
 def write_words(folder: Path, seed: int) -> dict[str, Path]:
-    """train.jsonl and heldout.jsonl: words, letter by letter, and what they are backwards."""
-    words = list(itertools.product(LETTERS, repeat=LENGTH))
+    """train.jsonl and heldout.jsonl: words, letter by letter, and backwards; start.jsonl: also forwards."""
+    words = list(itertools.permutations(LETTERS, LENGTH))  # no palindromes
     random.Random(seed).shuffle(words)
+    train = [word for number, word in enumerate(words) if number % HELD_OUT]
     parts = {
-        "train": [word for number, word in enumerate(words) if number % HELD_OUT],
-        "heldout": words[::HELD_OUT],
+        "train": [(word, word[::-1]) for word in train],
+        "heldout": [(word, word[::-1]) for word in words[::HELD_OUT]],
+        "start": [(word, word) for word in train] * FORWARDS
+        + [(word, word[::-1]) for word in train],
     }
-    for name, chosen in parts.items():
+    for name, pairs in parts.items():
         rows = [
-            {
-                "prompt": f"{' '.join(word)} ->",
-                "completion": f" {' '.join(word[::-1])}",
-                "one": f" {word[-1]}",
-                "two": f" {' '.join(word[:-3:-1])}",
-                "exact": f" {' '.join(word[::-1])}",
-            }
-            for word in chosen
+            {"prompt": f"{' '.join(word)} ->", "completion": f" {' '.join(answer)}"}
+            for word, answer in pairs
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {name: folder / f"{name}.jsonl" for name in parts}
@@ -91,7 +95,7 @@ def run(seed: int, folder: Path, arguments: argparse.Namespace) -> dict[str, Any
 
     files = write_words(folder, seed)
     common: dict[str, Any] = {**COMMON, "seed": seed, "data.train": str(files["train"])}
-    start = {**common, **START, "steps": arguments.start, "data.ignore": ("one", "two", "exact")}
+    start = {**common, **START, "steps": arguments.start, "data.train": str(files["start"])}
     jaxft.train(jaxft.load_config("configs/sft.py:lora", start), folder / "start")
     (folder / "graders.json").write_text(json.dumps(GRADERS))
     rewarded = {
@@ -171,10 +175,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--objective", default="dapo")
     parser.add_argument("--rate", type=float, default=3e-4)
-    parser.add_argument("--start", type=int, default=30, help="supervised updates")
-    parser.add_argument("--steps", type=int, default=200, help="updates with rewards")
+    parser.add_argument("--start", type=int, default=150, help="supervised updates")
+    parser.add_argument("--steps", type=int, default=100, help="updates with rewards")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="FOLDER")
     arguments = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )  # where graders find `share`
     results = []
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as name:

@@ -18,6 +18,7 @@ FEW = {
         '"search.rates": 1, "search.widen": 0, "search.parts": (1.0,), "data.packing": True, "data.max_length": 128, '
         '"max_new_tokens": 4}'
     ),
+    "reinforcement": "STEPS = 2",
 }  # what the cell tagged `parameters` says here
 
 
@@ -87,3 +88,13 @@ def test_the_levers_are_compared(tmp_path):
         output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output
     ]
     assert sum("image/png" in output["data"] for output in drawn) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_run_learns_from_rewards(tmp_path):
+    notebook = executed("reinforcement", tmp_path)
+    told = (tmp_path / "runs/rewards/rollouts.jsonl").read_text().splitlines()
+    assert len(told) == 2 * 4 * 8
+    assert (tmp_path / "runs/rewards/plots/metrics.png").stat().st_size > 0
+    assert "update 2: reward" in printed(notebook)

@@ -13,7 +13,7 @@ import pytest
 from jaxft.errors import UserError
 from jaxft.objectives import rollouts
 from jaxft.training.loop import train
-from tests.small_runs import Cut, adapter_of, cut_at, lines
+from tests.small_runs import GOLDEN, Cut, adapter_of, cut_at, lines
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "rl.py")
 PROMPTS = [
@@ -251,3 +251,21 @@ def test_graders_that_can_judge_nothing_end_the_run(small, tmp_path):
         UserError, match=r"not one answer .* mine: it returned str 'text', not a number"
     ):
         train(small(graders=graders), tmp_path / "run")
+
+
+@pytest.mark.thorough
+def test_a_models_folder_judges(small, tmp_path):
+    """A model of random weights gives no number, and the run says so."""
+    messages = [{"role": "user", "content": "How good is this? {{ sample.output_text }}"}]
+    judge = {
+        "type": "score_model",
+        "name": "judge",
+        "model": str(GOLDEN / "model"),
+        "input": messages,
+    }
+    judge["sampling_params"] = {"max_completions_tokens": 4}
+    with pytest.raises(UserError, match="judge: the model's answer holds no result"):
+        train(small(graders=[judge]), tmp_path / "run")
+    train(small(graders=[*GRADERS, judge], steps=1), tmp_path / "other")
+    assert all(line["rewards"]["judge"] is None for line in journal(tmp_path / "other"))
+    assert all(line["reward"] is not None for line in journal(tmp_path / "other"))
