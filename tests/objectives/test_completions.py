@@ -77,7 +77,13 @@ def test_completions_of_one_row_do_not_see_each_other(params, batch):
         np.testing.assert_allclose(entropies[index, :length], spread, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", REWARDING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("dapo", "bnpo") else pytest.param(name, marks=pytest.mark.thorough)
+        for name in REWARDING
+    ],
+)
 def test_parts_of_a_batch_make_the_update_of_the_whole(name, params, batch):
     """Where a loss is a mean over all tokens or sequences; bnpo's is one of each part."""
     settings = settings_of({**KEYS, "name": name})

@@ -12,6 +12,7 @@ import pytest
 
 from jaxft.errors import UserError
 from jaxft.objectives import rollouts
+from jaxft.objectives.rewarding import REWARDING
 from jaxft.training.loop import train
 from tests.small_runs import GOLDEN, Cut, adapter_of, cut_at, lines
 
@@ -78,25 +79,8 @@ def test_every_completion_is_written_with_its_reward_and_advantage(small, tmp_pa
     assert max(line["rollout/logp_difference"] for line in metrics) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "rloo",
-        *(
-            pytest.param(name, marks=pytest.mark.thorough)
-            for name in (
-                "dapo",
-                "grpo",
-                "dr_grpo",
-                "gspo",
-                "cispo",
-                "bnpo",
-                "reinforce_pp",
-                "remax",
-            )
-        ),
-    ],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", REWARDING)
 def test_every_objective_runs_with_a_reference(name, small, tmp_path):
     beta = {"objective.beta": 0.1, "steps": 2}
     train(small(**{"objective.name": name} | beta), tmp_path / "run")
@@ -118,7 +102,7 @@ KINDS = {
 
 MOMENTS = [
     (kind, moment)
-    if (kind, moment) in (("two passes", "update"), ("ahead", "grading"))
+    if (kind, moment) == ("two passes", "update")
     else pytest.param(kind, moment, marks=pytest.mark.thorough)
     for kind in KINDS
     for moment in ("update", "rollout", "grading")
@@ -188,6 +172,7 @@ def test_held_out_prompts_are_answered_and_graders_that_look_on_are_asked(small,
     assert all(set(line["held_out"]) == {"letter"} for line in journal(tmp_path / "run"))
 
 
+@pytest.mark.thorough
 def test_truncated_answers_can_teach_nothing(small, tmp_path):
     keys = {"objective.mask_truncated": True, "rollout.max_new_tokens": 2, "steps": 1}
     train(small(**keys), tmp_path / "run")

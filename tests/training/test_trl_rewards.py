@@ -31,7 +31,7 @@ KEYS = {
     "top_entropy_quantile": "objective.entropy_share",
     "importance_sampling_level": "objective.importance",
 }
-ORDINARY = ("grpo with KL, two passes", "dapo")
+ORDINARY = ("grpo with KL, two passes",)
 
 
 class Said(NamedTuple):
