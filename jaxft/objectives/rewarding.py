@@ -204,7 +204,9 @@ def check_rewarded(flat: Mapping[str, Any], changed: Collection[str]) -> None:
             "config.rollout.ahead: 1 goes with config.rollout.updates=1: what is sampled ahead would be of a policy "
             "several updates old"
         )
-    if flat["mesh.context"] not in (1,):
+    if flat["population"]:
+        raise UserError("config.population: runs that learn from rewards are made one at a time")
+    if flat["mesh.context"] != 1:
         raise UserError(
             "config.mesh.context: rollouts are not divided along their length: 1 is taken"
         )
