@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxft.configuration.keys import flatten
 from jaxft.errors import UserError
+from jaxft.evaluation.metrics import metrics_of
 from jaxft.methods import METHODS, Method
 from jaxft.objectives.objective import Metric, Objective, objective_of
 from jaxft.runs.best import best_step
@@ -84,7 +85,9 @@ class Run:
     @property
     def metrics(self) -> list[Metric]:
         """What the run reports: of its objective, then `config.eval_metrics`."""
-        asked = [Metric(name, "", "") for name in self.config.eval_metrics]
+        names = self.config.eval_metrics
+        found = metrics_of(names) if names else []
+        asked = [Metric(one.name, "", "lower" if one.lower else "higher") for one in found]
         return [*self.objective.metrics, *asked]
 
     @property

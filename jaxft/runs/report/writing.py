@@ -23,6 +23,9 @@ def page_of_folders(places: Sequence[str | Path]) -> tuple[str, list[str]]:
         UserError: a folder is neither, or a comparison stands beside others.
     """
     compared = [str(place) for place in places if is_comparison(place)]
+    for place in places:
+        if str(place) not in compared and (storage.place(place) / "ledger.jsonl").exists():
+            raise UserError(f"{place}: a comparison of which no lever is measured yet")
     if not compared:
         runs = [read_run(place) for place in places]
         return page_of(runs), [f"{run.place}: {run.state}" for run in runs if run.state]

@@ -80,11 +80,11 @@ def test_each_lever_is_drawn_as_what_it_is_with_its_own_figures(text):
         "held as codes (nf4)",
         "a, b and m train",
         "68.5 KiB kept, 69.0 MiB an update",
-        "2.70 million frozen",  # of the run that is there
+        "2.7 million frozen",  # of the run that is there
     ):
         assert said in text
     assert (
-        page.count("finds passages for the question") == 2
+        text.count("finds passages for the question") == 2
     )  # retrieval, and LoRA that reads passages
     assert "The better of two" in text
 
@@ -199,6 +199,13 @@ def test_a_comparison_has_a_page_of_its_own(folder, tmp_path, capsys):
     run = made(tmp_path / "run")
     assert cli.main(["report", str(run), str(folder), "--output", str(tmp_path / "page.html")]) == 2
     assert "a comparison, which has a page of its own; name it alone" in capsys.readouterr().err
+
+
+def test_a_comparison_that_has_just_begun_is_said(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"levers": []}')
+    (tmp_path / "ledger.jsonl").write_text("")
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 2
+    assert "a comparison of which no lever is measured yet" in capsys.readouterr().err
 
 
 def test_the_same_comparison_gives_the_same_page(folder):

@@ -174,6 +174,19 @@ def test_preferences_are_drawn_as_such_with_their_own_curves(tmp_path):
     assert "lower is better" in page
 
 
+def test_rewards_are_drawn_as_such_with_their_own_curves(tmp_path):
+    page = page_of([read_run(made(tmp_path / "run", recipe="rl"))])
+    assert "A reward" in page
+    assert "a grader scores each answer" in page
+
+
+def test_metrics_that_were_asked_for_say_which_way_is_better(tmp_path):
+    page = Read(page_of([read_run(made(tmp_path / "run"))]))
+    assert "held-out exact higher is better" in " ".join(page.text.split())
+    none = page_of([read_run(made(tmp_path / "none", eval_metrics=""))])
+    assert "held-out exact" not in none
+
+
 def test_unfinished_run_is_said(tmp_path, capsys):
     folder = made(tmp_path / "run", steps=4)
     config = json.loads((folder / "config.json").read_text()) | {"steps": 10}
