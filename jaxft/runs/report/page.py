@@ -182,7 +182,7 @@ def _in_drawing(run: Run, *, alone: bool) -> tuple[str, str, str, str]:
 
 def _figures(run: Run) -> list[tuple[str, str]]:
     trained, whole = run.fact("trained_parameters"), run.fact("parameters")
-    share = f" ({100 * trained / whole:.3g} %)" if trained is not None and whole else ""
+    share = f" ({100 * trained / whole:.3g}\u00a0%)" if trained is not None and whole else ""
     found = [
         ("trains", many(trained) + share if trained is not None else ""),
         (
