@@ -38,7 +38,7 @@ from jaxft.training.memory import needed, require_room
 from jaxft.training.precision import with_runs_dtypes
 from jaxft.training.sharding import make_mesh
 from jaxft.training.stacked import Stack, same_length
-from jaxft.tree import size_bytes
+from jaxft.tree import count, size_bytes
 
 SUMMARY = "population.json"
 
@@ -230,7 +230,9 @@ class Population:
         best = results[order[0]]
         folder = self._workdir / "members"
         plot = folder / order[0] / "plots" / "loss.png"
-        return Result(self._workdir, best["steps"], best["metrics"], folder, plot, 0.0)
+        trained = count(self._members.shared.like.state.trainable)
+        told = best["steps"], best["metrics"], folder, plot
+        return Result(self._workdir, *told, data_wait=0.0, trained=trained, peak=self._peak)
 
     def leave(self) -> None:
         """A checkpoint of every member, where a signal asked to stop."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from jaxft.configuration.populations import members_of
 from jaxft.errors import UserError
 from jaxft.training import loop
 from jaxft.training.population import population
-from tests.small_runs import GOLDEN, Cut, adapter_of, cut_at, held_out, lines
+from tests.small_runs import GOLDEN, RECIPE, Cut, adapter_of, cut_at, held_out, lines
 
 pytestmark = pytest.mark.slow
 
@@ -61,16 +64,16 @@ def assert_as_alone(member: Path, alone: Path) -> None:
         np.testing.assert_allclose(ours[name], array, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["late", pytest.param("wide", marks=pytest.mark.thorough)])
 def test_each_member_is_the_run_that_it_would_be_alone(
-    together: Path, configure: Callable[..., Any], tmp_path: Path
+    name: str, together: Path, configure: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Losses to 1e-5, with ranks, targets, rates, schedules, decay and seeds of their own."""
-    for name, config in members_of(configure(**SMALL, population=TWO)).items():
-        member = together / "members" / name
-        assert (member / "config.json").read_text() == loop.train(
-            config, tmp_path / name
-        ).workdir.joinpath("config.json").read_text()
-        assert_as_alone(member, tmp_path / name)
+    member, config = together / "members" / name, members_of(configure(**SMALL, population=TWO))
+    loop.train(config[name], tmp_path / name)
+    configs = [(folder / "config.json").read_text() for folder in (member, tmp_path / name)]
+    assert configs[0] == configs[1]
+    assert_as_alone(member, tmp_path / name)
     told = json.loads((together / "population.json").read_text())
     losses = [one["metrics"]["eval_loss"] for one in told]
     assert sorted(losses) == losses
@@ -101,6 +104,45 @@ def test_going_on_equals_never_stopping(
             np.testing.assert_array_equal(adapter_of(cut)[tensor], array, err_msg=tensor)
 
 
+@pytest.mark.thorough
+def test_killed_by_the_kernel_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """`jaxft train` as a process, killed three times where it has told so many updates."""
+    keys = SMALL | {
+        "model": GOLDEN / "model",
+        "data.train": GOLDEN / "data.jsonl",
+        "data.max_length": 256,
+    }
+    keys |= {
+        "batch_size": 4,
+        "steps": 12,
+        "mesh.data": 1,
+        "method.rank": 4,
+        "population": json.dumps(TWO),
+    }
+    words = [f"--config.{key}={value}" for key, value in keys.items()]
+    start = [sys.executable, "-m", "jaxft", "train", "--config", f"{RECIPE}:lora", *words]
+
+    def told(folder: Path) -> int:
+        file = folder / "members" / "late" / "metrics.jsonl"
+        return file.read_text().count("train") if file.exists() else 0
+
+    for name, kills in (("whole", ()), ("killed", (1, 5, 8))):
+        for updates in kills:
+            process = subprocess.Popen([*start, "--workdir", str(tmp_path / name)])
+            while told(tmp_path / name) < updates and process.poll() is None:
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+        subprocess.run([*start, "--workdir", str(tmp_path / name)], check=True)
+    for member in ("wide", "late"):
+        whole, killed = (tmp_path / name / "members" / member for name in ("whole", "killed"))
+        for split in ("train", "eval"):
+            assert lines(killed, split) == lines(whole, split)
+        for tensor, array in adapter_of(whole).items():
+            np.testing.assert_array_equal(adapter_of(killed)[tensor], array, err_msg=tensor)
+
+
+@pytest.mark.thorough
 def test_the_worse_ones_may_end_early(configure: Callable[..., Any], tmp_path: Path) -> None:
     """Successive halving; and the same calls again, of a process that goes on, give what stands in the folder."""
     rates = [

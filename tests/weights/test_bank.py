@@ -20,7 +20,7 @@ from jaxft.weights import Bank, Tied, contract_each, slots_of, stacked, written
 from .conftest import BASES, IN, KINDS, VOCABULARY, make_case, normal
 
 ADAPTERS = [name for name in KINDS.values() if name != "full"]
-FIRST = [name for name in BASES if name in ("plain", "stacked", "embedding", "nf4", "tied head")]
+FIRST = ("stacked", "embedding")  # the others are thorough
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -73,7 +73,7 @@ def test_every_method_mixes_on_every_base(base):
     assert_each_row_as_alone(base, cases, bank_of(cases), groups, input_of(base, len(groups)))
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     ranks=st.lists(st.sampled_from([1, 2, 5]), min_size=2, max_size=3),
     names=st.permutations(ADAPTERS),
