@@ -59,7 +59,7 @@ def test_optimizers_are_those_that_a_learning_rate_suffices_for():
 
 
 def test_the_rules_are_of_keys_that_exist():
-    recipes = [f"configs/{name}.py:{method}" for name in ("sft", "dpo") for method in METHODS]
+    recipes = [f"configs/{name}.py:{method}" for name in ("sft", "dpo", "rl") for method in METHODS]
     keys = {key for recipe in recipes for key in flatten(load_config(recipe))}
     ruled = set(CHOICES) | {key for _, _, names in RANGES for key in names}
     assert ruled <= keys
