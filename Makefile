@@ -38,6 +38,7 @@ golden: ## make the golden files again; PYTHON needs the extra `reference`
 	$(PYTHON) tests/golden/make_mixed.py
 	$(PYTHON) tests/golden/make_combined.py
 	$(PYTHON) tests/golden/make_trl.py
+	$(PYTHON) tests/golden/make_family_curves.py
 	$(PYTHON) tests/golden/make_preferences.py
 	$(PYTHON) tests/golden/make_rollouts.py
 	$(PYTHON) tests/data/golden/make_chat.py

@@ -2,13 +2,15 @@
 
 families.json says of each case {"config": config.json, "tensors": {name: [the value before, *shape]}}, and
 families.npz holds `tokens` (2, 24) and for each case the logits (2, 24, vocabulary) that transformers gives.
-`make_families.py` writes both. This file needs NumPy and safetensors alone: the tests use it too.
+`make_families.py` writes both; `make_family_curves.py` writes family_curves.json, whose cases have an adapter besides.
+This file needs NumPy and safetensors alone: the tests use it too.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent
 TABLE, LOGITS = HERE / "families.json", HERE / "families.npz"
+CURVES, TOKENIZER = HERE / "family_curves.json", HERE / "trl/model"
 LEFT = 5  # places of padding on the left, in the padded row
 FIRST = 14  # tokens of the first sequence, in the packed row
 
@@ -51,6 +54,24 @@ def write_folder(case: dict[str, Any], folder: Path) -> Path:
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def write_adapter(case: dict[str, Any], folder: Path) -> Path:
+    """Writes adapter_config.json and adapter_model.safetensors as training begins, lora_B zero; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(case["config"], indent=2) + "\n")
+    tensors = {
+        name: np.float32("lora_A" in name) * drawn(name, before, tuple(shape))
+        for name, (before, *shape) in case["tensors"].items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Copies the tokenizer of `make_trl.py` into a model's folder."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / name, folder / name)
 
 
 def rows(tokens: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,12 @@ import pytest
 from jaxft.training.loop import train
 from tests.small_runs import GOLDEN, Cut, cut_at, lines
 
+SCRIPT = GOLDEN.parent / "family_folders.py"
+specification = importlib.util.spec_from_file_location("family_folders", SCRIPT)
+folders = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(folders)
+
+FAMILIES = json.loads(folders.CURVES.read_text())
 CURVES = json.loads((GOLDEN / "curves.json").read_text())
 # One of each weight, a schedule, parts of a batch, and decay; what the others do stands in their first updates.
 WHOLE = {"dora", "full_decayed", "lora", "lora_accumulated", "lora_cosine", "vera"}
@@ -47,6 +54,19 @@ def overrides_of(curve: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def assert_is_trls(ours: list[dict[str, Any]], curve: dict[str, Any], *, tolerance: float) -> None:
+    """Losses to the tolerance, gradient norms to ten times it, relatively; rates and tokens."""
+
+    def assert_close(ours_name: str, theirs: str, **within: float) -> None:
+        found = [row[ours_name] for row in ours]
+        np.testing.assert_allclose(found, curve[theirs][: len(ours)], **within)
+
+    assert_close("loss", "losses", atol=tolerance)
+    assert_close("learning_rate", "learning_rates", atol=1e-7)
+    assert_close("grad_norm", "grad_norms", rtol=10 * tolerance)
+    assert_close("trained_tokens", "tokens", rtol=0)
+
+
 @pytest.mark.parametrize(
     ("name", "updates"),
     [
@@ -76,13 +96,20 @@ def test_curve_is_trls(
             train(config, tmp_path / "run")
     ours = lines(tmp_path / "run")
     assert len(ours) == (updates or 20)
-    tolerance = 1e-3 if name == "lora_fa_v2" else 3e-5
+    assert_is_trls(ours, curve, tolerance=1e-3 if name == "lora_fa_v2" else 3e-5)
 
-    def assert_close(ours_name: str, theirs: str, **within: float) -> None:
-        found = [row[ours_name] for row in ours]
-        np.testing.assert_allclose(found, curve[theirs][:updates], **within)
 
-    assert_close("loss", "losses", atol=tolerance)
-    assert_close("learning_rate", "learning_rates", atol=1e-7)
-    assert_close("grad_norm", "grad_norms", rtol=10 * tolerance)
-    assert_close("trained_tokens", "tokens", rtol=0)
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_curve_of_a_family_is_trls(
+    name: str, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    """LoRA on families with norms of queries and keys, and a window on some layers: ten updates."""
+    case = FAMILIES[name]
+    model = folders.write_folder(case, tmp_path / "model")
+    folders.write_tokenizer(model)
+    adapter = folders.write_adapter(case["adapter"], tmp_path / "adapter")
+    changes = overrides_of(case | {"start": adapter}) | {"model": str(model)}
+    train(configure("lora", **changes), tmp_path / "run")
+    ours = lines(tmp_path / "run")
+    assert len(ours) == 10
+    assert_is_trls(ours, case, tolerance=3e-5)
