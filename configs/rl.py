@@ -70,6 +70,9 @@ def rollout() -> ConfigDict:
         "top_p": 1.0,  # draw among the likeliest tokens that together have this probability; 1.0: all
         "slots": 0,  # completions that are continued at once; 0: chosen
         "parts": 1,  # parts of a batch sampled one after the other: one is graded while the next is sampled
+        # True: tokens that training's program, which reads whole rows, would have drawn otherwise are exchanged, and
+        # what follows is sampled again; False: they are counted alone (rollout/mismatch)
+        "exact": False,
         "updates": 1,  # passes over a batch of rollouts
         "ahead": 0,  # 1: sample and grade the next batch while this one is learned from, by the policy before
         "eval_temperature": 0.0,  # of held-out answers; 0.0: the likeliest token each time

@@ -45,6 +45,9 @@ class Sampled(NamedTuple):
         lengths: (n,) int32, with the token that ended it.
         log_probabilities: (n, new) float32, under the policy at the temperature of the draws.
         truncated: (n,) whether the limit ended it.
+        mismatches: (n,) int32, how many tokens of its first sample training's program would have drawn otherwise; 0
+            where that was not asked, as is `apart`.
+        apart: (n,) float32, |log p of the sampler - log p of training's program|, the mean over these tokens.
         busy: the share of its steps in which the sampler's slots had something to do.
     """
 
@@ -52,6 +55,8 @@ class Sampled(NamedTuple):
     lengths: np.ndarray
     log_probabilities: np.ndarray
     truncated: np.ndarray
+    mismatches: np.ndarray
+    apart: np.ndarray
     busy: float
 
 
@@ -62,8 +67,9 @@ class Policy:
     Attributes:
         config: of the run.
         tokenizer: the model's.
-        sample: (standing, prompts, group=, temperature=, stream=, first=) -> `Sampled`; a prompt's draws depend on the
-            seed, `stream` and its number, counted from `first`.
+        sample: (standing, prompts, group=, temperature=, stream=, first=, learned=) -> `Sampled`; a prompt's draws
+            depend on the seed, `stream` and its number, counted from `first`. Of completions that are `learned` from,
+            training's program gives the log-probabilities and, with `config.rollout.exact`, has the last word.
         kept: standing -> what goes on standing while the run goes on.
         reference: (standing, placed batch) -> what a frozen policy says of it; None where none is asked.
         decode: ids of a completion -> its text.

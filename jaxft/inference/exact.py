@@ -79,7 +79,10 @@ def score(
     found = []
     for start in range(0, count, rows):
         here = slice(start, start + rows)
-        part = padded_prompts(Prompts(*(x[here] for x in prompts)), rows, prompts.tokens.shape[1])
+        part = Prompts(*(x[here] for x in prompts))
+        # the draws' rules and numbers are asked alone: no program of its own for each length of prompts
+        part = part._replace(tokens=part.tokens[:, :0], segments=part.segments[:, :0])
+        part = padded_prompts(part, rows, 0)
         more = rows - len(laid["tokens"][here])
         batch = {
             name: np.pad(x[here], ((0, more), (0, 0 if name in BY_TOKEN else length - x.shape[1])))
@@ -207,6 +210,7 @@ def exactly(
     eos_ids: Sequence[int],
     rows: int = ROWS,
     slots: int = 0,
+    scored: Scored | None = None,
 ) -> Exact:
     """The completions that training's program would have drawn, with the same noise, token by token.
 
@@ -222,8 +226,11 @@ def exactly(
         eos_ids: the ids after which a completion ends.
         rows: prompts scored at once.
         slots: as of `sample`.
+        scored: of these rollouts, where that is known.
     """
-    scored = score(config, params, prompts, key, rollouts, rows=rows)
+    if scored is None:
+        scored = score(config, params, prompts, key, rollouts, rows=rows)
+    scored = Scored(*map(np.array, scored))  # written over
     mismatches, redrawn = int(scored.differs.sum()), 0
     group, room = prompts.numbers.shape[1], rollouts.tokens.shape[1]
     agreed = np.full(len(rollouts.tokens), -1)  # up to here a completion has been exchanged already

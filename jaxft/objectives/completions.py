@@ -159,7 +159,7 @@ def policy_objective(
         params: the policy's whole tree.
         batch: as `collate_completions` makes it, and (rows, group): counted int32, how many tokens of a completion are
             trained (0: none, where it was cut off and such ones are left out); advantages float32, or (rows, group,
-            new) of each token; (rows, group, new) float32: sampled, log pi_old under the sampler; off_policy (rows,
+            new) of each token; (rows, group, new) float32: sampled, log pi_old; off_policy (rows,
             1), where that is of another policy than this one; reference (rows, group, new), log pi_ref, where beta is
             not 0; temperature (rows, 1); items (rows, 2), of `with_items`, where the batch is part of another.
         settings: `config.objective`.
@@ -196,7 +196,7 @@ def policy_objective(
     )
     here = jnp.asarray(len(counted), jnp.float32)
     factor = completions.astype(jnp.float32) if row.mean is over_all_tokens else here
-    sums = _metrics(settings, parts, new, sampled, entropies, mask)
+    sums = _metrics(settings, parts, new, entropies, mask)
     return parts.loss * factor, Counted(here, jnp.sum(mask.astype(jnp.float32)), sums)
 
 
@@ -204,7 +204,6 @@ def _metrics(
     settings: Settings,
     parts: Parts,
     new: Array,
-    sampled: Array,
     entropies: Array | None,
     mask: Array,
 ) -> Sums:
@@ -213,11 +212,9 @@ def _metrics(
     parts, new = stop(parts), jnp.where(mask, stop(new), 0.0)
     ratio, gains = parts.ratio, parts.advantages
     clip, term = settings.clip, LOSSES[settings.name].term
-    apart = jnp.where(mask, jnp.abs(new - jnp.where(mask, sampled, 0.0)), 0.0)
     values = {
         # of what the policy drew itself, -log p is an estimate of the entropy without a bias
         "entropy": -new if entropies is None else entropies,
-        "rollout/logp_difference": apart,
     }
     if term is clipped:
         low = (ratio < 1.0 - clip.low) & (gains < 0)

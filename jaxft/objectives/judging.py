@@ -113,6 +113,8 @@ def spreads_of(judges: Judges, sampled: Sampled, verdicts: Verdicts, group: int)
         "completions/min_length": _one(float(sampled.lengths.min())),
         "completions/max_length": _one(float(sampled.lengths.max())),
         "rollout/busy": _one(sampled.busy),
+        "rollout/mismatch": _one(float(sampled.mismatches.sum())),
+        "rollout/logp_difference": _mean(sampled.apart),
     }
     for grader, column in zip(judges.graders, verdicts.rewards.T, strict=True):
         sums[f"rewards/{grader.name}/std"] = _one(_deviation(column))

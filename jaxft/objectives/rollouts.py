@@ -34,6 +34,7 @@ from jaxft.objectives.watching import Watch, correlation
 from jaxft.runtime import processes
 
 TRAIN, GREEDY, EVAL = 0, 1, 2  # kinds of draws
+ARRAYS = [name for name in Sampled._fields if name != "busy"]  # a row a completion
 
 
 class Answers(NamedTuple):
@@ -160,9 +161,8 @@ class Rollouts:
         if REWARDING[self._config.objective.name].greedy:
             alone = self._sampled(state, indices, 1, 0.0, (GREEDY, number))
             greedy = self._judging(indices, alone).result()
-        columns = list(zip(*(one for one, _ in parts), strict=True))
-        tokens, lengths, log_p, cut = map(np.concatenate, columns[:-1])
-        sampled = Sampled(tokens, lengths, log_p, cut, float(np.mean(columns[-1])))
+        arrays = {name: np.concatenate([getattr(one, name) for one, _ in parts]) for name in ARRAYS}
+        sampled = Sampled(**arrays, busy=float(np.mean([one.busy for one, _ in parts])))
         return Answers(indices, sampled, joined([asked.result() for _, asked in parts]), greedy)
 
     def _sampled(
@@ -176,7 +176,13 @@ class Rollouts:
     ) -> Sampled:
         prompts = [self.batches.prompts[index].tokens.tolist() for index in indices]
         return self._policy.sample(
-            state, prompts, group=group, temperature=temperature, stream=stream, first=first
+            state,
+            prompts,
+            group=group,
+            temperature=temperature,
+            stream=stream,
+            first=first,
+            learned=stream[0] == TRAIN,
         )
 
     def _judging(
@@ -281,8 +287,8 @@ class Rollouts:
                 *range(size - len(some)),
             ]  # always of one shape, which is compiled once
             sampled = self._sampled(state, filled, 1, warmth, (EVAL, 0), first)
-            tokens, lengths, log_p, cut = (array[: len(some)] for array in sampled[:4])
-            sampled = Sampled(tokens, lengths, log_p, cut, sampled.busy)
+            own = {name: getattr(sampled, name)[: len(some)] for name in ARRAYS}
+            sampled = Sampled(**own, busy=sampled.busy)
             verdicts = self._judging(some, sampled).result()
             said = int(sampled.lengths.sum())
             sums = sums_of(self._judges, sampled, verdicts)
@@ -372,11 +378,11 @@ def _answered(answers: Answers) -> dict[str, Any]:
 
 def _answers_of(state: Mapping[str, Any]) -> Answers:
     arrays = _unpacked(state["arrays"])
+    if not set(Sampled._fields) <= arrays.keys():
+        raise UserError("the checkpoint's data state is of another version of jaxft")
     busy = float(arrays["busy"])
     verdicts = Verdicts(arrays["rewards"], arrays["watched"], list(state["reasons"]))
     greedy = arrays.get("greedy")
     alone = None if greedy is None else Verdicts(greedy, greedy[:, :0], [])
-    sampled = Sampled(
-        **{name: arrays[name] for name in Sampled._fields if name != "busy"}, busy=busy
-    )
+    sampled = Sampled(**{name: arrays[name] for name in ARRAYS}, busy=busy)
     return Answers(list(state["indices"]), sampled, verdicts, alone)

@@ -17,9 +17,11 @@ from jaxft.data.feed import Policy, Sampled
 from jaxft.data.prompts import ending_of
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.errors import UserError
+from jaxft.inference.exact import ROWS, Scored, exactly, score
 from jaxft.inference.generate import decoded, generate, padded
 from jaxft.inference.opening import open_model, open_words
-from jaxft.inference.rollouts import sample_rollouts
+from jaxft.inference.rollouts import Rollouts, prompts_of
+from jaxft.inference.rollouts import sample as sample_rollouts
 from jaxft.models import Config
 from jaxft.objectives.objective import objective_of
 from jaxft.runtime import processes
@@ -71,6 +73,8 @@ def _sampler(
     """Samples completions by the parameters of a run as they stand, in a thread of its own too."""
     rollout = config.rollout
     longest = max(rollout.max_new_tokens, 1)
+    ends: dict[str, Any] = {"eos_ids": eos_ids, "slots": rollout.slots}
+    rows = min(ROWS, config.batch_size // config.grad_accum)  # no more than an update takes at once
 
     def sample(
         standing: Any,
@@ -80,30 +84,45 @@ def _sampler(
         temperature: float,
         stream: tuple[int, int],
         first: int,
+        learned: bool,
     ) -> Sampled:
         kind, number = stream
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), kind), number)
+        asked = prompts_of(
+            *padded(prompts),
+            group=group,
+            limits=longest,
+            temperature=temperature,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            streams=np.arange(first, first + len(prompts)),
+        )
+        what = (model, standing.params, asked, key)
         with jax.set_mesh(mesh):
-            found = sample_rollouts(
-                model,
-                standing.params,
-                *padded(prompts),
-                key,
-                group=group,
-                max_new_tokens=longest,
-                temperature=temperature,
-                top_k=rollout.top_k,
-                top_p=rollout.top_p,
-                eos_ids=eos_ids,
-                streams=np.arange(first, first + len(prompts)),
-                slots=rollout.slots,
-            )
+            found = sample_rollouts(*what, max_new_tokens=longest, **ends)
+            mismatches, apart = np.zeros(len(found.lengths), np.int32), np.zeros(len(found.lengths))
+            if learned:
+                scored = score(*what, found, rows=rows)
+                mismatches, apart = scored.differs.sum(axis=1), _apart(found, scored)
+                if rollout.exact:
+                    found = exactly(*what, found, rows=rows, scored=scored, **ends).rollouts
+                else:
+                    log_p, mass = scored.log_probabilities, scored.log_masses
+                    found = found._replace(log_probabilities=log_p, log_masses=mass)
         log_p = found.log_probabilities + found.log_masses
-        arrays = (found.tokens, found.lengths, log_p, found.truncated)
-        tokens, lengths, given, cut = map(np.asarray, arrays)
-        return Sampled(tokens, lengths, given, cut, found.busy)
+        arrays = (found.tokens, found.lengths, log_p, found.truncated, mismatches, apart)
+        tokens, lengths, given, cut, wrong, apart = map(np.asarray, arrays)
+        return Sampled(tokens, lengths, given, cut, wrong, apart, found.busy)
 
     return sample
+
+
+def _apart(found: Rollouts, scored: Scored) -> np.ndarray:
+    """(n,) float32: how far the sampler and training's program are apart in the log p of a completion's tokens."""
+    told = np.arange(found.tokens.shape[1])[None, :] < found.lengths[:, None]
+    ours = scored.log_probabilities + scored.log_masses
+    each = np.where(told, np.abs(found.log_probabilities + found.log_masses - ours), 0.0)
+    return (each.sum(axis=1) / np.maximum(found.lengths, 1)).astype(np.float32)
 
 
 def _kept(standing: Any) -> Any:

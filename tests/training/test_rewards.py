@@ -13,6 +13,7 @@ import pytest
 from jaxft.errors import UserError
 from jaxft.objectives import rollouts
 from jaxft.objectives.rewarding import REWARDING
+from jaxft.training import policy
 from jaxft.training.loop import train
 from tests.small_runs import GOLDEN, Cut, adapter_of, cut_at, lines
 
@@ -76,7 +77,42 @@ def test_every_completion_is_written_with_its_reward_and_advantage(small, tmp_pa
             parts = line["rewards"]
             assert line["reward"] == pytest.approx(parts["close"] + 0.5 * parts["letter"], abs=1e-5)
     # what the sampler and the training program say of the same tokens
-    assert max(line["rollout/logp_difference"] for line in metrics) < 1e-5
+    assert 0 < max(line["rollout/logp_difference"] for line in metrics) < 1e-5
+    assert [line["rollout/mismatch"] for line in metrics] == [0] * 4
+
+
+HOW = [
+    {},
+    *(
+        pytest.param(keys, marks=pytest.mark.thorough)
+        for keys in (
+            {"rollout.ahead": 1},
+            {"rollout.parts": 2},
+            {"rollout.updates": 2, "grad_accum": 2, "rollout.top_k": 20},
+            {"mesh.fsdp": 2, "mesh.tensor": 2},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_exact_rollouts_are_the_trained_policys_whatever_the_sampler_draws(
+    how, small, tmp_path, monkeypatch
+):
+    keys = {"steps": 2 if how else 1} | how
+    train(small(**keys), tmp_path / "plain")
+    before = policy.sample_rollouts
+
+    def disturbed(config: Any, params: Any, prompts: Any, *rest: Any, **settings: Any) -> Any:
+        off = prompts._replace(temperature=prompts.temperature * np.float32(1.5))
+        return before(config, params, off, *rest, **settings)
+
+    monkeypatch.setattr(policy, "sample_rollouts", disturbed)
+    train(small(**keys | {"rollout.exact": True}), tmp_path / "exact")
+    assert all(line["rollout/mismatch"] == 0 for line in lines(tmp_path / "plain"))
+    assert all(line["rollout/mismatch"] > 0 for line in lines(tmp_path / "exact"))
+    told, exact = journal(tmp_path / "plain"), journal(tmp_path / "exact")
+    assert [line["completion"] for line in exact] == [line["completion"] for line in told]
 
 
 @pytest.mark.thorough
@@ -145,7 +181,7 @@ def test_two_passes_learn_twice_from_the_same_rollouts(small, tmp_path):
     metrics = lines(tmp_path / "run")
     assert [line["step"] for line in journal(tmp_path / "run")] == [1] * 6 + [3] * 6
     assert metrics[0]["reward"] == metrics[1]["reward"]
-    assert metrics[0]["rollout/logp_difference"] < 1e-5 < metrics[1]["rollout/logp_difference"]
+    assert metrics[0]["rollout/logp_difference"] == metrics[1]["rollout/logp_difference"] < 1e-5
     assert metrics[0]["clip_ratio/region_mean"] == 0 < metrics[1]["clip_ratio/region_mean"]
 
 

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pytest
 
 from jaxft.objectives import rollouts
-from jaxft.objectives.completions import collate_completions, completion_tokens
 from jaxft.objectives.judging import Verdicts
 from jaxft.training import policy
 from jaxft.training.loop import train
@@ -50,23 +48,16 @@ def keys_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rollouts are those of the file, with the log-probabilities that the policy gives them."""
+    """Rollouts are those of the file."""
     batches = RECORDED["rollouts"]
     left = {"sampled": iter(batches), "judged": iter(batches)}
-    log_p = jax.jit(
-        lambda config, params, batch: completion_tokens(config, params, batch)[0], static_argnums=0
-    )
 
-    def sample(config: Any, params: Any, tokens: Any, segments: Any, key: Any, **_: Any) -> Said:
+    def sample(config: Any, params: Any, prompts: Any, key: Any, **_: Any) -> Said:
         said = next(left["sampled"])["completions"]
         lengths = np.asarray([len(ids) for ids in said], np.int32)
         ids = np.asarray([each + [0] * (NEW - len(each)) for each in said], np.int32)
-        prompts = [row[seen == 1].tolist() for row, seen in zip(tokens, segments, strict=True)]
-        batch = collate_completions(prompts, ids, lengths, length=192, pad_id=0)
-        batch["temperature"] = np.ones((len(prompts), 1), np.float32)
-        batch["sampled"] = np.zeros((len(prompts), GROUP, NEW), np.float32)
-        found = np.asarray(log_p(config, params, batch))
-        return Said(ids, lengths, found, np.zeros_like(found), ~(ids == 2).any(axis=1))
+        nothing = np.zeros(ids.shape, np.float32)  # the run asks training's program
+        return Said(ids, lengths, nothing, nothing, ~(ids == 2).any(axis=1))
 
     def judged(judges: Any, rows: Any, *_: Any) -> Verdicts:
         batch = next(left["judged"])
