@@ -99,7 +99,7 @@ def hidden_states(
     positions: Int[Array, "batch length"] | None = None,
     branches: Int[Array, "batch length"] | None = None,
 ) -> Float[Array, "batch length hidden"]:
-    """The decoder up to its final norm: what the head turns into logits. Arguments as of `Transformer`.
+    """What the head turns into logits: behind the final norm and the logits' scale. Arguments as of `Transformer`.
 
     `branches` (batch, length) tells continuations of one beginning apart, which stand in one segment: 0 is the
     beginning, which all see, and any other number is seen by its own alone. It needs `positions`.
@@ -132,7 +132,7 @@ def hidden_states(
         carry: Any = (x, _no_keys(own, tokens)) if lends else x
         carry, _ = jax.lax.scan(_rematerialized(body, config.remat), carry, scanned)
         x, lent[number] = carry if lends else (carry, None)
-    return normalized(config, params["final_norm"], x)
+    return _ended(config, params, x)
 
 
 def cached_hidden_states(
@@ -220,7 +220,15 @@ def continued(
         (x, keys, values), _ = jax.lax.scan(body, start, scanned)
         if own.keys_from < 0:
             written["key"][name], written["value"][name] = keys, values
-    return normalized(config, params["final_norm"], x), written
+    return _ended(config, params, x), written
+
+
+def _ended(
+    config: Config, params: Params, x: Float[Array, "batch length hidden"]
+) -> Float[Array, "batch length hidden"]:
+    """Behind the final norm, times the scale of the logits: a loss that never forms them sees it too."""
+    x = normalized(config, params["final_norm"], x)
+    return x if config.logit_scale == 1.0 else x * jnp.asarray(config.logit_scale, x.dtype)
 
 
 def empty_cache(config: Config, batch: int, length: int) -> dict[str, Any]:
@@ -250,9 +258,8 @@ def head_of(params: Params) -> Any:
 def logits(
     config: Config, params: Params, hidden: Float[Array, "batch length hidden"]
 ) -> Float[Array, "batch length vocabulary"]:
-    """The head's product in float32, scaled and capped where the family does so."""
+    """The head's product in float32, capped where the family does so."""
     scores = contract(hidden, head_of(params)).astype(jnp.float32)
-    scores = scores if config.logit_scale == 1.0 else scores * config.logit_scale
     cap = config.logit_softcap
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 

@@ -118,7 +118,7 @@ def completion_tokens(
     names = ("tokens", "segments", "positions", "branches")
     tokens, segments, positions, branches = (jnp.asarray(batch[name]) for name in names)
     hidden = hidden_states(config, params, tokens, segments, positions, branches)
-    warmth = jnp.asarray(batch["temperature"])[:, :, None] / config.logit_scale
+    warmth = jnp.asarray(batch["temperature"])[:, :, None]
     hidden = hidden / warmth.astype(hidden.dtype)
     head, cap, after = head_of(params), config.logit_softcap, jnp.roll(tokens, -1, axis=1)
     log_p = token_log_probabilities(hidden, head, after, softcap=cap)
