@@ -18,7 +18,7 @@ The table is written to real_tokenizers.md beside this file.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import warnings
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,16 @@ def measure(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 def main() -> None:
     """Measures the folders and writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", metavar="NAME=FOLDER", help="a tokenizer's folder")
+    given_folders = parser.parse_args().folders
+
     import transformers
 
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
     columns = ("texts", "chats", "masks", "refused", "split")
     lines = [
         "# Tokenizers of real models",
@@ -182,7 +186,7 @@ def main() -> None:
         f"| tokenizer | {' | '.join(columns)} | differs |",
         f"| --- |{' ---: |' * len(columns)} --- |",
     ]
-    for given in sys.argv[1:]:
+    for given in given_folders:
         name, _, folder = given.partition("=")
         counts, wrong = measure(Path(folder))
         print(name, counts, *wrong, sep="\n  ", flush=True)

@@ -55,7 +55,7 @@ SETTINGS = {
 }
 # The phases: where a function is entered, and its name there.
 PHASES: dict[str, tuple[Any, str]] = {
-    "start": (loop, "_begun"),
+    "start": (loop, "begin_run"),
     "step": (loop.Loop, "dispatch"),
     "save": (checkpoint.Checkpoints, "save"),
     "commit": (checkpoint.Checkpoints, "_commit"),

@@ -54,7 +54,7 @@ def executed(name, folder):
     return notebook
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("default")  # those of Jupyter's own packages
 def test_a_pods_run_is_planned_and_made_on_one_device(tmp_path):
     notebook = executed("tpu_pod", tmp_path)
@@ -90,7 +90,7 @@ def test_the_levers_are_compared(tmp_path):
     assert sum("image/png" in output["data"] for output in drawn) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("default")
 def test_a_run_learns_from_rewards(tmp_path):
     notebook = executed("reinforcement", tmp_path)

@@ -20,6 +20,7 @@ from jaxft.data.chat import Ending
 from jaxft.errors import UserError
 from jaxft.inference.decoding import generate_tokens
 from jaxft.inference.generate import decoded
+from jaxft.models.transformer import initial_params
 
 TRL = Path(__file__).parents[1] / "golden" / "trl"
 FOLDER = TRL / "model"
@@ -104,9 +105,10 @@ def test_mistakes_are_told(changes, message):
 
 
 def test_a_prompt_that_the_model_cannot_read_is_told():
-    small = jaxft.models.Transformer(dataclasses.replace(model.config, vocabulary=50))
+    config = dataclasses.replace(model.config, vocabulary=50)
+    small = initial_params(config, jax.random.key(0))
     with pytest.raises(UserError, match=r"prompt 1: .* vocabulary has 50"):
-        jaxft.generate(small, params, PROMPTS, tokenizer=tokenizer)
+        jaxft.generate(jaxft.models.Transformer(config), small, PROMPTS, tokenizer=tokenizer)
     tokenizer_without_bos = load_tokenizer(FOLDER)
     tokenizer_without_bos.backend.post_processor = None
     with pytest.raises(UserError, match="prompt 2: the prompt has no tokens"):
