@@ -110,7 +110,7 @@ def settings_of(settings: Mapping[str, Any]) -> Settings:
     return Settings(**{field.name: settings[field.name] for field in dataclasses.fields(Settings)})
 
 
-def next_places(batch: Batch) -> dict[str, Array]:
+def next_positions(batch: Batch) -> dict[str, Array]:
     """tokens, weights, branches and pairs of the position after each; weight 0 where that is no successor.
 
     A position predicts the one after it if that one sees it.
@@ -136,7 +136,7 @@ def position_log_probabilities(
     )
     hidden = hidden_states(config, params, tokens, segments, positions, branches)
     head, cap = head_of(params), config.logit_softcap
-    log_p = token_log_probabilities(hidden, head, next_places(batch)["tokens"], softcap=cap)
+    log_p = token_log_probabilities(hidden, head, next_positions(batch)["tokens"], softcap=cap)
     if not collisions:
         return log_p, None
     return log_p, collision_log_probabilities(hidden, head, softcap=cap)
@@ -144,7 +144,7 @@ def position_log_probabilities(
 
 def pair_sums(values: Float[Array, "batch length"], batch: Batch) -> Pair:
     """The sums over the tokens of each completion, (batch, slots), of what stands at the positions before them."""
-    after = next_places(batch)
+    after = next_positions(batch)
     slots = jnp.asarray(batch["present"]).shape[1]
     number = jnp.arange(1, slots + 1, dtype=jnp.int32)
     member = (after["pairs"][:, :, None] == number[None, None, :]).astype(values.dtype)
@@ -201,7 +201,7 @@ def preference_loss(
     if weight := settings.sft_weight + loss.likelihood:
         likelihood, sums["nll"] = _likelihood(log_p, batch, settings)
         total = total + weight * likelihood
-    tokens = jnp.sum(next_places(batch)["weights"])
+    tokens = jnp.sum(next_positions(batch)["weights"])
     return total, Counted(jnp.sum(present), tokens, sums)
 
 
@@ -241,7 +241,7 @@ def _losses(
 
 def likelihood_positions(batch: Batch, *, whole: bool) -> Float[Array, "batch length"]:
     """1.0 at the positions that predict a token of a chosen completion or, if `whole`, of its prompt."""
-    after = next_places(batch)
+    after = next_positions(batch)
     if whole:
         kept = (after["branches"] != REJECTED) & after["follows"]
     else:

@@ -137,7 +137,7 @@ def largest(numbers: Array, density: float) -> Array:
 def elect(tensors: Array, shares: Array, majority: str) -> Array:
     """The mean, over the first axis, of the shares of those tensors that have the sign of most.
 
-    A number's sign is elected by what the tensors give before they are weighed, and plus wins a tie.
+    The sign of each number is decided by the tensors without their weights; where they balance, it is plus.
     """
     by = tensors if majority == "total" else np.sign(tensors)
     sign = np.where(by.sum(0) >= 0, 1, -1)
