@@ -16,7 +16,7 @@ EMPTY = "take them out, unless the model is to answer with nothing"
 TWICE = "take the further ones out, unless they are meant to weigh more"
 DOUBLED = "leave the BOS out of the rows or of the chat template: the tokenizer writes one"
 FOREIGN = "train refuses them: take the model's own tokenizer"
-HELD_OUT = "take them out of one of the two, or the held-out loss tells what was memorised"
+HELD_OUT = "take them out of one of the two, or what is held out tells what was memorised"
 ASKED_TWICE = "take them out of one of the two, unless both answers are wanted"
 UNTRAINED = (
     "a larger data.max_length helps where the prompt fills it; the others have nothing to train on"

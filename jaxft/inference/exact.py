@@ -71,9 +71,26 @@ def score(
         Arrays on the host.
     """
     count, group = prompts.numbers.shape
-    parts = batch_parts()
-    rows = -(-min(rows, count) // parts) * parts
     room = rollouts.tokens.shape[1]
+    pieces = parts_to_score(prompts, rollouts, rows)
+    found = [run_score(config, params, *piece, key, room=room) for piece in pieces]
+    columns = zip(*([to_host(x) for x in one] for one in found), strict=True)
+    whole = [np.concatenate(column)[: count * group] for column in columns]
+    told = np.arange(room)[None, :] < rollouts.lengths[:, None]
+    log_p, mass, drawn = (np.where(told, x, 0).astype(x.dtype) for x in whole)
+    return Scored(log_p, mass, drawn, told & (drawn != rollouts.tokens))
+
+
+def parts_to_score(
+    prompts: Prompts, rollouts: Rollouts, rows: int
+) -> list[tuple[dict[str, np.ndarray], Prompts]]:
+    """Rollouts in parts of `rows` prompts, in the shapes for which `run_score` is compiled on the mesh in force.
+
+    Returns:
+        Of each part, the rows of `group_rows`, padded, and the prompts without their tokens, which the rows hold.
+    """
+    count, parts = len(prompts.numbers), batch_parts()
+    rows = -(-min(rows, count) // parts) * parts
     laid = group_rows(prompts, rollouts)
     length = -(-laid["tokens"].shape[1] // STEP) * STEP
     found = []
@@ -82,18 +99,13 @@ def score(
         part = Prompts(*(x[here] for x in prompts))
         # the draws' rules and numbers are asked alone: no program of its own for each length of prompts
         part = part._replace(tokens=part.tokens[:, :0], segments=part.segments[:, :0])
-        part = padded_prompts(part, rows, 0)
         more = rows - len(laid["tokens"][here])
         batch = {
             name: np.pad(x[here], ((0, more), (0, 0 if name in BY_TOKEN else length - x.shape[1])))
             for name, x in laid.items()
         }
-        found.append(_scored(config, params, batch, part, key, room=room))
-    pieces = zip(*([to_host(x) for x in one] for one in found), strict=True)
-    whole = [np.concatenate(piece)[: count * group] for piece in pieces]
-    told = np.arange(room)[None, :] < rollouts.lengths[:, None]
-    log_p, mass, drawn = (np.where(told, x, 0).astype(x.dtype) for x in whole)
-    return Scored(log_p, mass, drawn, told & (drawn != rollouts.tokens))
+        found.append((batch, padded_prompts(part, rows, 0)))
+    return found
 
 
 def group_rows(prompts: Prompts, rollouts: Rollouts) -> dict[str, np.ndarray]:
@@ -131,7 +143,7 @@ def group_rows(prompts: Prompts, rollouts: Rollouts) -> dict[str, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "room"))
-def _scored(
+def run_score(
     config: Config,
     params: Params,
     batch: Mapping[str, Any],
@@ -140,7 +152,10 @@ def _scored(
     *,
     room: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probabilities, log-masses and drawn tokens, (rows * group, room) each, of any value behind the ends."""
+    """The program of `score`: log-probabilities, log-masses and drawn tokens, (rows * group, room) each.
+
+    Behind the ends of completions stands anything.
+    """
     hidden = hidden_states(
         config, params, *(batch[name] for name in ("tokens", "segments", "positions", "branches"))
     )

@@ -32,6 +32,7 @@ from jaxft.runtime.processes import to_host
 __all__ = [
     "Prompts",
     "Rollouts",
+    "as_compiled",
     "completion_keys",
     "padded_prompts",
     "prompts_of",
@@ -151,17 +152,22 @@ def sample(
     slots: int = 0,
 ) -> Rollouts:
     """`sample_rollouts` of prompts whose record is made: the completions, as arrays on the host."""
-    count, length = prompts.tokens.shape
-    parts, group = batch_parts(), prompts.numbers.shape[1]
     lengths = np.asarray(prompts.segments, bool).sum(axis=1)
     _check_angles(config, lengths, lengths + np.max(prompts.limits, axis=1, initial=0))
-    asked = padded_prompts(prompts, -(-count // parts) * parts, bucket(length, LEAST_LENGTH))
+    asked, width = as_compiled(prompts, slots)
     ends = jnp.asarray(np.asarray(eos_ids, np.int32))
-    width = slots_of(count * group, slots, parts)
     found = run_slots(config, params, asked, key, ends, room=max_new_tokens, slots=width)
     found = jax.tree.map(to_host, found)
-    rows = {name: x[: count * group] for name, x in found._asdict().items() if name != "slot_steps"}
+    count = prompts.numbers.size
+    rows = {name: x[:count] for name, x in found._asdict().items() if name != "slot_steps"}
     return Rollouts(**rows, slot_steps=found.slot_steps)
+
+
+def as_compiled(prompts: Prompts, slots: int) -> tuple[Prompts, int]:
+    """The record in the shapes for which `run_slots` is compiled on the mesh in force, and its number of slots."""
+    (count, length), parts = prompts.tokens.shape, batch_parts()
+    asked = padded_prompts(prompts, -(-count // parts) * parts, bucket(length, LEAST_LENGTH))
+    return asked, slots_of(prompts.numbers.size, slots, parts)
 
 
 def padded_prompts(prompts: Prompts, count: int, length: int) -> Prompts:

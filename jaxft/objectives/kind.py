@@ -57,6 +57,7 @@ class Kind:
         lengths: (part, row_length) -> lines of how long the rows are.
         shown: (part, example, tokenizer, marks) -> how many of its tokens train, and its text in lines.
         packs: whether a row of a batch may hold several examples (`config.data.packing`).
+        counts: what `config.batch_size` counts, in words.
     """
 
     rows: Callable[..., Iterable[Row]]
@@ -68,6 +69,7 @@ class Kind:
     lengths: Callable[[Part, int], list[str]]
     shown: Callable[[Part, Example, Tokenizer, tuple[str, str]], tuple[int, list[str]]]
     packs: bool = True
+    counts: str = "sequence"
 
 
 def warnings_of(

@@ -252,4 +252,5 @@ PROMPTS = Kind(
     lengths=_lengths,
     shown=_shown,
     packs=False,
+    counts="prompt",
 )

@@ -41,7 +41,7 @@ from jaxft.training.memory import refused, tpu_temporaries
 from jaxft.training.precision import with_dtypes
 from jaxft.training.precompute import beforehand, without
 from jaxft.training.program import make_program
-from jaxft.training.reference import make_reference
+from jaxft.training.reference import Reference, make_reference
 from jaxft.training.sharding import batch_sharding, laid_out, make_mesh, require_rows, shardings
 from jaxft.tree import PyTree, combine
 from jaxft.weights import quantized_in
@@ -81,6 +81,8 @@ class Plan:
         rollout_bytes: the most memory in use at once while completions are sampled, the parameters counted; 0 where
             nothing is sampled. It has to fit as well, and the optimizer's state stands beside it.
         cache_bytes: of that, keys and values: of each prompt once, and of the completions continued at a time.
+        score_bytes: as rollout_bytes, while training's program reads what was sampled.
+        reference_bytes: as rollout_bytes, while the reference reads it; 0 where it is not asked.
         hours: of all updates; None where the configuration counts epochs of data that were not read.
         compile_seconds: how long the compiler took.
     """
@@ -109,18 +111,23 @@ class Plan:
     compile_seconds: float
     rollout_bytes: int = 0
     cache_bytes: int = 0
+    score_bytes: int = 0
+    reference_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Traced:
-    """A step as the compiler gets it, its loss (trainable, frozen, batch, *held), and their arguments as shapes."""
+    """A step as the compiler gets it, its loss (trainable, frozen, batch, *held), and their arguments as shapes.
+
+    `held` is what the reference holds.
+    """
 
     step: Callable[..., Any]
     loss: Callable[..., Any]
     state: Any
     frozen: PyTree
     batch: dict[str, Any]
-    held: tuple[PyTree, ...]
+    reference: Reference
     drawn: PyTree
     base: PyTree
     schemes: str
@@ -142,12 +149,12 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         parts = _parts(traced)
         placed = jax.tree.map(lambda leaf: leaf.sharding, traced.state)
         jitted = jax.jit(traced.step, donate_argnums=0, out_shardings=(placed, None))
-        lowered = jitted.lower(traced.state, traced.frozen, traced.batch, *traced.held)
+        lowered = jitted.lower(traced.state, traced.frozen, traced.batch, *traced.reference.held)
         start = time.perf_counter()
         peak, temporary, memory, program = _compiled(
             lowered, sum(parts.values()), target, compiler_options(mesh)
         )
-        sampled, cache = _sampling(config, model, traced, mesh, target)
+        sampled = _sampling(config, model, traced, mesh, target)
         seconds = time.perf_counter() - start
         flops = _flops(traced, mesh)
         least = (
@@ -170,7 +177,7 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         activation_bytes=min(kept, temporary),
         memory_bytes=memory,
         fits=(program is not None or memory is None or peak <= memory)
-        and (memory is None or sampled + parts["optimizer_bytes"] <= memory),
+        and (memory is None or _most(sampled) + parts["optimizer_bytes"] <= memory),
         flops=flops,
         exchanged_bytes=sum(program.exchanged.values()) if program else 0,
         seconds_per_step=duration,
@@ -178,21 +185,35 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         mfu=least / (duration * target.chip.flops) if duration and target.chip else None,
         hours=config.steps * duration / 3600 if duration and config.steps else None,
         compile_seconds=round(seconds, 1),
-        rollout_bytes=sampled,
-        cache_bytes=cache,
+        **sampled,
     )
 
 
 def _sampling(
     config: ConfigDict, model: Config, traced: _Traced, mesh: Mesh, target: Devices
-) -> tuple[int, int]:
-    """The sampler's peak and its cache, in bytes; 0 and 0 where nothing is sampled."""
+) -> dict[str, int]:
+    """What `Plan` says of sampling; nothing where nothing is sampled."""
     params = combine(traced.state.trainable, traced.frozen)
-    found = sampling(config, model, params, mesh)
+    what = (traced.frozen, traced.batch, traced.reference)
+    found = sampling(config, model, params, *what, mesh)
     if found is None:
-        return 0, 0
-    peak, _, _, _ = _compiled(found.lowered, _bytes(params), target, compiler_options(mesh))
-    return peak, found.cache_bytes
+        return {}
+    held, trainable = _bytes(traced.reference.held), _bytes(traced.state.trainable)
+    programs = {  # with the bytes that stand beside it and are no arguments of it
+        "rollout": (found.sampler, held),
+        "score": (found.scorer, held),
+        "reference": (found.reference, trainable),
+    }
+    sizes = {"cache_bytes": found.cache_bytes}
+    for name, (lowered, beside) in programs.items():
+        if lowered is not None:  # a run compiles them without options
+            peak, *_ = _memory(lowered, _bytes(params), target, {})
+            sizes[f"{name}_bytes"] = peak + beside
+    return sizes
+
+
+def _most(sampled: dict[str, int]) -> int:
+    return max((size for name, size in sampled.items() if name != "cache_bytes"), default=0)
 
 
 def variants(
@@ -302,7 +323,7 @@ def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
         state=_laid(state, mesh),
         frozen=_laid(frozen, mesh),
         batch=laid_out(batch, dict.fromkeys(batch, rows)),
-        held=reference.held,
+        reference=reference,
         drawn=_laid(drawn, mesh),
         base=_laid(rest, mesh),
         schemes="+".join(sorted({weight.scheme for _, weight in quantized_in(frozen)})) or "none",
@@ -320,7 +341,7 @@ def _plain(model: Config) -> Config:
 def _parts(traced: _Traced) -> dict[str, int]:
     """Bytes per device of the step's arguments but the batch."""
     return {
-        "base_bytes": _bytes(traced.base) + _bytes(traced.held),
+        "base_bytes": _bytes(traced.base) + _bytes(traced.reference.held),
         "adapter_bytes": _bytes(traced.state.trainable) + _bytes(traced.drawn),
         "optimizer_bytes": _bytes(traced.state.optimizer),
     }
@@ -344,18 +365,8 @@ def _compiled(
     lowered: Any, arguments: int, target: Devices, options: dict[str, str]
 ) -> tuple[int, int, int | None, Program | None]:
     """(peak, temporary, memory, program); a step that the TPU compiler refuses tells the first three."""
-    memory = int(target.chip.memory) if target.chip else local_memory()
-    try:
-        compiled = lowered.compile(compiler_options=options)
-    except Exception as error:
-        size, room = refused(error)
-        # What it calls temporaries are the arguments too, but no gaps between buffers.
-        return size, max(size - arguments, 0), room, None
-    analysis = compiled.memory_analysis()
-    temporary = analysis.temp_size_in_bytes if target.chip is None else tpu_temporaries(analysis)
-    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-    peak = held - analysis.alias_size_in_bytes + temporary
-    if target.chip is None:
+    peak, temporary, memory, compiled = _memory(lowered, arguments, target, options)
+    if target.chip is None or compiled is None or memory is None:
         return peak, temporary, memory, None
     try:
         text = compiled.as_text()
@@ -369,9 +380,28 @@ def _compiled(
     return min(peak, memory), temporary, memory, program
 
 
+def _memory(
+    lowered: Any, arguments: int, target: Devices, options: dict[str, str]
+) -> tuple[int, int, int | None, Any]:
+    """(peak, temporary, memory, compiled) of a program; the last is None where the TPU compiler refuses it."""
+    memory = int(target.chip.memory) if target.chip else local_memory()
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except Exception as error:
+        size, room = refused(error)
+        # What it calls temporaries are the arguments too, but no gaps between buffers.
+        return size, max(size - arguments, 0), room, None
+    analysis = compiled.memory_analysis()
+    temporary = analysis.temp_size_in_bytes if target.chip is None else tpu_temporaries(analysis)
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return held - analysis.alias_size_in_bytes + temporary, temporary, memory, compiled
+
+
 def _flops(traced: _Traced, mesh: Mesh) -> int:
     """Of one device: those of the whole step, evenly divided."""
-    jaxpr = jax.make_jaxpr(traced.step)(traced.state, traced.frozen, traced.batch, *traced.held)
+    jaxpr = jax.make_jaxpr(traced.step)(
+        traced.state, traced.frozen, traced.batch, *traced.reference.held
+    )
     return count_flops(jaxpr) // mesh.size
 
 
@@ -381,7 +411,7 @@ def _activation_bytes(traced: _Traced, mesh: Mesh) -> int:
     def kept(trainable: PyTree, *others: Any) -> Any:
         return jax.vjp(lambda tree: traced.loss(tree, *others)[0], trainable)[1]
 
-    others = (traced.frozen, traced.batch, *traced.held)
+    others = (traced.frozen, traced.batch, *traced.reference.held)
     jaxpr = jax.make_jaxpr(kept)(traced.state.trainable, *others).jaxpr
     given = {id(variable) for variable in (*jaxpr.invars, *jaxpr.constvars)}
     made: dict[int, Any] = {

@@ -34,12 +34,16 @@ def table(plans: Sequence[Plan], price: float = 0.0) -> list[str]:
         + (f"{'cost':>10}" if price else ""),
     ]
     lines += [_line(plan, plan is best, price) for plan in plans]
-    return lines + [
+    return lines + [_sampled(plan) for plan in plans if plan.rollout_bytes]
+
+
+def _sampled(plan: Plan) -> str:
+    """What is needed beside the step, while the optimizer's state stands by."""
+    asks = f", asking the reference {plan.reference_bytes / GIB:.2f}" * bool(plan.reference_bytes)
+    return (
         f"  {plan.method}, base {plan.quantize}: sampling completions takes {plan.rollout_bytes / GIB:.2f}, of which "
-        f"{plan.cache_bytes / GIB:.2f} are keys and values"
-        for plan in plans
-        if plan.rollout_bytes
-    ]
+        f"{plan.cache_bytes / GIB:.2f} are keys and values; scoring them {plan.score_bytes / GIB:.2f}{asks}"
+    )
 
 
 def _line(plan: Plan, best: bool, price: float) -> str:

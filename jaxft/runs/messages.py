@@ -56,10 +56,10 @@ def device_line(mesh: Mesh, dtype: str, param_dtype: str) -> str:
     return f"{counted(mesh.size, f'{kind} device')}; computes in {dtype}, weights in {param_dtype}"
 
 
-def updates_line(steps: int, batch_size: int, mesh: Mesh) -> str:
-    """How many updates, of what, and where."""
+def updates_line(steps: int, batch_size: int, counts: str, mesh: Mesh) -> str:
+    """How many updates, of how many of what (`Kind.counts`), and where."""
     kind = mesh.devices.flat[0].platform
-    size = counted(batch_size, "sequence")
+    size = counted(batch_size, counts)
     return f"{counted(steps, 'update')} of {size} on {counted(mesh.size, f'{kind} device')}"
 
 

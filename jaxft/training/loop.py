@@ -476,7 +476,8 @@ def _say_start(config: ConfigDict, parts: Parts, loop: Loop) -> None:
     """What trains, on what, and what its owner should know of the data."""
     trained, whole = count(loop.standing.state.trainable), count_parameters(loop.standing.params)
     line = trained_line(parts.method.name, trained, whole)
-    updates = updates_line(loop.steps, config.batch_size, parts.mesh)
+    counts = objective_of(config).examples.counts
+    updates = updates_line(loop.steps, config.batch_size, counts, parts.mesh)
     device = device_line(parts.mesh, config.dtype, config.param_dtype)
     lines = [device, *parts.data.lines, f"{line}; {updates}", parts.reference.line]
     if loop.step:

@@ -74,7 +74,7 @@ def _sampler(
     rollout = config.rollout
     longest = max(rollout.max_new_tokens, 1)
     ends: dict[str, Any] = {"eos_ids": eos_ids, "slots": rollout.slots}
-    rows = min(ROWS, config.batch_size // config.grad_accum)  # no more than an update takes at once
+    rows = rows_to_score(config)
 
     def sample(
         standing: Any,
@@ -117,6 +117,11 @@ def _sampler(
     return sample
 
 
+def rows_to_score(config: ConfigDict) -> int:
+    """Prompts scored at once: no more than an update takes at once."""
+    return min(ROWS, config.batch_size // config.grad_accum)
+
+
 def _apart(found: Rollouts, scored: Scored) -> np.ndarray:
     """(n,) float32: how far the sampler and training's program are apart in the log p of a completion's tokens."""
     told = np.arange(found.tokens.shape[1])[None, :] < found.lengths[:, None]
@@ -135,6 +140,21 @@ def _asked(
     config: ConfigDict, mesh: Mesh, reference: Reference | None
 ) -> Callable[[Any, Mapping[str, Any]], np.ndarray] | None:
     """What the reference gives to a batch's completions, (rows, group, new); None where it is not asked."""
+    run = reference_program(config, reference)
+    if run is None:
+        return None
+
+    def asked(standing: Any, batch: Mapping[str, Any]) -> np.ndarray:
+        with jax.set_mesh(mesh):
+            return processes.to_host(run(standing.frozen, batch, *standing.held))
+
+    return asked
+
+
+def reference_program(
+    config: ConfigDict, reference: Reference | None
+) -> Callable[..., jax.Array] | None:
+    """(frozen, batch, *held) -> what the reference gives to the batch's completions, jitted; None: it is not asked."""
     row = objective_of(config)
     if reference is None or row.reference is None or not row.asks(config.objective):
         return None
@@ -145,11 +165,7 @@ def _asked(
         (params,) = reference.beside(frozen, *held)
         return ask(reference.config, params, batch)
 
-    def asked(standing: Any, batch: Mapping[str, Any]) -> np.ndarray:
-        with jax.set_mesh(mesh):
-            return processes.to_host(run(standing.frozen, batch, *standing.held))
-
-    return asked
+    return run
 
 
 def _agreed(table: np.ndarray) -> np.ndarray:

@@ -159,7 +159,7 @@ def test_held_out_examples_and_prompts_that_are_trained_on_are_told(tokenizer):
     held_out = part_of(rows_of(*values, source="eval.jsonl"), tokenizer).examples
     assert overlap(train, held_out) == [
         "1 of 3 (33.3 %) examples stand in the training data as well (first: eval.jsonl:2): take them out of one of "
-        "the two, or the held-out loss tells what was memorised",
+        "the two, or what is held out tells what was memorised",
         "1 of 3 (33.3 %) examples have a prompt that the training data has with another completion "
         "(first: eval.jsonl:3): take them out of one of the two, unless both answers are wanted",
     ]
