@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from jaxft.comparison.levers import Lever
-from jaxft.comparison.search import runs_of
+from jaxft.comparison.search import heats_of
 
 ROOM = 0.85  # of the budget that is planned for: the rest is for what takes longer than it was thought to
 FEWEST_STEPS = 10  # of a whole run: of fewer nothing is learned that a test would see
@@ -21,16 +21,17 @@ class Speed(NamedTuple):
     """What was measured before the plan.
 
     Attributes:
-        step: seconds of an update of lora.
-        run: seconds of a run beside its updates: reading, compiling, writing.
+        step: seconds of an update of one run of lora, its program compiled.
+        start: seconds of a run, or of some that train together, beside its updates and its program: reading, measuring,
+            writing.
+        compiled: seconds of making a program, which runs of another number have anew.
         test: seconds of one measurement on the test rows.
-        first: seconds that a lever's first run takes more than the others, which find some programs compiled.
     """
 
     step: float
-    run: float
+    start: float
+    compiled: float
     test: float
-    first: float = 0.0
 
 
 class Clock:
@@ -59,16 +60,19 @@ class Clock:
         return self.budget is None or seconds <= self.left + GRACE * self.budget
 
 
-def run_seconds(lever: Lever, steps: float, speed: Speed) -> float:
-    """What one tuning run of so many updates takes."""
-    return speed.run + steps * speed.step * lever.work
+def runs_seconds(lever: Lever, steps: int, count: int, speed: Speed) -> float:
+    """What so many tuning runs take, of so many updates each, and with programs that are compiled."""
+    starts = 1 if lever.together else count
+    return starts * speed.start + count * steps * speed.step * lever.work
 
 
 def lever_seconds(lever: Lever, steps: int, speed: Speed, config: ConfigDict) -> float:
     """What a lever takes in all: its search, its measured runs, and their tests."""
-    runs = [*runs_of(config.search), (1.0, float(config.seeds))]
-    tuned = sum(count * run_seconds(lever, part * steps, speed) for part, count in runs)
-    return tuned + config.seeds * speed.test + speed.first
+    heats = [*heats_of(config.search), (1.0, config.seeds)]
+    programs = len({count for _, count in heats}) if lever.together else 1
+    tuned = sum(runs_seconds(lever, round(part * steps), count, speed) for part, count in heats)
+    tested = config.seeds * speed.test + speed.compiled  # answers have programs of their own
+    return tuned + programs * speed.compiled + tested
 
 
 def planned(

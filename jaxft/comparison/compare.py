@@ -14,14 +14,14 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxft.comparison.asking import ask, plainly
-from jaxft.comparison.budget import Clock, Speed, lever_seconds, planned, run_seconds
+from jaxft.comparison.budget import Clock, Speed, lever_seconds, planned, runs_seconds
 from jaxft.comparison.given import NAMED, Given, read_given
 from jaxft.comparison.ledger import Ledger
 from jaxft.comparison.levers import Lever, chosen_levers
 from jaxft.comparison.measuring import Bench, LeftOut, Measured
 from jaxft.comparison.progress import Progress, told_seconds
 from jaxft.comparison.result import NAME, judged, whole_object, write_result
-from jaxft.comparison.tuning import run
+from jaxft.comparison.tuning import Wanted, tune
 from jaxft.comparison.verdict import Scored
 from jaxft.configuration.comparing import check_comparison, load_comparison, seconds_of
 from jaxft.configuration.load import difference, to_json
@@ -34,7 +34,7 @@ from jaxft.runs.signals import stoppable
 from jaxft.runtime.storage import local
 
 EARLY = 120.0  # seconds after which it says what is ruled out
-PROBE = 6  # updates of the run that measures the speed
+PROBE = 5  # updates of the runs that measure the speed
 FREE = ("budget", "price_per_hour")  # keys that may change when a comparison goes on
 
 
@@ -160,8 +160,8 @@ def _begin(state: Comparison) -> None:
             f"{counted(len(given.test), 'test row')} takes about {told_seconds(test)}; "
             f"give {needs} at least, or fewer test rows"
         )
-    state.speed = Speed(0.0, 0.0, test)
-    bench.seconds = lambda lever, part: _piece_seconds(state, lever, part)
+    state.speed = Speed(0.0, 0.0, 0.0, test)
+    bench.seconds = lambda lever, steps, count: _piece_seconds(state, lever, steps, count)
 
 
 def check_graders(given: Given, records: list[dict[str, Any]]) -> None:
@@ -226,40 +226,39 @@ def _plan(state: Comparison, tuned: list[Lever]) -> None:
 
 
 def _speed(state: Comparison, lever: Lever, steps: int) -> Speed:
-    """The speed of a lever's runs: of the first, and of a second that has another program for its updates.
+    """The speed of a lever's runs: of as many as a search begins with, and of the same once their program is there.
 
     Without a budget nothing depends on it, and it is a guess.
     """
-    if state.clock.budget is None:
-        assert state.speed is not None
-        return state.speed._replace(step=0.5, run=8.0)
-    pieces = []
-    for place in range(2):
-        rate, updates = lever.rate * (1 + place), max(steps - place, 1)
-        pieces.append(
-            state.bench.take(
-                f"speed {place}",
-                f"{lever.name}: how fast an update is",
-                20.0,
-                lambda rate=rate, updates=updates: run(  # type: ignore[misc]
-                    state.given, lever, rate, updates, 0, keep=False
-                ),
-            )
-        )
-        if pieces[-1]["value"] is None:
-            raise UserError(f"{lever.name}: its first run failed: {pieces[-1]['why']}")
-    cold, warm = (piece["tuning_seconds"] for piece in pieces)
-    step = min(piece["step_seconds"] for piece in pieces)
-    rest = max(warm - max(steps - 1, 1) * step, 0.0)
-    test = state.speed.test if state.speed else 0.0
-    return Speed(step / lever.work, rest, test + rest / 4, max(cold - warm, 0.0))
-
-
-def _piece_seconds(state: Comparison, lever: Lever, part: float) -> float:
     assert state.speed is not None
-    if not part:
+    if state.clock.budget is None:
+        return state.speed._replace(step=0.5, start=4.0, compiled=8.0)
+    count, pieces = state.given.config.search.rates if lever.together else 1, []
+    for place in range(2):
+        wanted = [Wanted(lever.rate * (1 + place + 2 * one), 0) for one in range(count)]
+        piece = state.bench.take(
+            f"speed {place}",
+            f"{lever.name}: how fast an update is",
+            20.0,
+            lambda wanted=wanted: {  # type: ignore[misc]
+                "runs": tune(state.given, lever, wanted, steps, keep=False)
+            },
+        )
+        if piece["runs"][0]["value"] is None:
+            raise LeftOut(f"its first run failed: {piece['runs'][0]['why']}")
+        pieces.append(piece)
+    cold, warm = (piece["seconds"] for piece in pieces)
+    step = min(run["step_seconds"] for piece in pieces for run in piece["runs"])
+    start = max(warm - count * steps * step, 0.0)
+    test = state.speed.test + start / 4  # a measurement of what was tuned reads the model too
+    return Speed(step / lever.work, start, max(cold - warm, 0.0), test)
+
+
+def _piece_seconds(state: Comparison, lever: Lever, steps: int, count: int) -> float:
+    assert state.speed is not None
+    if not count:
         return state.speed.test
-    return run_seconds(lever, part * state.steps, state.speed)
+    return runs_seconds(lever, steps, count, state.speed) + state.speed.compiled
 
 
 def _admit(state: Comparison, seconds: float) -> None:

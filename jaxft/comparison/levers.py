@@ -56,6 +56,7 @@ class Lever:
         asked: (what is given, setting, seed) -> what is put before the questions, or None.
         tries: configuration -> the settings that are tried where nothing is tuned.
         drawn: whether a seed changes it, so that several are measured.
+        together: whether its runs train as a population: not where they train the base, or learn from what they say.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Lever:
     asked: Asks = plainly
     tries: Callable[[ConfigDict], Sequence[Setting]] = lambda config: ({},)
     drawn: bool = True
+    together: bool = True
 
 
 def _tuned(method: str, title: str, rate: float, kind: str = "adapter", **more: Any) -> Lever:
@@ -152,8 +154,9 @@ LEVERS: dict[str, Lever] = {
             rate=1e-4,
             work=10.0,
             settings={"data.packing": False},  # prompts are not packed
+            together=False,
         ),
-        _tuned("full", "full tuning", 3e-5, kind="weights", work=1.3),
+        _tuned("full", "full tuning", 3e-5, kind="weights", work=1.3, together=False),
     )
 }
 

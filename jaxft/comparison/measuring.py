@@ -17,10 +17,10 @@ from jaxft.comparison.ledger import Ledger, Piece
 from jaxft.comparison.levers import Lever
 from jaxft.comparison.progress import Progress
 from jaxft.comparison.search import as_told, search
-from jaxft.comparison.tuning import objective_for, opened, planned_bytes, run
+from jaxft.comparison.tuning import Wanted, objective_for, opened, planned_bytes, tune
 from jaxft.comparison.verdict import Scored
 from jaxft.configuration.comparing import bytes_of
-from jaxft.errors import counted
+from jaxft.errors import counted, worded
 from jaxft.evaluation.asking import score
 from jaxft.evaluation.comparing import rows_in
 from jaxft.evaluation.evaluate import summarize
@@ -50,6 +50,7 @@ class Measured:
         records: of the first seed's test items.
         tests, runs: the ledger's pieces, seed by seed.
         planned: bytes that an update needs for `config.topology`; None without one.
+        memory: bytes that an update needs here; None where nothing is tuned, or it is not known.
     """
 
     lever: Lever
@@ -62,6 +63,7 @@ class Measured:
     tests: Sequence[Piece]
     runs: Sequence[Piece]
     planned: int | None = None
+    memory: int | None = None
 
 
 @dataclasses.dataclass
@@ -72,7 +74,7 @@ class Bench:
         given: what every lever gets.
         ledger: what is done.
         progress: what is shown.
-        seconds: lever, part of a run -> what a piece takes, about; of part 0 a test.
+        seconds: lever, updates, how many runs -> what a piece takes, about; of no run, a test.
         admit: raises LeftOut where a piece of so many seconds does not fit the budget.
         after: called when a piece is done.
     """
@@ -80,7 +82,7 @@ class Bench:
     given: Given
     ledger: Ledger
     progress: Progress
-    seconds: Callable[[Lever, float], float]
+    seconds: Callable[[Lever, int, int], float]
     admit: Callable[[float], None]
     after: Callable[[], None]
     base: tuple[Transformer, PyTree] | None = None
@@ -119,7 +121,7 @@ class Bench:
             piece = self.take(
                 f"{lever.name}: {shown} on the tuning rows",
                 f"{lever.name}: {shown}",
-                self.seconds(lever, 0) * len(given.tuning) / len(given.test),
+                self.seconds(lever, 0, 0) * len(given.tuning) / len(given.test),
                 lambda setting=setting: {  # type: ignore[misc]
                     "value": ask(
                         given, *self.model(), given.tuning, lever.asked(given, setting, 0)
@@ -137,48 +139,54 @@ class Bench:
     def _tuned(self, lever: Lever, steps: int) -> Measured:
         given = self.given
         best = objective_for(lever).best
-        pieces: list[Piece] = []
+        tried, seconds = list[Piece](), list[float]()
 
-        def tried(rate: float, part: float) -> float | None:
+        def heat(rates: Sequence[float], part: float) -> list[float | None]:
             updates = max(round(part * steps), 1)
-            piece = self.take(
-                f"{lever.name}: rate {rate:g}, {updates} of {steps} updates",
-                f"{lever.name}: rate {rate:g}, {counted(updates, 'update')}",
-                self.seconds(lever, part),
-                lambda: run(given, lever, rate, updates, 0, keep=False),
-            )
-            pieces.append(piece)
-            if piece["value"] is not None:
-                self._check_limits(piece)
-            return None if piece["value"] is None else float(piece["value"])
+            wanted = [Wanted(rate, 0) for rate in rates]
+            made, took = self._runs(lever, wanted, updates, keep=False)
+            tried.extend(made)
+            seconds.append(took)
+            for run in made:
+                if run["value"] is not None:
+                    self._check_limits(run)
+            return [run["value"] for run in made]
 
-        rate, all_tried = search(
-            lever.rate, given.config.search, tried, lower=best.better == "lower"
-        )
+        rate, found = search(lever.rate, given.config.search, heat, lower=best.better == "lower")
         if rate is None:
-            raise LeftOut(f"every run of it failed: {pieces[-1]['why']}")
-        searched = as_told(all_tried, f"held-out {best.name}")
-        setting = {"rate": rate}
+            raise LeftOut(f"every run of it failed: {tried[-1]['why']}")
+        searched, setting = as_told(found, f"held-out {best.name}"), {"rate": rate}
         planned = self._planned(lever, rate, steps)
-        runs, tests = [], []
-        for seed in range(1, given.config.seeds + 1):
-            name = f"{lever.name}: seed {seed}"
-            runs.append(
-                self.take(
-                    f"{name}, tuned",
-                    f"{name} of {given.config.seeds}, {counted(steps, 'update')}",
-                    self.seconds(lever, WHOLE),
-                    lambda seed=seed: run(given, lever, rate, steps, seed, keep=True),  # type: ignore[misc]
-                )
+        wanted = [Wanted(rate, seed) for seed in range(1, given.config.seeds + 1)]
+        (runs, _), tests = self._runs(lever, wanted, steps, keep=True), []
+        for one, run in zip(wanted, runs, strict=True):
+            if run["value"] is None:
+                raise LeftOut(f"its run with seed {one.seed} failed: {run['why']}")
+            output = given.folder / run["output"]
+            tests.append(self._test(lever, setting, one.seed, output))
+            if one.seed > 1:
+                shutil.rmtree(output, ignore_errors=True)
+        measured = self._measured(lever, setting, searched, sum(seconds), tests, runs)
+        memory = max(run["memory"] for run in (*tried, *runs) if "memory" in run) or None
+        return dataclasses.replace(measured, planned=planned, memory=memory)
+
+    def _runs(
+        self, lever: Lever, wanted: Sequence[Wanted], steps: int, *, keep: bool
+    ) -> tuple[list[Piece], float]:
+        """(what tuning runs came to, seconds of all); in one piece where they train together, in one apiece else."""
+        made, seconds = [], 0.0
+        for group in [wanted] if lever.together else [[one] for one in wanted]:
+            piece = self.take(
+                f"{lever.name}: {', '.join(one.name for one in group)}, {steps} updates",
+                f"{lever.name}: {_named(group)}, {counted(steps, 'update')}",
+                self.seconds(lever, steps, len(group)),
+                lambda group=group: {  # type: ignore[misc]
+                    "runs": tune(self.given, lever, group, steps, keep=keep)
+                },
             )
-            if runs[-1]["value"] is None:
-                raise LeftOut(f"its run with seed {seed} failed: {runs[-1]['why']}")
-            tests.append(self._test(lever, setting, seed, given.folder / runs[-1]["output"]))
-            if seed > 1:
-                shutil.rmtree(given.folder / runs[-1]["output"], ignore_errors=True)
-        seconds = sum(piece["seconds"] for piece in pieces)
-        measured = self._measured(lever, setting, searched, seconds, tests, runs)
-        return dataclasses.replace(measured, planned=planned)
+            made += piece["runs"]
+            seconds += piece["seconds"]
+        return made, seconds
 
     def _planned(self, lever: Lever, rate: float, steps: int) -> int | None:
         """Bytes that an update needs for `config.topology`; None without one."""
@@ -220,7 +228,7 @@ class Bench:
         return self.take(
             f"{lever.name}: seed {seed}, tested",
             f"{lever.name}: {counted(len(given.test), 'test row')}",
-            self.seconds(lever, 0),
+            self.seconds(lever, 0, 0),
             make,
         )
 
@@ -311,6 +319,15 @@ def _best(searched: Sequence[dict[str, Any]], metric: Metric) -> Mapping[str, An
     best = max(known or searched[:1], key=lambda one: sign * (one["value"] or 0.0))
     setting: Mapping[str, Any] = best["setting"]
     return setting
+
+
+def _named(group: Sequence[Wanted]) -> str:
+    """What some runs are tuned with, as the bar says it."""
+    rates = sorted({one.rate for one in group})
+    seeds = sorted({one.seed for one in group} - {0})
+    told = [f"{worded(len(rates), 'rate', 'rates')} {', '.join(f'{rate:g}' for rate in rates)}"]
+    told += [f"{worded(len(seeds), 'seed', 'seeds')} {', '.join(map(str, seeds))}"] * bool(seeds)
+    return ", ".join(told)
 
 
 def _shown(setting: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ def costs_of(measured: Measured, given: Given, simplest: Measured) -> dict[str, 
     return {
         "parameters": runs[0]["parameters"] if runs else 0,
         "bytes": runs[0]["bytes"] if runs else _kept_bytes(measured, given),
-        "memory": max(piece["memory"] for piece in runs) if runs else None,
+        "memory": measured.memory,
         "planned": measured.planned,
         "tokens_per_second": _mean([piece["tokens_per_second"] for piece in runs])
         if runs

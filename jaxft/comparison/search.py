@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+ADDED = 2  # rates at a time, where the grid widens
+# (rates, part of a whole run) -> what each came to on the tuning rows; None where it failed
+Heat = Callable[[Sequence[float], float], Sequence[float | None]]
+
 
 class Tried(NamedTuple):
     """A rate that was tried.
@@ -33,18 +37,19 @@ def rate_at(middle: float, place: int, factor: float) -> float:
 
 
 def search(
-    middle: float, settings: ConfigDict, run: Callable[[float, float], float | None], *, lower: bool
+    middle: float, settings: ConfigDict, heat: Heat, *, lower: bool
 ) -> tuple[float | None, list[Tried]]:
     """The best rate, and all that were tried (successive halving: Jamieson and Talwalkar, arXiv 1502.07943).
 
-    All rates of the grid get the first part of a run, the better half of them the next part, and so on. While the best
-    of a part is at the edge of all rates that there are, the next rate beyond it is tried at that part too: so the
-    chosen rate has a worse one on either side, unless `widen` rates were added before.
+    All rates of the grid get the first part of a run, the better half of them the next part, and so on. Each part is a
+    run of its own, whose rate falls to its end, so that parts of any lever mean the same. While the best of a part is
+    at the edge of all rates that there are, the next `ADDED` rates beyond it are tried at that part too: so the chosen
+    rate has a worse one on either side, unless `widen` rates were added before.
 
     Args:
         middle: the rate around which the grid lies.
         settings: `config.search`.
-        run: (rate, part) -> what it came to; None where it failed.
+        heat: tries several rates.
         lower: whether less is better.
 
     Returns:
@@ -61,38 +66,43 @@ def search(
             return math.inf
         return value if lower else -value
 
-    def take(place: int, part: float) -> None:
-        rate = rate_at(middle, place, settings.factor)
-        known[place, part] = Tried(rate, part, run(rate, part))
+    def ranked(some: Sequence[int], part: float) -> list[int]:
+        """Those that are new are tried; the best first."""
+        new = [place for place in some if (place, part) not in known]
+        rates = [rate_at(middle, place, settings.factor) for place in new]
+        values = heat(rates, part)
+        for place, rate, value in zip(new, rates, values, strict=True):
+            known[place, part] = Tried(rate, part, value)
+        return sorted(some, key=lambda place: worth(place, part))
 
     alive: Sequence[int] = places
     for part in settings.parts:
-        for place in alive:
-            take(place, part)
-        ranked = sorted(alive, key=lambda place: worth(place, part))
-        while added < settings.widen and ranked[0] in (min(places), max(places)):
-            beyond = min(places) - 1 if ranked[0] == min(places) else max(places) + 1
-            if worth(ranked[0], part) == math.inf:
-                beyond = min(places) - 1  # all failed: smaller ones may not
-            added += 1
-            places.append(beyond)
-            take(beyond, part)
-            ranked = sorted([*ranked, beyond], key=lambda place: worth(place, part))
-        alive = sorted(ranked[: max(len(alive) // 2, 1)])
-    best = ranked[0]
+        order, half = ranked(alive, part), max(len(alive) // 2, 1)
+        while added < settings.widen and order[0] in (min(places), max(places)):
+            failed = worth(order[0], part) == math.inf  # all of them: smaller ones may not
+            down = failed or order[0] == min(places)
+            steps = range(1, min(ADDED, settings.widen - added) + 1)
+            beyond = [min(places) - step if down else max(places) + step for step in steps]
+            added += len(beyond)
+            places += beyond
+            order = ranked([*order, *beyond], part)
+        alive = sorted(order[:half])
+    best = order[0]
     failed = worth(best, settings.parts[-1]) == math.inf
     return (None if failed else rate_at(middle, best, settings.factor)), list(known.values())
 
 
-def runs_of(settings: ConfigDict) -> list[tuple[float, float]]:
-    """(part, how many runs of it) that a search takes, with half of the rates that may be added: a guess.
+def heats_of(settings: ConfigDict) -> list[tuple[float, int]]:
+    """(part, how many rates) of each heat of a search, with one that widens the grid: a guess.
 
-    >>> runs_of(ConfigDict({"rates": 4, "widen": 4, "parts": (0.25, 0.5)}))
-    [(0.25, 6.0), (0.5, 2.0)]
+    >>> heats_of(ConfigDict({"rates": 4, "widen": 4, "parts": (0.25, 0.5)}))
+    [(0.25, 4), (0.25, 2), (0.5, 2)]
     """
     alive, found = settings.rates, []
     for place, part in enumerate(settings.parts):
-        found.append((part, alive + (settings.widen / 2 if not place else 0.0)))
+        found.append((part, alive))
+        if not place and settings.widen:
+            found.append((part, min(ADDED, settings.widen)))
         alive = max(alive // 2, 1)
     return found
 

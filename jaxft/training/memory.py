@@ -24,6 +24,10 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 GIB = 2**30
 
 
+class NoRoom(UserError):
+    """The device's memory does not hold a step."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Need:
     """Bytes of a step on one device.
@@ -88,13 +92,13 @@ def require_room(need: Need, config: ConfigDict, mesh: Mesh, say: Callable[[str]
     Where the memory is the machine's, which may swap, that is a warning.
 
     Raises:
-        UserError: the device's own memory does not hold it.
+        NoRoom: the device's own memory does not hold it.
     """
     if need.fits:
         return
     line = f"{need}: {'; '.join(remedies(need, config, mesh))}"
     if not need.shared:
-        raise UserError(line)
+        raise NoRoom(line)
     say(f"warning: {line}")
 
 

@@ -161,6 +161,20 @@ class Population:
         """Names of the members that have not ended."""
         return tuple(name for name, member in self._members.each.items() if member.loop is not None)
 
+    @property
+    def trained(self) -> int:
+        """Trained parameters of a member, of the largest one."""
+        return count(self._members.shared.like.state.trainable)
+
+    @property
+    def peak_of_one(self) -> int:
+        """About what bytes an update of one member takes alone: its share of all, beside the base.
+
+        0 where this process made no update.
+        """
+        base = size_bytes(self._members.shared.base)
+        return base + (self._peak - base) // len(self.names) if self._peak else 0
+
     def advance(self, step: int) -> dict[str, float]:
         """Trains until `step` updates are made, and measures there.
 
@@ -230,9 +244,8 @@ class Population:
         best = results[order[0]]
         folder = self._workdir / "members"
         plot = folder / order[0] / "plots" / "loss.png"
-        trained = count(self._members.shared.like.state.trainable)
         told = best["steps"], best["metrics"], folder, plot
-        return Result(self._workdir, *told, data_wait=0.0, trained=trained, peak=self._peak)
+        return Result(self._workdir, *told, data_wait=0.0, trained=self.trained, peak=self._peak)
 
     def leave(self) -> None:
         """A checkpoint of every member, where a signal asked to stop."""

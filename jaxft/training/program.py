@@ -24,7 +24,7 @@ class Own(NamedTuple):
 
     Attributes:
         key: of dropout.
-        rates: (updates,) the learning rate of each.
+        rates: (updates or more,) the learning rate of each.
         optimizer: numbers of `config.optimizer` by their keys.
     """
 

@@ -26,6 +26,8 @@ from jaxft.training.step import State
 from jaxft.tree import PyTree, combine, filled
 from jaxft.weights import common_tree, cropped, padded
 
+SPAN = 1024  # updates
+
 
 class Stack(NamedTuple):
     """The arrays of several runs over one base, each with the runs as its first axis.
@@ -44,8 +46,12 @@ class Stack(NamedTuple):
 
 
 def own_of(config: ConfigDict, steps: int) -> Own:
-    """A run's own numbers as data."""
-    rates = jax.vmap(schedule(config.optimizer, steps))(jnp.arange(steps, dtype=jnp.int32))
+    """A run's own numbers as data.
+
+    The rates go on to a whole number of `SPAN` updates, so that runs of other lengths have the same program.
+    """
+    updates = jnp.arange(-(-steps // SPAN) * SPAN, dtype=jnp.int32)
+    rates = jax.vmap(schedule(config.optimizer, steps))(updates)
     numbers = {key: jnp.float32(config.optimizer[key]) for key in NUMBERS}
     return Own(jax.random.key(config.seed), rates.astype(jnp.float32), numbers)
 

@@ -13,7 +13,7 @@ CONFIG = ConfigDict(
     {"seeds": 3, "search": {"rates": 4, "factor": 3.0, "widen": 4, "parts": (0.25, 0.5)}}
 )
 TUNED = [LEVERS[name] for name in ("lora", "vera", "full")]
-SPEED = Speed(step=0.5, run=5.0, test=10.0)
+SPEED = Speed(step=0.5, start=3.0, compiled=2.0, test=10.0)
 
 
 def whole(steps: int, levers: list = TUNED) -> float:
