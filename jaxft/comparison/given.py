@@ -21,6 +21,7 @@ from jaxft.evaluation.evaluate import check_needs
 from jaxft.evaluation.items import PROMPT, Item
 from jaxft.evaluation.metrics import Metric, metrics_of, of_grader
 from jaxft.evaluation.reading import read_items
+from jaxft.formats.config_file import model_config
 from jaxft.objectives.graders import Grader, read_graders
 from jaxft.retrieval import update_index
 
@@ -37,6 +38,7 @@ class Given:
         config: of the comparison.
         folder: RUN.
         tokenizer: the model's.
+        width: of the model.
         train, tuning, test: the questions of the rows that train, that choose settings, and that are decided upon.
         aside: texts that nothing is trained on.
         metric: of the scores.
@@ -51,6 +53,7 @@ class Given:
     config: ConfigDict
     folder: Path
     tokenizer: Tokenizer
+    width: int
     train: list[Item]
     tuning: list[Item]
     test: list[Item]
@@ -95,6 +98,7 @@ def read_given(config: ConfigDict, folder: Path) -> Given:
         config=config,
         folder=folder,
         tokenizer=tokenizer,
+        width=model_config(model_folder(config.model, weights=False)).hidden,
         train=train,
         tuning=tuning,
         test=test,

@@ -21,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxft.comparison.asking import Asks, plainly, with_examples, with_passages
+from jaxft.comparison.search import rate_at
 from jaxft.errors import UserError, nearest
 
 Setting = Mapping[str, Any]
@@ -33,6 +34,7 @@ NEEDS = {
     "documents": "no documents are given (--documents PATH...)",
     "grader": "no grader is given (config.graders)",
 }
+WIDTH = 2048  # hidden numbers, for which the table's rates are meant
 EDIT = "edit the documents and index them again: nothing is tuned anew"
 AGAIN = "write new training rows and tune again"
 
@@ -50,7 +52,7 @@ class Lever:
         needs: keys of `NEEDS`.
         recipe: of its tuning runs; "" tunes nothing.
         rows: what those train on, a key of `Given.files`.
-        rate: around which learning rates are searched.
+        rate: around which learning rates are searched, for a model of width `WIDTH`.
         work: seconds of an update over those of lora, about; a guess for the time that is left.
         settings: keys of its recipe that are its own.
         asked: (what is given, setting, seed) -> what is put before the questions, or None.
@@ -74,6 +76,15 @@ class Lever:
     tries: Callable[[ConfigDict], Sequence[Setting]] = lambda config: ({},)
     drawn: bool = True
     together: bool = True
+
+
+def middle_of(lever: Lever, width: int) -> float:
+    """The rate around which those of a lever are searched: Adam's best rate goes as 1 / width (arXiv 2203.03466).
+
+    >>> middle_of(LEVERS["lora"], 2048), middle_of(LEVERS["lora"], 256)
+    (0.0003, 0.0024)
+    """
+    return rate_at(lever.rate * WIDTH / width, 0, 1.0)
 
 
 def _tuned(method: str, title: str, rate: float, kind: str = "adapter", **more: Any) -> Lever:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxft.comparison.asking import Found, ask
 from jaxft.comparison.given import Given
 from jaxft.comparison.ledger import Ledger, Piece
-from jaxft.comparison.levers import Lever
+from jaxft.comparison.levers import Lever, middle_of
 from jaxft.comparison.progress import Progress
 from jaxft.comparison.search import as_told, search
 from jaxft.comparison.tuning import Wanted, objective_for, opened, planned_bytes, tune
@@ -147,12 +147,11 @@ class Bench:
             made, took = self._runs(lever, wanted, updates, keep=False)
             tried.extend(made)
             seconds.append(took)
-            for run in made:
-                if run["value"] is not None:
-                    self._check_limits(run)
             return [run["value"] for run in made]
 
-        rate, found = search(lever.rate, given.config.search, heat, lower=best.better == "lower")
+        middle = middle_of(lever, given.width)
+        self._check_limits(lever, middle)
+        rate, found = search(middle, given.config.search, heat, lower=best.better == "lower")
         if rate is None:
             raise LeftOut(f"every run of it failed: {tried[-1]['why']}")
         searched, setting = as_told(found, f"held-out {best.name}"), {"rate": rate}
@@ -201,15 +200,20 @@ class Bench:
         )
         return int(piece["bytes"])
 
-    def _check_limits(self, piece: Piece) -> None:
+    def _check_limits(self, lever: Lever, rate: float) -> None:
+        """Raises LeftOut where one update, made for that, needs more memory or leaves more bytes than it may."""
         config = self.given.config
-        limits = (("memory", "tuning it needs", ""), ("bytes", "it keeps", "kept"))
-        for key, what, name in limits:
-            limit = bytes_of(name or key, config[name or key])
-            if limit is not None and piece[key] > limit:
-                raise LeftOut(
-                    f"{what} {_size(piece[key])}, more than config.{name or key} {config[name or key]}"
-                )
+        limits = (("memory", "memory", "tuning it needs"), ("kept", "bytes", "it keeps"))
+        asked = [one for one in limits if config[one[0]]]
+        if not asked:
+            return
+        (run,), _ = self._runs(lever, [Wanted(rate, 0)], 1, keep=False)
+        if run["value"] is None:
+            raise LeftOut(f"its first update failed: {run['why']}")
+        for name, key, what in asked:
+            limit = bytes_of(name, config[name])
+            if limit is not None and run[key] > limit:
+                raise LeftOut(f"{what} {_size(run[key])}, more than config.{name} {config[name]}")
 
     def _test(
         self, lever: Lever, setting: Mapping[str, Any], seed: int, output: Path | None

@@ -49,7 +49,7 @@ from jaxft.training.memory import needed, require_room
 from jaxft.training.optimizer import schedule
 from jaxft.training.precision import with_runs_dtypes
 from jaxft.training.precompute import computed_beforehand
-from jaxft.training.program import make_program
+from jaxft.training.program import OnOwn, make_program, own_of
 from jaxft.training.reference import Reference, make_reference
 from jaxft.training.setup import prepare_model
 from jaxft.training.sharding import make_mesh, shardings
@@ -377,13 +377,14 @@ def _compiled(config: ConfigDict, parts: Parts, steps: int) -> Compiled:
         config, parts.model.config, parts.method, trainable, parts.reference, steps
     )
     placed = shardings(jax.eval_shape(program.initial, trainable), parts.mesh)
-    update = jax.jit(
-        program.step,
+    jitted = jax.jit(
+        program.update,
         donate_argnums=0,
         out_shardings=(placed, None),
         compiler_options=compiler_options(parts.mesh),
     )
     state = jax.jit(program.initial, out_shardings=placed)(trainable)
+    update = OnOwn(jitted, own_of(config, steps))
     return update, jax.jit(program.eval_sums), Standing(state, frozen, parts.reference.held)
 
 

@@ -33,10 +33,10 @@ from jaxft.runs.signals import Stop
 from jaxft.runtime import storage
 from jaxft.training import loop as loops
 from jaxft.training.feed import Data, prepare_data, warning_lines
-from jaxft.training.program import Own, make_program
+from jaxft.training.program import Own, make_program, own_of
 from jaxft.training.reference import Reference, make_reference
 from jaxft.training.setup import adapt_base, prepare_base
-from jaxft.training.stacked import Shared, base_of_all, common_standing, own_of
+from jaxft.training.stacked import Shared, base_of_all, common_standing
 from jaxft.training.standing import Standing
 from jaxft.tree import PyTree
 from jaxft.weights import padded
@@ -261,7 +261,12 @@ def opened_members(
     with contextlib.ExitStack() as stack:
         for name, config in configs.items():
             member = Member(
-                name, config, folders[name], made.get(name), own_of(config, steps), ended=ends[name]
+                name,
+                config,
+                folders[name],
+                made.get(name),
+                own_of(config, steps, NUMBERS),
+                ended=ends[name],
             )
             each[name] = member
             if ends[name] is None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxft.methods import Method
@@ -17,6 +18,8 @@ from jaxft.training.optimizer import make_optimizer, schedule
 from jaxft.training.reference import Reference, of_the_step
 from jaxft.training.step import Loss, State, initial_state, make_eval_sums, make_train_step
 from jaxft.tree import PyTree
+
+SPAN = 1024  # updates
 
 
 class Own(NamedTuple):
@@ -33,6 +36,37 @@ class Own(NamedTuple):
     optimizer: dict[str, jax.Array]
 
 
+def own_of(config: ConfigDict, steps: int, numbers: Sequence[str] = ()) -> Own:
+    """A run's own numbers as data.
+
+    The rates go on to a whole number of `SPAN` updates, so that runs of other lengths have the same program.
+
+    Args:
+        config: of the run.
+        steps: its updates.
+        numbers: keys of `config.optimizer` that are data too.
+    """
+    updates = jnp.arange(-(-steps // SPAN) * SPAN, dtype=jnp.int32)
+    rates = jax.vmap(schedule(config.optimizer, steps))(updates)
+    optimizer = {key: jnp.float32(config.optimizer[key]) for key in numbers}
+    return Own(jax.random.key(config.seed), rates.astype(jnp.float32), optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnOwn:
+    """A jitted `Program.update` as (state, frozen, batch, *held) -> (state, metrics), on a run's own numbers."""
+
+    jitted: Any
+    own: Own
+
+    def __call__(self, state: State, frozen: PyTree, batch: Any, *held: PyTree) -> Any:
+        return self.jitted(state, frozen, batch, self.own, *held)
+
+    def lower(self, state: State, frozen: PyTree, batch: Any, *held: PyTree) -> Any:
+        """As of what is jitted."""
+        return self.jitted.lower(state, frozen, batch, self.own, *held)
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """Pure functions, to be jitted.
@@ -40,12 +74,15 @@ class Program:
     Attributes:
         initial: trainable -> the state before the first update.
         step: (state, frozen, batch, *held) -> (state, metrics).
+        update: (state, frozen, batch, own, *held) -> the same, of a run with those numbers of its own: one program
+            serves whatever seed, learning rate and length.
         eval_sums: (trainable, frozen, batch, *held) -> the loss's sums.
         loss: (params, batch, *reference's tree) -> the loss's sums.
     """
 
     initial: Callable[[PyTree], State]
     step: Callable[..., tuple[State, dict[str, Any]]]
+    update: Callable[..., tuple[State, dict[str, Any]]]
     eval_sums: Callable[..., tuple[Any, Any]]
     loss: Loss
 
@@ -86,7 +123,13 @@ def make_program(
         beside=beside,
     )
     initial = functools.partial(initial_state, optimizer=optimizer)
-    return Program(initial, step, make_eval_sums(loss, beside), loss)
+    abstract = jax.eval_shape(lambda tree: tree, trainable)
+
+    def update(state: State, frozen: PyTree, batch: Any, own: Own, *held: PyTree) -> Any:
+        made = make_program(config, model, method, abstract, reference, steps, own)
+        return made.step(state, frozen, batch, *held)
+
+    return Program(initial, step, update, make_eval_sums(loss, beside), loss)
 
 
 def _with_numbers(settings: ConfigDict, numbers: dict[str, jax.Array]) -> ConfigDict:

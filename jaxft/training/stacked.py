@@ -12,12 +12,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxft.adaptation import partition
-from jaxft.configuration.populations import NUMBERS
 from jaxft.kernels.compiler_options import compiler_options
 from jaxft.methods import Method
 from jaxft.models import Config
 from jaxft.runs.checkpoint import split_base
-from jaxft.training.optimizer import schedule
 from jaxft.training.program import Own, make_program
 from jaxft.training.reference import Reference
 from jaxft.training.sharding import shardings
@@ -25,8 +23,6 @@ from jaxft.training.standing import Standing
 from jaxft.training.step import State
 from jaxft.tree import PyTree, combine, filled
 from jaxft.weights import common_tree, cropped, padded
-
-SPAN = 1024  # updates
 
 
 class Stack(NamedTuple):
@@ -43,17 +39,6 @@ class Stack(NamedTuple):
     drawn: PyTree
     held: tuple[PyTree, ...]
     own: Own
-
-
-def own_of(config: ConfigDict, steps: int) -> Own:
-    """A run's own numbers as data.
-
-    The rates go on to a whole number of `SPAN` updates, so that runs of other lengths have the same program.
-    """
-    updates = jnp.arange(-(-steps // SPAN) * SPAN, dtype=jnp.int32)
-    rates = jax.vmap(schedule(config.optimizer, steps))(updates)
-    numbers = {key: jnp.float32(config.optimizer[key]) for key in NUMBERS}
-    return Own(jax.random.key(config.seed), rates.astype(jnp.float32), numbers)
 
 
 @dataclasses.dataclass(frozen=True)
