@@ -32,14 +32,19 @@ for each finished piece, from which it is made again; and RUN/repeat.json, from 
                      it forgets. Null where no weight changes: nothing can.
         parameters   trained ones; 0 where none are
         bytes        of what is kept besides the model: adapter, index, examples, or the whole tuned model
-        memory       bytes that the device needs for an update, by its compiler; null where nothing is trained
+        memory       bytes that the device needs for an update, by its compiler; of runs that train together, the share
+                     of one beside the base. Null where nothing is trained
         planned      the same for `config.topology`, by `jaxft plan`; null without one
         tokens_per_second   in tuning; null where nothing is trained
-        seconds      of one whole tuning run; 0 where nothing is trained
+        seconds      of one whole tuning run; of runs that train together, with the share of one in their updates; 0
+                     where nothing is trained
         search_seconds   of all runs that chose its setting
         price        of one whole tuning run, by `config.price_per_hour`; null without one
         added_tokens, added_seconds   a request costs, more than a plain prompt does
         facts        what is to be done when the facts change
+        changed      {before, value, low, high, n}: the metric once the facts of the documents have changed places, with
+                     nothing tuned anew, on the questions that they answer; before: on the same with the old facts. Null
+                     without documents, or where no two of their facts are asked for.
         searched     [{setting: {rate: 3e-4} or {examples: 2}, value: of the held-out loss or score, name: of it,
                      part: of a whole run, 0.25}, ...]: all that was tried on the tuning rows; value null: it failed
         setting      the one that was chosen

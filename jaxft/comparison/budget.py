@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -14,7 +17,14 @@ from jaxft.comparison.search import heats_of
 
 ROOM = 0.85  # of the budget that is planned for: the rest is for what takes longer than it was thought to
 FEWEST_STEPS = 10  # of a whole run: of fewer nothing is learned that a test would see
-GRACE = 0.05  # of the budget, by which the last piece may be late
+GRACE = 0.05  # of the budget, by which the last piece may be late by what is thought of it
+LATE = 0.08  # of the budget, after which it is broken off
+AGAIN = 5.0  # seconds after which it is told once more, should somebody not have listened
+NO_ROOM = "the budget has no room for it any more"
+
+
+class LeftOut(Exception):
+    """A lever is not measured; the message says why."""
 
 
 class Speed(NamedTuple):
@@ -58,6 +68,32 @@ class Clock:
     def has_room(self, seconds: float) -> bool:
         """Whether a piece of so many seconds still fits."""
         return self.budget is None or seconds <= self.left + GRACE * self.budget
+
+    def admit(self, seconds: float) -> None:
+        """Raises LeftOut where a piece of so many seconds does not fit."""
+        if not self.has_room(seconds):
+            raise LeftOut(NO_ROOM)
+
+    @contextlib.contextmanager
+    def limit(self) -> Iterator[None]:
+        """Raises LeftOut in the midst of what stands in it, where that goes on for too long after the budget's end.
+
+        It comes by a signal (SIGALRM), which a process's main thread alone can wait for: in another one, never.
+        """
+        if self.budget is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def late(*_: Any) -> None:
+            raise LeftOut(NO_ROOM)
+
+        before = signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, max(self.left + LATE * self.budget, 1e-3), AGAIN)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def runs_seconds(lever: Lever, steps: int, count: int, speed: Speed) -> float:

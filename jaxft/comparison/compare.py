@@ -14,11 +14,19 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxft.comparison.asking import ask, plainly
-from jaxft.comparison.budget import Clock, Speed, lever_seconds, planned, runs_seconds
+from jaxft.comparison.budget import (
+    Clock,
+    LeftOut,
+    Speed,
+    lever_seconds,
+    planned,
+    runs_seconds,
+)
+from jaxft.comparison.facts import changed_facts
 from jaxft.comparison.given import NAMED, Given, read_given
 from jaxft.comparison.ledger import Ledger
 from jaxft.comparison.levers import Lever, chosen_levers, middle_of
-from jaxft.comparison.measuring import Bench, LeftOut, Measured
+from jaxft.comparison.measuring import Bench, Measured
 from jaxft.comparison.progress import Progress, told_seconds
 from jaxft.comparison.result import NAME, judged, whole_object, write_result
 from jaxft.comparison.tuning import Wanted, tune
@@ -116,11 +124,10 @@ def _compared(config: ConfigDict, folder: Path, progress: Progress) -> dict[str,
     for name, why in left.items():
         if not config.levers:
             progress.say(f"left out: {name}: {why}")
-    bench = Bench(given, ledger, progress, lambda *_: 0.0, lambda _: None, lambda: None)
+    bench = Bench(given, ledger, progress, clock)
     state = Comparison(given, bench, clock, levers, left)
     _begin(state)
-    bench.admit = lambda seconds: _admit(state, seconds)
-    bench.after = lambda: _say_early(state)
+    bench.after, bench.facts = (lambda: _say_early(state)), changed_facts(given)
     tuned = [lever for lever in levers if lever.recipe]
     for lever in [lever for lever in levers if not lever.recipe]:
         _measure(state, lever)
@@ -151,15 +158,16 @@ def _begin(state: Comparison) -> None:
         ask(given, *bench.model(), few, plainly(given, {}, 0))  # all is compiled by now
         return {"each": (time.perf_counter() - began) / len(few)}
 
-    piece = bench.take("prompt: speed", "the model, asked for the first time", 10.0, make)
-    test = piece["each"] * len(given.test)
-    if not state.clock.has_room(test):
-        needs = told_seconds(1.5 * (state.clock.spent + test))
+    try:
+        piece = bench.take("prompt: speed", "the model, asked for the first time", 0.0, make)
+        test = piece["each"] * len(given.test)
+        state.clock.admit(test)
+    except LeftOut:
         raise UserError(
-            f"config.budget {given.config.budget}: not even one lever fits: asking "
-            f"{counted(len(given.test), 'test row')} takes about {told_seconds(test)}; "
-            f"give {needs} at least, or fewer test rows"
-        )
+            f"config.budget {given.config.budget}: not even one lever fits: "
+            f"{told_seconds(state.clock.spent)} are spent before a test row is asked, of "
+            f"{counted(len(given.test), 'row')}; give {told_seconds(4 * state.clock.spent)} at least"
+        ) from None
     state.speed = Speed(0.0, 0.0, 0.0, test)
     bench.seconds = lambda lever, steps, count: _piece_seconds(state, lever, steps, count)
 
@@ -197,13 +205,17 @@ def _plan(state: Comparison, tuned: list[Lever]) -> None:
     given, config, bench = state.given, state.given.config, state.bench
     epoch = -(-sum(len(item.rows) for item in given.train) // config.batch_size)
     wanted = config.steps or max(round(config.epochs * epoch), 1)
-    try:
-        state.base = bench.untouched_base()
-        state.speed = _speed(state, tuned[0], min(PROBE, wanted))
-    except LeftOut as why:
-        state.left |= {lever.name: str(why) for lever in tuned}
-        bench.progress.say(f"left out: {', '.join(lever.name for lever in tuned)}: {why}")
+    waiting = list(tuned)
+    while waiting:  # for a lever that runs
+        try:
+            state.base = bench.untouched_base()
+            state.speed = _speed(state, waiting[0], min(PROBE, wanted))
+            break
+        except LeftOut as why:
+            _leave_out(state, waiting.pop(0), str(why))
+    else:
         return
+    tuned = waiting
 
     def settle() -> dict[str, Any]:
         assert state.speed is not None
@@ -212,9 +224,8 @@ def _plan(state: Comparison, tuned: list[Lever]) -> None:
 
     plan = bench.ledger.take("plan", settle)
     state.steps = plan["steps"]
-    for name, reason in plan["out"].items():
-        state.left[name] = reason
-        bench.progress.say(f"left out: {name}: {reason}")
+    for lever in [lever for lever in tuned if lever.name in plan["out"]]:
+        _leave_out(state, lever, plan["out"][lever.name])
     rows = f"{counted(state.steps, 'update')} of {config.batch_size} rows a run"
     less = f" ({wanted:,} were wanted; the budget has no room for them)" * (state.steps < wanted)
     bench.progress.say(f"each lever gets {rows}{less}")
@@ -239,7 +250,7 @@ def _speed(state: Comparison, lever: Lever, steps: int) -> Speed:
         rates = [middle * (1 + place + 2 * one) for one in range(count)]
         wanted = [Wanted(rate, 0) for rate in rates]
         piece = state.bench.take(
-            f"speed {place}",
+            f"{lever.name}: speed {place}",
             f"{lever.name}: how fast an update is",
             20.0,
             lambda wanted=wanted: {  # type: ignore[misc]
@@ -263,20 +274,19 @@ def _piece_seconds(state: Comparison, lever: Lever, steps: int, count: int) -> f
     return runs_seconds(lever, steps, count, state.speed) + state.speed.compiled
 
 
-def _admit(state: Comparison, seconds: float) -> None:
-    if not state.clock.has_room(seconds):
-        raise LeftOut(f"the budget of {state.given.config.budget} has no room for it any more")
-
-
 def _measure(state: Comparison, lever: Lever) -> None:
     """One lever; what is known then is written."""
     try:
         state.measured.append(state.bench.measure(lever, state.steps))
     except LeftOut as why:
-        state.left[lever.name] = str(why)
-        state.bench.progress.say(f"left out: {lever.name}: {why}")
+        _leave_out(state, lever, str(why))
         return
     _write(state, done=False)
+
+
+def _leave_out(state: Comparison, lever: Lever, why: str) -> None:
+    state.left[lever.name] = why
+    state.bench.progress.say(f"left out: {lever.name}: {why}")
 
 
 def _say_early(state: Comparison) -> None:

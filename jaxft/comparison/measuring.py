@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxft.comparison.asking import Found, ask
+from jaxft.comparison.budget import Clock, LeftOut
+from jaxft.comparison.facts import Facts, known_still
 from jaxft.comparison.given import Given
 from jaxft.comparison.ledger import Ledger, Piece
 from jaxft.comparison.levers import Lever, middle_of
@@ -32,10 +34,6 @@ LOSS = METRICS["loss"]
 WHOLE = 1.0  # the part of a whole run
 
 
-class LeftOut(Exception):
-    """A lever is not measured; the message says why."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """A lever that was measured.
@@ -51,6 +49,7 @@ class Measured:
         tests, runs: the ledger's pieces, seed by seed.
         planned: bytes that an update needs for `config.topology`; None without one.
         memory: bytes that an update needs here; None where nothing is tuned, or it is not known.
+        changed: what it still scores once the facts have changed, as `facts.known_still`; None without documents.
     """
 
     lever: Lever
@@ -64,6 +63,7 @@ class Measured:
     runs: Sequence[Piece]
     planned: int | None = None
     memory: int | None = None
+    changed: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass
@@ -74,24 +74,27 @@ class Bench:
         given: what every lever gets.
         ledger: what is done.
         progress: what is shown.
+        clock: what is left of the budget.
         seconds: lever, updates, how many runs -> what a piece takes, about; of no run, a test.
-        admit: raises LeftOut where a piece of so many seconds does not fit the budget.
         after: called when a piece is done.
+        base: the model as it was, once it is read.
+        facts: those that change; None without documents.
     """
 
     given: Given
     ledger: Ledger
     progress: Progress
-    seconds: Callable[[Lever, int, int], float]
-    admit: Callable[[float], None]
-    after: Callable[[], None]
+    clock: Clock
+    seconds: Callable[[Lever, int, int], float] = lambda *_: 0.0
+    after: Callable[[], None] = lambda: None
     base: tuple[Transformer, PyTree] | None = None
+    facts: Facts | None = None
 
     def take(self, name: str, what: str, seconds: float, make: Callable[[], Piece]) -> Piece:
-        """A piece of work, done or found."""
+        """A piece of work, done or found. Raises LeftOut where the budget has no room for it."""
         if name not in self.ledger.pieces:
-            self.admit(seconds)
-        with self.progress.piece(what, seconds):
+            self.clock.admit(seconds)
+        with self.progress.piece(what, seconds), self.clock.limit():
             piece = self.ledger.take(name, make)
         self.after()
         return piece
@@ -134,7 +137,9 @@ class Bench:
         setting = _best(searched, given.metric) if searched else tries[0]
         seeds = range(1, given.config.seeds + 1) if lever.drawn else (0,)
         tests = [self._test(lever, setting, seed, None) for seed in seeds]
-        return self._measured(lever, setting, searched, seconds, tests, ())
+        measured = self._measured(lever, setting, searched, seconds, tests, ())
+        changed = self._once_changed(lever, setting, seeds[0], None)
+        return dataclasses.replace(measured, changed=changed)
 
     def _tuned(self, lever: Lever, steps: int) -> Measured:
         given = self.given
@@ -167,7 +172,8 @@ class Bench:
                 shutil.rmtree(output, ignore_errors=True)
         measured = self._measured(lever, setting, searched, sum(seconds), tests, runs)
         memory = max(run["memory"] for run in (*tried, *runs) if "memory" in run) or None
-        return dataclasses.replace(measured, planned=planned, memory=memory)
+        changed = self._once_changed(lever, setting, 1, given.folder / runs[0]["output"])
+        return dataclasses.replace(measured, planned=planned, memory=memory, changed=changed)
 
     def _runs(
         self, lever: Lever, wanted: Sequence[Wanted], steps: int, *, keep: bool
@@ -235,6 +241,30 @@ class Bench:
             self.seconds(lever, 0, 0),
             make,
         )
+
+    def _once_changed(
+        self, lever: Lever, setting: Mapping[str, Any], seed: int, output: Path | None
+    ) -> Piece | None:
+        """What the lever scores once the documents' facts have changed; None without documents, or room for it."""
+        facts = self.facts
+        if facts is None:
+            return None
+
+        def make() -> Piece:
+            again = None
+            if "documents" in lever.needs:
+                given = facts.given
+                model, params = self.model() if output is None else opened(given, output)
+                way = lever.asked(given, setting, seed)
+                again = ask(given, model, params, given.test, way).records
+            return known_still(facts, read_records(self.given.folder, lever.name, seed), again)
+
+        name = f"{lever.name}: the facts changed"
+        try:
+            piece = self.take(name, name, self.seconds(lever, 0, 0), make)
+        except LeftOut:  # the rest of it is measured
+            return None
+        return {key: piece[key] for key in ("before", "value", "low", "high", "n")}
 
     def untouched_base(self) -> Scored:
         """The loss of the model as it was on the rows aside."""

@@ -29,6 +29,14 @@ def report_lines(result: Mapping[str, Any], *, explain: bool) -> list[str]:
         for lever in result["levers"]
         if lever["reason"]
     ]
+    changed = [lever for lever in measured if lever["changed"]]
+    if changed:
+        told = [
+            f"{lever['name']} {_number(lever['changed']['value'])}, before {_number(lever['changed']['before'])}"
+            for lever in changed
+        ]
+        questions = counted(changed[0]["changed"]["n"], "question")
+        lines.append(f"once the documents' facts have changed, of {questions}: {'; '.join(told)}")
     verdict = result["verdict"]
     if explain:
         lines += [f"{place}. {step}" for place, step in enumerate(verdict["steps"], start=1)]

@@ -53,6 +53,7 @@ def lever_object(
         "untouched": None if forgot is None else figure_object(forgot),
         **costs,
         "facts": measured.lever.facts,
+        "changed": None if measured.changed is None else dict(measured.changed),
         "searched": list(measured.searched),
         "setting": dict(measured.setting),
         "seeds": [piece["seed"] for piece in measured.tests],

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import signal
+import time
 
+import pytest
 from ml_collections import ConfigDict
 
-from jaxft.comparison.budget import Clock, Speed, lever_seconds, planned
+from jaxft.comparison.budget import Clock, LeftOut, Speed, lever_seconds, planned, runs_seconds
 from jaxft.comparison.levers import LEVERS
 
 CONFIG = ConfigDict(
@@ -46,3 +49,24 @@ def test_a_clock_counts_what_earlier_starts_took() -> None:
     assert clock.has_room(5.0)
     assert not clock.has_room(50.0)
     assert Clock(None, 1e9).has_room(1e9)
+
+
+def test_what_goes_on_after_the_budgets_end_is_broken_off() -> None:
+    """Wherever it is by then: a tenth of the budget is never exceeded by what was thought to be short."""
+    clock = Clock(0.2, 0.0)
+    with pytest.raises(LeftOut, match="no room"), clock.limit():
+        time.sleep(5.0)
+    assert 0.2 < clock.spent < 1.0
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_without_a_budget_nothing_is_broken_off() -> None:
+    with Clock(None, 1e9).limit():
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_runs_that_train_together_begin_once() -> None:
+    """Three of lora read and write once; three of full tuning thrice."""
+    lora, full = (LEVERS[name] for name in ("lora", "full"))
+    assert runs_seconds(lora, 10, 3, SPEED) == 3.0 + 3 * 10 * 0.5
+    assert runs_seconds(full, 10, 3, SPEED) == pytest.approx(3 * 3.0 + 3 * 10 * 0.5 * full.work)

@@ -13,6 +13,7 @@ import pytest
 from markupsafe import escape
 
 from jaxft.comparison.compare import compare
+from jaxft.comparison.levers import LEVERS, middle_of
 from jaxft.configuration import load_config
 from jaxft.errors import UserError
 from tests.small_runs import GOLDEN
@@ -100,7 +101,7 @@ def test_every_field_of_a_measured_lever_is_there(whole: Path) -> None:
     assert lora["seeds"] == [1, 2]
     assert len(lora["scores"]) == 2
     assert lora["searched"][0] | {"value": 0} == {
-        "setting": {"rate": 3e-4},
+        "setting": {"rate": middle_of(LEVERS["lora"], 48)},
         "value": 0,
         "name": "held-out loss",
         "part": 1.0,
@@ -112,6 +113,7 @@ def test_every_field_of_a_measured_lever_is_there(whole: Path) -> None:
         one["prompt"] for one in prompt["samples"]
     ]
     assert all((whole / run / "metrics.jsonl").is_file() for run in lora["runs"])
+    assert lora["memory"] < 2e7  # the share of one
     assert levers["full"]["reason"] == "config.levers does not name it"
     assert len(found["verdict"]["sentences"]) == 2
 
@@ -149,7 +151,9 @@ def test_a_comparison_that_was_cut_short_goes_on(
         shutil.copytree(whole / part, folder / part)
     shutil.copy(whole / "config.json", folder)
     (folder / "ledger.jsonl").write_text("".join(kept[:-3]) + kept[-3][:20])
-    for ended in folder.glob("runs/*/members/*/ended.json"):  # killed before the members' last words
+    for ended in folder.glob(
+        "runs/*/members/*/ended.json"
+    ):  # killed before the members' last words
         ended.unlink()
     compare(configured(metric="loss"), folder)
     assert result_of(folder) == result_of(whole)
