@@ -113,20 +113,19 @@ def adapt(
         tokens = by_path(method.trainable_token_indices, params)
         adapted = training_tokens(adapted, tokens, dtype=jnp.dtype(method.dtype))
     adapted = remember(adapted, _trained_whole(adapted, method))
-    return adapted | method.shared(sites) if method.shared else adapted
+    return adapted | method.shared(sites, method.projection_seed) if method.shared else adapted
 
 
 def _trained_whole(params: PyTree, method: Method) -> Saved:
-    """The record of what trains besides the adapters: it belongs to the adapter, whoever saves it."""
+    """The record of what belongs to the adapter besides its own arrays, whoever saves it."""
     also = [
         path
         for path, leaf in flatten_with_paths(params, is_leaf=is_weight)
         if not is_weight(leaf) and any(matches(pattern, path) for pattern in method.train_also)
     ]
     before = saved_in(params)
-    return dataclasses.replace(
-        before, whole=tuple(sorted({*before.whole, *((path, ()) for path in also)}))
-    )
+    whole = tuple(sorted({*before.whole, *((path, ()) for path in also)}))
+    return dataclasses.replace(before, whole=whole, projection_seed=method.projection_seed)
 
 
 def _begun(site: Site, method: Method, starts: Starts) -> Weight:

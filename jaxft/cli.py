@@ -7,6 +7,7 @@ import importlib
 import itertools
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -37,6 +38,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"^-\.?\d")  # values too: --weights -0.5,1
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog.removeprefix('jaxft').strip()}: {message}".lstrip(": "))

@@ -52,6 +52,7 @@ class Method:
         weight: the kind of weight that it makes.
         trainable: the parts of that weight that train; ("*",) with no transform: every leaf.
         shared: makes what stands once in the tree for all sites.
+        projection_seed: from which that draws.
         rank: the inner width r of an adapter.
         alpha: the numerator of the factor s = alpha / rank.
         rank_stabilized: s = alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732).
@@ -79,7 +80,8 @@ class Method:
     transform: Callable[[Site], Weight] | None = None
     weight: type[Weight] | None = None
     trainable: tuple[str, ...] = ("*",)
-    shared: Callable[[Sequence[Site]], dict[str, Any]] | None = None
+    shared: Callable[[Sequence[Site], int], dict[str, Any]] | None = None
+    projection_seed: int = 0
     rank: int = 16
     alpha: float = 32.0
     rank_stabilized: bool = False
@@ -280,7 +282,8 @@ def vera(d_initial: float = 0.1, projection_seed: int = 0, **settings: Any) -> M
         settings,
         rank=256,
         transform=functools.partial(VeRA.at, d_initial=d_initial),
-        shared=functools.partial(projections, seed=projection_seed),
+        shared=projections,
+        projection_seed=projection_seed,
         without={
             "alpha": "the paper has no scale",
             "alpha_pattern": "the paper has no scale",

@@ -45,6 +45,14 @@ def mistake(capsys, *words):
     return captured.err
 
 
+@pytest.mark.parametrize("weights", ["-0.5,1", "-.5,1", "-1,2"])
+def test_a_value_may_begin_with_a_minus(called, weights):
+    adapters = ["--adapter", "a", "--adapter", "b", "--output", "c"]
+    assert cli.main(["merge", *adapters, "--weights", weights]) == 0
+    [(_, given)] = called
+    assert given["weights"] == [float(part) for part in weights.split(",")]
+
+
 def test_train_loads_the_configuration_with_its_overrides(called):
     words = ["train", "--config.method.rank", "4", "--config", "configs/sft.py:dora"]
     words += ["--workdir=runs/a", '--config.method.targets=("q_proj","v_proj")']

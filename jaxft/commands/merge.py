@@ -48,7 +48,7 @@ def _add_combining(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=numbers,
         metavar="W,W",
-        help="one an adapter: --weights=-1,0.5",
+        help="one an adapter: --weights -1,0.5",
     )
     group.add_argument(
         "--combine",

@@ -99,6 +99,7 @@ def _record(
         whole=places(whole, sizes),
         beside=places(contents.carried, sizes),
         bias=bias,
+        projection_seed=options.get("projection_prng_key", 0),
     )
 
 

@@ -37,7 +37,7 @@ from jaxft.runtime.hub import meant
 from jaxft.runtime.storage import is_remote, local
 from jaxft.tree import PyTree, flatten_with_paths, layer_starts
 from jaxft.vocabulary import EMBEDDING
-from jaxft.weights import bare, is_encoded, is_weight
+from jaxft.weights import bare, is_encoded, is_weight, saved_in
 
 PREFIX = "base_model.model."
 QUANTIZED_KEY = "jaxft_base_quantization"
@@ -224,7 +224,7 @@ def _export(
             "vera_dropout": dropout,
             "save_projection": True,
         }
-        options |= {"projection_prng_key": 0, "d_initial": 0.1}
+        options |= {"projection_prng_key": saved_in(params).projection_seed, "d_initial": 0.1}
     else:
         options |= {"lora_dropout": dropout, "use_dora": kind == "dora", "init_lora_weights": True}
         options |= _rank_options(adapted, method is not None and method.rank_stabilized)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxft.tree import PyTree, flatten_with_paths
 from jaxft.weights.base import is_adapter, is_weight, replace
+from jaxft.weights.saved import SAVED
 
 
 def common_tree(trees: Sequence[PyTree]) -> PyTree:
@@ -21,6 +22,10 @@ def common_tree(trees: Sequence[PyTree]) -> PyTree:
     nothing but zeros, get a gradient of zero.
     """
     whole = lambda leaf: leaf is None or is_weight(leaf)  # noqa: E731
+    trees = [{**tree} if isinstance(tree, Mapping) else tree for tree in trees]
+    records = [tree.pop(SAVED) for tree in trees if isinstance(tree, dict) and SAVED in tree]
+    for tree in trees if records else ():  # one for all; each has its own again by `cropped`
+        tree[SAVED] = records[0]
     return jax.tree.map(lambda *leaves: _common(leaves), *trees, is_leaf=whole)
 
 

@@ -29,6 +29,7 @@ class Saved:
         bias: which biases are saved: none, all, or only those of adapted modules.
         family: of the model, where the leaves alone do not tell their names on disk.
         modules: how the names of its modules begin, where the decoder is a part of a larger model.
+        projection_seed: from which VeRA's projections were drawn.
     """
 
     whole: Places = ()
@@ -36,6 +37,7 @@ class Saved:
     bias: str = "none"
     family: str = ""
     modules: str = ""
+    projection_seed: int = 0
 
 
 def saved_in(params: Mapping[str, Any]) -> Saved:

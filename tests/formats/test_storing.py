@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
+import jaxft
 from jaxft.errors import UserError
 from jaxft.formats import load_adapter
 from jaxft.formats.adapter_file import NARROW, open_adapter
@@ -78,6 +80,19 @@ def test_projections_that_the_seed_draws_are_left_out(
     (tmp_path / "other/adapter_config.json").write_text(json.dumps(config))
     store_folder(tmp_path / "other", tmp_path / "kept")
     assert any("vera_A" in name for name in open_adapter(tmp_path / "kept"))
+
+
+def test_projections_of_another_seed_are_written_down_and_left_out(model_of, tmp_path):
+    base = model_of("llama")[1]
+    method = jaxft.methods.vera(rank=4, targets=("q_proj",), projection_seed=8)
+    tree = jaxft.adapt(base, method, jax.random.key(0))
+    for turn in ("first", "again"):
+        jaxft.save_adapter(tree, tmp_path / turn)
+        config = json.loads((tmp_path / turn / "adapter_config.json").read_text())
+        assert config["projection_prng_key"] == 8
+        store_folder(tmp_path / turn, tmp_path / turn / "small")
+        assert not any("vera_A" in name for name in open_adapter(tmp_path / turn / "small"))
+        tree = load_adapter(base, tmp_path / turn / "small")
 
 
 def test_what_stands_beside_the_tensors_comes_along(golden, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 import jaxft
 from jaxft.tree import count, flatten_with_paths
+from jaxft.weights import common_tree, cropped, padded, saved_in
 
 
 def tree():
@@ -68,6 +69,17 @@ def test_the_projections_depend_on_their_own_seed_alone():
     bound = np.sqrt(np.float32(6 / 10))
     drawn = np.asarray([0.49625658988952637, 0.7682217955589294, 0.08847743272781372])
     np.testing.assert_allclose(first["a"][:3, 0], 2 * bound * drawn - bound, rtol=1e-5)
+
+
+def test_runs_of_other_seeds_stack_and_each_keeps_its_own():
+    """`save_adapter` writes it down, so that projections that are left out can be drawn again."""
+    runs = [adapted(projection_seed=seed)[0] for seed in (0, 8, 9)]
+    assert [saved_in(run).projection_seed for run in runs] == [0, 8, 9]
+    like = common_tree(runs)
+    for run in runs:
+        again = cropped(padded(run, like), run)
+        assert saved_in(again) == saved_in(run)
+        np.testing.assert_array_equal(again["vera"]["a"], run["vera"]["a"])
 
 
 def test_a_layer_left_out_stays_at_zero():
