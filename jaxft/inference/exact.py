@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxft.data.packing import length_buckets, smallest_bucket
+from jaxft.inference.decoding import LEAST_LENGTH, bucket
 from jaxft.inference.rollouts import Prompts, Rollouts, completion_keys, padded_prompts, sample
 from jaxft.inference.sampling import Drawn, draw
 from jaxft.inference.slots import batch_parts
@@ -29,7 +31,6 @@ from jaxft.runtime.processes import to_host
 
 ROWS = 8  # prompts scored at once, with their groups
 BY_TOKEN = ("told", "index")  # the rest is by place
-STEP = 128  # rows are as long as a multiple of it
 
 
 class Scored(NamedTuple):
@@ -92,7 +93,11 @@ def parts_to_score(
     count, parts = len(prompts.numbers), batch_parts()
     rows = -(-min(rows, count) // parts) * parts
     laid = group_rows(prompts, rollouts)
-    length = -(-laid["tokens"].shape[1] // STEP) * STEP
+    longest = (
+        bucket(prompts.tokens.shape[1], LEAST_LENGTH)
+        + rollouts.tokens[: prompts.numbers.shape[1]].size
+    )
+    length = smallest_bucket(laid["tokens"].shape[1], length_buckets(longest))
     found = []
     for start in range(0, count, rows):
         here = slice(start, start + rows)

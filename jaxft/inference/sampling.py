@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num, UInt32
 
 
 def sample(
@@ -29,7 +29,7 @@ def sample(
         (batch,) ids, int32.
     """
     scores = scores / temperature
-    limited = (top_k > 0) | (top_p < 1.0)  # the sort is dear: not where nothing is left out
+    limited = (top_k > 0) | (top_p < 1.0)  # this is dear: not where nothing is left out
     scores = jax.lax.cond(limited, restrict, lambda scores, *_: scores, scores, top_k, top_p)
     return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
 
@@ -122,14 +122,36 @@ def restrict(
         top_p: the probability kept, of all rows or of each; 1.0 keeps all.
     """
     top_k, top_p = (jnp.broadcast_to(x, scores.shape[:1])[:, None] for x in (top_k, top_p))
-    size = scores.shape[-1]
-    ordered = jnp.sort(scores, axis=-1, descending=True)
-    last = jnp.where(top_k > 0, jnp.minimum(top_k, size), size) - 1
-    lowest = jnp.take_along_axis(ordered, last, axis=-1)
-    ordered = jnp.where(ordered >= lowest, ordered, -jnp.inf)
-    probabilities = jax.nn.softmax(ordered, axis=-1)
-    likelier = jnp.cumsum(probabilities, axis=-1) - probabilities
-    # rounding may bring the sum above 1: then p = 1 must still keep everything
-    inside = ((likelier < top_p) | (top_p >= 1.0)).at[:, 0].set(True)
-    edge = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(scores >= jnp.maximum(lowest, edge), scores, -jnp.inf)
+    ranks = _ranks(scores)
+    lowest = _threshold(ranks, jnp.ones_like(scores), jnp.where(top_k > 0, top_k, scores.shape[-1]))
+    probabilities = jax.nn.softmax(jnp.where(ranks >= lowest, scores, -jnp.inf), axis=-1)
+    edge = _threshold(ranks, probabilities, top_p)
+    # rounding may leave the sum below 1: p = 1 must still keep everything
+    edge = jnp.where(top_p >= 1.0, 0, jnp.minimum(edge, ranks.max(axis=-1, keepdims=True)))
+    return jnp.where(ranks >= jnp.maximum(lowest, edge), scores, -jnp.inf)
+
+
+def _ranks(scores: Float[Array, "batch vocabulary"]) -> UInt32[Array, "batch vocabulary"]:
+    """Numbers in the order of the scores, equal where these are: the bits of float32, made to ascend."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)  # -0.0 too
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits >= sign, ~bits, bits | sign)
+
+
+def _threshold(
+    ranks: UInt32[Array, "batch vocabulary"],
+    weights: Float[Array, "batch vocabulary"],
+    least: Num[Array, "batch 1"],
+) -> UInt32[Array, "batch 1"]:
+    """The largest number such that the ranks at or above it weigh at least `least`, found bit by bit; 0: none does.
+
+    To sort a vocabulary takes far longer, of which one rank alone is asked.
+    """
+    least = least.astype(weights.dtype)
+
+    def bit(number: jax.Array, found: jax.Array) -> jax.Array:
+        higher = found | (jnp.uint32(1 << 31) >> number.astype(jnp.uint32))
+        weight = jnp.sum(jnp.where(ranks >= higher, weights, 0.0), axis=-1, keepdims=True)
+        return jnp.where(weight >= least, higher, found)
+
+    return jax.lax.fori_loop(0, 32, bit, jnp.zeros_like(ranks[:, :1]))

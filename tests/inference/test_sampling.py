@@ -77,3 +77,11 @@ def test_top_p_counts_what_top_k_left():
     # among the first two, the likeliest alone has .73
     assert set(many([2.0, 1.0, 0.0, -1.0, -3.0], 1.0, 2, 0.7)) == {0}
     assert set(many([2.0, 1.0, 0.0, -1.0, -3.0], 1.0, 0, 0.7)) == {0, 1}
+
+
+def test_zeros_of_either_sign_are_equal_and_minus_infinity_is_last():
+    scores = jnp.asarray([[-0.0, 0.0, -jnp.inf, -1.0, -2.0]])
+    for top_k, top_p in ((1, 1.0), (0, 0.1)):
+        found = restricted(scores, np.int32(top_k), np.float32(top_p))
+        assert (found > -jnp.inf).tolist() == [[True, True, False, False, False]]
+    assert (restricted(scores, np.int32(4), np.float32(1.0)) == scores).all()
