@@ -47,7 +47,7 @@ SMALL: Mapping[str, Any] = {
     "data.chat": "false",
     "max_new_tokens": 24,
     "budget": "0",
-    "eval_batch_size": 32,
+    "eval_batch_size": 40,
     "search.rates": 3,
     "search.factor": 4.0,
     "search.parts": (0.5,),

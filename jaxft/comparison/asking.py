@@ -190,8 +190,10 @@ def _answered(
         text = answer.text.split(stop)[0] if stop else answer.text
         tokens = {**item.tokens, "prompt": answer.prompt_tokens, "answer": answer.tokens}
         found[item.origin] = dataclasses.replace(item, answer=text, tokens=tokens)
-    timed = able[: given.config.eval_batch_size]
-    say(timed)
+    longest = sorted(able, key=lambda item: found[item.origin].tokens["prompt"], reverse=True)
+    timed = longest[
+        : given.config.eval_batch_size
+    ]  # the first batch of those, whose program is there
     began = time.perf_counter()
     say(timed)
     return found, (time.perf_counter() - began) / len(timed)

@@ -232,9 +232,9 @@ def _told(
     train, measured = (
         [one for one in lines if one["split"] == split] for split in ("train", "eval")
     )
-    value = measured[-1].get(best.name) if measured else None
-    if value is None:
-        return {"value": None, "why": _why(folder) or f"its held-out {best.name} is no number"}
+    value, error = measured[-1].get(best.name) if measured else None, _why(folder)
+    if error or value is None:
+        return {"value": None, "why": error or f"its held-out {best.name} is no number"}
     tuned = [
         file for name in ("adapter", "model") for file in (folder / name).glob("*.safetensors")
     ]
