@@ -8,11 +8,12 @@
     python experiments/serving.py load     --url ... --name NAME --process PID [--clients 200] [--seconds 600]
 
 `adapters` makes LoRA adapters of rank 8 over all projections with drawn numbers, so that each says something else.
-`speed` runs the server's engine without HTTP: rows that are all of the base, rows of an adapter each, and the base in a
-program without a bank, one after the other, several times in one process. `peft` gives the same rows to one batch of
-PEFT, whose `adapter_names` says each row's adapter. `load` asks like many users do: chats and texts, streams that are
-read slowly or cut, answers that are dropped, bad JSON, bodies that are too large; it checks that greedy answers stay
-what they were, and writes down the memory of the server's process.
+`speed` runs the server's engine without HTTP: rows that are all of the base, in a program without a bank and in one
+with it, and rows of an adapter each, in turns, several times in one process; what is timed is drawing, as the prompts
+stand in the slots. `peft` gives the same rows to one batch of PEFT, whose `adapter_names` says each row's adapter,
+timed in the same way, and then does as `speed`. `load` asks like many users do: chats and texts, streams that are read
+slowly or cut, answers that are dropped, bad JSON, bodies that are too large; it checks that greedy answers stay what
+they were, and writes down the memory of the server's process.
 """
 
 from __future__ import annotations
@@ -60,27 +61,41 @@ def make_adapters(model: str, work: Path, count: int) -> None:
         jaxft.save_adapter(tree, work / "adapters" / str(number))
 
 
-def measure_speed(model: str, work: Path, rows: int, new: int, rounds: int) -> None:
-    """Tokens a second of the engine: without a bank, the base in a bank, and an adapter a row."""
-    from jaxft.assets import model_folder
-    from jaxft.data.tokenizer import load_tokenizer
-    from jaxft.inference.serving.command import engine_of
-    from jaxft.inference.serving.engine import Ask
-    from jaxft.inference.serving.versions import Room, bank_of, open_base
+class Engines:
+    """Rows asked of the server's engine, without HTTP: one engine for each case, which then finds its prompts read.
 
-    folders = {str(n): str(work / "adapters" / str(n)) for n in range(rows)}
-    network, params, found = open_base(model, folders, "float32")
-    bank = bank_of(params, found, Room())
-    tokenizer = load_tokenizer(model_folder(model))
-    sizes = {"slots": rows, "context": 256, "waiting": rows}
-    engines = {
-        "base": engine_of(network.config, params, None, **sizes),
-        "bank": engine_of(network.config, params, bank, **sizes),
-    }
-    prompts = prompts_of(rows, network.config.vocabulary)
+    Attributes:
+        cases: {name: how an ask of each row is answered}.
+    """
 
-    def answer(engine: Any, adapters: list[int]) -> tuple[float, float]:
-        left, done = [rows], threading.Event()
+    def __init__(self, model: str, work: Path, rows: int, new: int) -> None:
+        from jaxft.assets import model_folder
+        from jaxft.data.tokenizer import load_tokenizer
+        from jaxft.inference.serving.command import engine_of
+        from jaxft.inference.serving.versions import Room, bank_of, open_base
+
+        folders = {str(n): str(work / "adapters" / str(n)) for n in range(rows)}
+        network, params, found = open_base(model, folders, "float32")
+        bank = bank_of(params, found, Room())
+        self.rows, self.new, self.tokenizer = rows, new, load_tokenizer(model_folder(model))
+        self.prompts = prompts_of(rows, network.config.vocabulary)
+        none, own = [-1] * rows, list(range(rows))
+        self.cases = {
+            "base": (None, none),
+            "base in a bank": (bank, none),
+            "adapters": (bank, own),
+        }
+        sizes = {"slots": rows, "context": 64, "waiting": rows}
+        self.engines = {
+            name: engine_of(network.config, params, tree, **sizes)
+            for name, (tree, _) in self.cases.items()
+        }
+
+    def answer(self, name: str) -> tuple[float, float]:
+        """Seconds, and those of the processor, until all rows are answered."""
+        from jaxft.inference.serving.engine import Ask
+
+        left, done = [self.rows], threading.Event()
 
         def tell(piece: Any) -> None:
             left[0] -= bool(piece.end)
@@ -88,39 +103,44 @@ def measure_speed(model: str, work: Path, rows: int, new: int, rounds: int) -> N
                 done.set()
 
         asks = [
-            Ask(ids=tuple(ids), tokenizer=tokenizer, limit=new, adapter=adapter)
-            for ids, adapter in zip(prompts, adapters, strict=True)
+            Ask(ids=tuple(ids), tokenizer=self.tokenizer, limit=self.new, adapter=adapter)
+            for ids, adapter in zip(self.prompts, self.cases[name][1], strict=True)
         ]
-        # The prompts are read first, by asking for one token, and then found in the slots.
         start, spent = time.monotonic(), time.process_time()
-        engine.submit(asks, [tell] * rows)
+        self.engines[name].submit(asks, [tell] * self.rows)
         done.wait()
         return time.monotonic() - start, time.process_time() - spent
 
-    none, own = [-1] * rows, list(range(rows))
-    cases = {"base": ("base", none), "base in a bank": ("bank", none), "adapters": ("bank", own)}
-    for engine in engines.values():
-        engine.start()
-    seconds: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
-    for turn in range(rounds + 1):
-        for name, (kind, adapters) in cases.items():
-            taken = answer(engines[kind], adapters)
-            if turn:  # the first compiles
-                seconds[name].append(taken)
-    report = {
-        name: {
-            "tokens_per_second": round(rows * new / min(wall for wall, _ in taken), 1),
-            "tokens_per_cpu_second": round(rows * new / min(cpu for _, cpu in taken), 1),
-        }
-        for name, taken in seconds.items()
+    def measure(self, rounds: int) -> dict[str, dict[str, float]]:
+        """Tokens a second of each case, the best of some rounds in which they take turns."""
+        seconds: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
+        for engine in self.engines.values():
+            engine.start()
+        for turn in range(rounds + 1):
+            for name in self.cases:
+                taken = self.answer(name)
+                if turn:  # the first compiles, and reads the prompts
+                    seconds[name].append(taken)
+        for engine in self.engines.values():
+            engine.stop()
+        return {name: _speed(self.rows * self.new, taken) for name, taken in seconds.items()}
+
+
+def _speed(tokens: int, taken: list[tuple[float, float]]) -> dict[str, float]:
+    return {
+        "tokens_per_second": round(tokens / min(wall for wall, _ in taken), 1),
+        "tokens_per_cpu_second": round(tokens / min(cpu for _, cpu in taken), 1),
     }
+
+
+def measure_speed(model: str, work: Path, rows: int, new: int, rounds: int) -> None:
+    """Tokens a second of the engine: without a bank, the base in a bank, and an adapter a row."""
+    report = Engines(model, work, rows, new).measure(rounds)
     _write(work, "speed", {"rows": rows, "new": new, **report})
-    for engine in engines.values():
-        engine.stop()
 
 
 def measure_peft(model: str, work: Path, rows: int, new: int, rounds: int) -> None:
-    """The same rows in one batch of PEFT."""
+    """The same rows in one batch of PEFT, and then in the engine."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -130,31 +150,32 @@ def measure_peft(model: str, work: Path, rows: int, new: int, rounds: int) -> No
     given: dict[str, Any] = {
         "input_ids": prompts,
         "attention_mask": torch.ones_like(prompts),
-        "max_new_tokens": new,
-        "min_new_tokens": new,
         "do_sample": False,
         "pad_token_id": 0,
     }
 
+    def seconds(model: Any, count: int, **options: Any) -> tuple[float, float]:
+        start, spent = time.monotonic(), time.process_time()
+        with torch.no_grad():
+            model.generate(**given, max_new_tokens=count, min_new_tokens=count, **options)
+        return time.monotonic() - start, time.process_time() - spent
+
     def timed(model: Any, **options: Any) -> dict[str, float]:
+        """Of the tokens behind the first, which is drawn where the prompts are read."""
         taken = []
         for _ in range(rounds):
-            start, spent = time.monotonic(), time.process_time()
-            with torch.no_grad():
-                model.generate(**given, **options)
-            taken.append((time.monotonic() - start, time.process_time() - spent))
-        return {
-            "tokens_per_second": round(rows * new / min(wall for wall, _ in taken), 1),
-            "tokens_per_cpu_second": round(rows * new / min(cpu for _, cpu in taken), 1),
-        }
+            first, whole = (seconds(model, count, **options) for count in (1, new + 1))
+            taken.append((whole[0] - first[0], whole[1] - first[1]))
+        return _speed(rows * new, taken)
 
-    report = {"base": timed(network)}
+    report = {"PEFT, base": timed(network)}
     names = [str(number) for number in range(rows)]
     adapted = PeftModel.from_pretrained(network, work / "adapters" / "0", adapter_name="0")
     for name in names[1:]:
         adapted.load_adapter(work / "adapters" / name, adapter_name=name)
     adapted.eval()
-    report["adapters"] = timed(adapted, adapter_names=names)
+    report["PEFT, adapters"] = timed(adapted, adapter_names=names)
+    report |= Engines(model, work, rows, new).measure(rounds)
     _write(work, "peft", {"rows": rows, "new": new, **report})
 
 

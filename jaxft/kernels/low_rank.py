@@ -17,16 +17,17 @@ FEW, ROWS_OF_EACH = 4, 4
 
 def each_low_rank(
     x: Float[Array, "rows length in"],
-    a: Float[Array, "adapters in rank"],
+    a: Float[Array, "adapters rank in"],
     b: Float[Array, "adapters rank out"],
     scale: Float[Array, " adapters"],
     groups: Int[Array, " rows"] | None,
 ) -> Float[Array, "rows length out"]:
-    """`s (x a) b` of each row's adapter, in x's dtype.
+    """`s (x a^T) b` of each row's adapter, in x's dtype.
 
     Args:
         x: the input.
-        a: what the input is multiplied by first.
+        a: what the input is multiplied by first, with the input's axis last: so each number that a row's product
+            adds up lies beside the next, which took two thirds of the time on a CPU.
         b: what that is multiplied by.
         scale: s of each.
         groups: the adapter of each row; a row of an adapter that there is not (as -1) gives 0. None: the rows are laid
@@ -43,7 +44,7 @@ def each_low_rank(
 
 def laid_by_adapter(
     x: Float[Array, "rows length in"],
-    a: Float[Array, "adapters in rank"],
+    a: Float[Array, "adapters rank in"],
     b: Float[Array, "adapters rank out"],
     scale: Float[Array, " adapters"],
 ) -> Float[Array, "rows length out"]:
@@ -52,37 +53,43 @@ def laid_by_adapter(
     if rows % len(a):
         raise ValueError(f"{rows} rows are no runs of one length for {len(a)} adapters")
     runs = x.reshape(len(a), -1, x.shape[-1])
-    narrow = jnp.matmul(runs, a.astype(x.dtype)) * scale[:, None, None].astype(x.dtype)
+    narrow = _narrow(runs, a) * scale[:, None, None].astype(x.dtype)
     return jnp.matmul(narrow, b.astype(x.dtype)).reshape(rows, length, -1)
 
 
 def by_row(
     x: Float[Array, "rows length in"],
-    a: Float[Array, "adapters in rank"],
+    a: Float[Array, "adapters rank in"],
     b: Float[Array, "adapters rank out"],
     scale: Float[Array, " adapters"],
     groups: Int[Array, " rows"],
 ) -> Float[Array, "rows length out"]:
     """a and b fetched for each row: the work of one adapter, whatever their number."""
     own = of_rows(scale, groups, 0.0).astype(x.dtype)
-    narrow = jnp.matmul(x, _fetched(a, groups).astype(x.dtype)) * own[:, None, None]
+    narrow = _narrow(x, _fetched(a, groups)) * own[:, None, None]
     return jnp.matmul(narrow, _fetched(b, groups).astype(x.dtype))
+
+
+def _narrow(
+    x: Float[Array, "rows length in"], a: Float[Array, "rows rank in"]
+) -> Float[Array, "rows length rank"]:
+    return jnp.einsum("nli,nri->nlr", x, a.astype(x.dtype))
 
 
 def side_by_side(
     x: Float[Array, "rows length in"],
-    a: Float[Array, "adapters in rank"],
+    a: Float[Array, "adapters rank in"],
     b: Float[Array, "adapters rank out"],
     scale: Float[Array, " adapters"],
     groups: Int[Array, " rows"],
 ) -> Float[Array, "rows length out"]:
     """All rows times all a, what is not of a row's adapter set to 0, and that times all b: two products in all."""
-    count, size, rank = a.shape
-    wide = jnp.swapaxes(a, 0, 1).reshape(size, count * rank).astype(x.dtype)
+    count, rank, size = a.shape
+    wide = a.reshape(count * rank, size).astype(x.dtype)
     here = groups[:, None] == jnp.arange(count, dtype=groups.dtype)[None, :]
     own = jnp.where(here, jnp.broadcast_to(scale[None, :], here.shape), 0.0).astype(x.dtype)
     own = jnp.repeat(own, rank, axis=1)[:, None, :]
-    narrow = x @ wide
+    narrow = jnp.einsum("nli,ci->nlc", x, wide)
     narrow = narrow * jnp.broadcast_to(own, narrow.shape)
     return narrow @ b.reshape(count * rank, -1).astype(x.dtype)
 
@@ -98,4 +105,9 @@ def of_rows(
 
 
 def _fetched(values: Float[Array, "adapters ..."], groups: Int[Array, " rows"]) -> jax.Array:
-    return jnp.take(values, groups, axis=0, mode="clip")
+    return values.at[_known(groups, len(values))].get(mode="promise_in_bounds")
+
+
+def _known(groups: Int[Array, " rows"], count: int) -> Int[Array, " rows"]:
+    """The indices, of which none lies outside: that of a row without an adapter is any."""
+    return jnp.clip(groups, 0, count - 1)

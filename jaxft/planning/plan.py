@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 
 from jaxft.adaptation import partition
 from jaxft.assets import model_folder
-from jaxft.errors import UserError
+from jaxft.configuration.populations import members_of
+from jaxft.errors import UserError, counted
 from jaxft.formats.config_file import model_config
 from jaxft.kernels.compiler_options import compiler_options
 from jaxft.methods import row_of
@@ -141,8 +142,13 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         target: from `tpu_devices` or `local_devices`.
 
     Raises:
-        UserError: the configuration does not fit the model or the mesh.
+        UserError: the configuration does not fit the model or the mesh, or is of several runs.
     """
+    if members := members_of(config):
+        raise UserError(
+            f"plan tells of one run, and config.population has {counted(len(members), 'member')}: leave it out; of"
+            " what is told each member has its own adapter, optimizer and temporaries, and all share the base"
+        )
     config, mesh, model = _settled(config, target)
     with jax.set_mesh(mesh):
         traced = _trace(config, model, mesh)

@@ -72,7 +72,7 @@ class Bank(Adapter):
     Attributes:
         base: the weight W (in, out) of all, dense, quantized or sharded.
         scale: s (K,); with stacked layers (layers, K), as every part has the layers in front.
-        a: (K, in, rank), b: (K, rank, out): of LoRA and its relatives, if there is one.
+        a_rows: (K, rank, in), the transposed a, and b: (K, rank, out): of LoRA and its relatives, if there is one.
         ratio: (K, out), of DoRA, if there is one; 1 for all others.
         d: (K, ranks), g: (K, out): of VeRA, if there is one.
         groups: (rows,): the adapter of each row.
@@ -83,7 +83,7 @@ class Bank(Adapter):
 
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "scale": (),
-        "a": ("in", "rank"),
+        "a_rows": ("rank", "in"),
         "b": ("rank", "out"),
         "ratio": ("out",),
         "d": ("rank",),
@@ -92,7 +92,7 @@ class Bank(Adapter):
     }
     base: Any
     scale: Any
-    a: Any = None
+    a_rows: Any = None
     b: Any = None
     ratio: Any = None
     d: Any = None
@@ -132,9 +132,8 @@ class Bank(Adapter):
         x = self._scaled(x)
         y, rows = contract_transposed(x, self.base), self._rows(x)
         total = jnp.zeros((*rows.shape[:-1], y.shape[-1]), x.dtype)
-        if self.a is not None:
-            b, a = (jnp.swapaxes(part, -1, -2) for part in (self.b, self.a))
-            total = each_low_rank(rows, b, a, self.scale, self.groups)
+        if self.a_rows is not None:
+            total = each_low_rank(rows, self.b, self.a_rows, self.scale, self.groups)
         if self.d is not None:
             a, b = self.projections
             narrow = self._times(contract_transposed(self._times(rows, self.g), b), self.d)
@@ -145,8 +144,8 @@ class Bank(Adapter):
         y = take(self.base, ids)
         groups, total = self._groups(len(ids)), jnp.zeros_like(y)
         own = jnp.broadcast_to(groups.reshape(-1, *(1,) * (ids.ndim - 1)), ids.shape)
-        if self.a is not None:
-            narrow = self.a.at[own, ids].get(mode="clip").astype(y.dtype)
+        if self.a_rows is not None:
+            narrow = self.a_rows.at[own, :, ids].get(mode="clip").astype(y.dtype)
             narrow = self._rows(narrow) * of_rows(self.scale, groups, 0.0)[:, None, None].astype(
                 y.dtype
             )
@@ -176,8 +175,8 @@ class Bank(Adapter):
     def _delta(self, x: Float[Array, "rows length in"]) -> Float[Array, "rows length out"]:
         """What a row's adapter adds to the base's product."""
         total: Any = 0.0
-        if self.a is not None:
-            total = each_low_rank(x, self.a, self.b, self.scale, self.groups)
+        if self.a_rows is not None:
+            total = each_low_rank(x, self.a_rows, self.b, self.scale, self.groups)
         if self.d is not None:
             a, b = self.projections
             total = total + self._scaled_projection(x @ a.astype(x.dtype), b)

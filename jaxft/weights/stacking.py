@@ -20,7 +20,7 @@ from jaxft.weights.saved import SHARED
 from jaxft.weights.vera import VeRA
 
 Parts = dict[str, jax.Array]
-ROOM = {"a": (-2, -1), "b": (-2, -1), "d": (-1,), "g": (-1,), "ratio": (-1,), "scale": ()}
+ROOM = {"a_rows": (-2, -1), "b": (-2, -1), "d": (-1,), "g": (-1,), "ratio": (-1,), "scale": ()}
 """The axes of an adapter's own parts, that of the layers left out."""
 
 
@@ -106,7 +106,7 @@ def parts_of(
         d = jnp.pad(weight.d, [*before, (ends[0], columns - ends[0] - weight.d.shape[-1])])
         return {"d": d, "g": weight.g}
     plain = weight.as_lora()
-    parts = {"a": plain.a, "b": plain.b, "scale": plain.scale}
+    parts = {"a_rows": jnp.swapaxes(plain.a, -1, -2), "b": plain.b, "scale": plain.scale}
     if isinstance(weight, DoRA):
         bound = bind(weight, tree)
         # Layer by layer: a quantized base must not stand dense as a whole.
@@ -173,10 +173,11 @@ def _require_room(bank: Bank, parts: Parts, where: str) -> None:
     for part, value in parts.items():
         room = getattr(bank, part)
         if room is None:
-            raise UserError(f"{where}: the bank has no room for its {part}: stack it anew")
-        if part == "a" and value.shape[-1] > room.shape[-1]:
+            name = part.removesuffix("_rows")
+            raise UserError(f"{where}: the bank has no room for its {name}: stack it anew")
+        if part == "b" and value.shape[-2] > room.shape[-2]:
             raise UserError(
-                f"{where} has rank {value.shape[-1]}, and the bank's is {room.shape[-1]}: stack it anew"
+                f"{where} has rank {value.shape[-2]}, and the bank's is {room.shape[-2]}: stack it anew"
             )
 
 
@@ -267,13 +268,13 @@ def _bank(
     if len(shape) != 2 + in_stack:
         raise UserError(f"{path} {shape} is no matrix (in, out): a bank does not hold its adapters")
     lead, (rows, columns) = shape[:-2], shape[-2:]
-    ranks = [parts["a"].shape[-1] for parts in members.values() if "a" in parts]
+    ranks = [parts["b"].shape[-2] for parts in members.values() if "b" in parts]
     names = {part for parts in members.values() for part in parts} | {"scale"}
-    names |= {"a", "b"} if rank or not names & {"a", "d"} else set()
+    names |= {"a_rows", "b"} if rank or not names & {"b", "d"} else set()
     names |= {"ratio"} if ratios else set()
     largest = max([rank, *ranks, 1])
     sizes = [parts["d"].shape[-1] for parts in members.values() if "d" in parts]
-    room = {"scale": (), "a": (rows, largest), "b": (largest, columns), "ratio": (columns,)}
+    room = {"scale": (), "a_rows": (largest, rows), "b": (largest, columns), "ratio": (columns,)}
     room |= {"d": (max(sizes, default=0),), "g": (columns,)}
 
     def whole(part: str) -> jax.Array:

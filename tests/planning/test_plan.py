@@ -55,6 +55,12 @@ def nbytes(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+def test_several_runs_are_no_one_run():
+    members = """--config.population={"optimizer.learning_rate": [1e-4, 3e-4]}"""
+    with pytest.raises(UserError, match=r"tells of one run, and .* has 2 members"):
+        plan(config_of("lora", members), local_devices())
+
+
 def test_the_parts_are_those_of_the_loaded_model():
     config = config_of("dora")
     mesh = make_mesh(config.mesh)
