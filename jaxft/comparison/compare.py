@@ -226,10 +226,12 @@ def _plan(state: Comparison, tuned: list[Lever]) -> None:
     state.steps = plan["steps"]
     for lever in [lever for lever in tuned if lever.name in plan["out"]]:
         _leave_out(state, lever, plan["out"][lever.name])
+    kept = [lever for lever in tuned if lever.name not in state.left]
+    if not kept:
+        return
     rows = f"{counted(state.steps, 'update')} of {config.batch_size} rows a run"
     less = f" ({wanted:,} were wanted; the budget has no room for them)" * (state.steps < wanted)
     bench.progress.say(f"each lever gets {rows}{less}")
-    kept = [lever for lever in tuned if lever.name not in state.left]
     bench.progress.expect(
         sum(lever_seconds(lever, state.steps, state.speed, config) for lever in kept)
     )
