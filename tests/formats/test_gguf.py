@@ -17,9 +17,10 @@ import tokenizers
 from jaxft.data.tokenizer import load_tokenizer
 from jaxft.errors import UserError
 from jaxft.formats import load
-from jaxft.formats.gguf.architectures import ARCHITECTURES, config_of, llama3_factors
+from jaxft.formats.gguf.architectures import ARCHITECTURES, config_of
 from jaxft.formats.gguf.header import read_header, readable
 from jaxft.formats.gguf.reading import import_gguf
+from jaxft.formats.gguf.rotary import llama3_factors
 from jaxft.formats.gguf.tokenizer import SPLITS, tokenizer_files
 from jaxft.formats.safetensors import open_folder
 

@@ -2,7 +2,8 @@
 
 families.json says of each case {"config": config.json, "tensors": {name: [the value before, *shape]}}, and
 families.npz holds `tokens` (2, 24) and for each case the logits (2, 24, vocabulary) that transformers gives.
-`make_families.py` writes both; `make_family_curves.py` writes family_curves.json, whose cases have an adapter besides.
+`make_families.py` writes both; `make_family_curves.py` writes family_curves.json, whose cases have an adapter besides,
+and `make_gguf_families.py` gguf_families.json, whose cases say how llama.cpp writes them.
 This file needs NumPy and safetensors alone: the tests use it too.
 """
 
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent
 TABLE, LOGITS = HERE / "families.json", HERE / "families.npz"
+GGUF = HERE / "gguf_families.json"
 CURVES, TOKENIZER = HERE / "family_curves.json", HERE / "trl/model"
 LEFT = 5  # places of padding on the left, in the padded row
 FIRST = 14  # tokens of the first sequence, in the packed row

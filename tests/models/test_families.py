@@ -85,6 +85,14 @@ def test_gemma2_alternates_windows_in_the_old_style_and_the_new():
     assert read(GEMMA2 | {"attn_logit_softcapping": None}).attention_softcap is None
 
 
+def test_gemma3_has_no_cap_on_attentions_logits():
+    """As in transformers, which has gemma2's setting among gemma3's, and does not apply it."""
+    raw = GEMMA2 | {"model_type": "gemma3_text", "attn_logit_softcapping": 1.5}
+    config = read(raw)
+    assert config.attention_softcap is None
+    assert family_of("gemma3_text", "config.json").write(config)["attn_logit_softcapping"] is None
+
+
 def test_gpt2_has_its_own_names_for_sizes():
     config = read(GPT2)
     assert (config.hidden, config.intermediate, config.layers, config.max_length) == (

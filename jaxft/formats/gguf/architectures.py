@@ -8,14 +8,16 @@ folder. The tensors' names need no table here: the package `gguf` has one. Anoth
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxft.errors import UserError, nearest, shown
+from jaxft.formats.gguf import shapes
 from jaxft.formats.gguf.header import Header
+from jaxft.formats.gguf.rotary import short
+from jaxft.models.config import Config
 
 Settings = dict[str, Any]
 KEYS = {
@@ -38,9 +40,7 @@ GPT2_KEYS = {
 }
 # Settings that a file may leave out: without them all heads have keys, and the base is llama.cpp's.
 OPTIONAL = {"num_key_value_heads": None, "rope_theta": 10000.0}
-ROTARY = "rope_freqs.weight"
-# What Llama 3.1 and 3.2 stretch by, beside the factor: (low_freq_factor, high_freq_factor, original length).
-LLAMA3 = (1.0, 4.0, 8192)
+LAYER_NORM = "attention.layer_norm_epsilon"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Architecture:
         offset: norms are stored as 1 + w, where the folder has w.
         turned: ends of modules whose kernels the folder stores as (in, out), and the file as (out, in).
         tokenizer: how its SentencePiece vocabulary is read: "" as llama's.
+        also: further families that are written as this architecture.
+        said: Config -> keys that its files have beside those of all.
     """
 
     model_type: str
@@ -66,6 +68,8 @@ class Architecture:
     offset: bool = False
     turned: tuple[str, ...] = ()
     tokenizer: str = ""
+    also: tuple[str, ...] = ()
+    said: Callable[[Config], Settings] = lambda config: {}
 
     def folded(self, name: str, array: np.ndarray, raw: Mapping[str, Any]) -> np.ndarray:
         """A tensor of the file as the folder stores it. Its inverse is `unfolded`.
@@ -78,7 +82,7 @@ class Architecture:
         module = name.rpartition(".")[0]
         if module.endswith(self.permuted):
             return _rows(array, _heads(module, raw), 1)
-        if self.offset and module.endswith("norm"):
+        if self.offset and name.endswith("norm.weight"):
             return (array.astype(np.float32) - 1.0).astype(array.dtype)
         return array.T if self.turns(name) else array
 
@@ -96,7 +100,7 @@ class Architecture:
         module = name.rpartition(".")[0]
         if module.endswith(self.permuted):
             return _rows(array, _heads(module, raw), 0)
-        if self.offset and module.endswith("norm"):
+        if self.offset and name.endswith("norm.weight"):
             return array.astype(np.float32) + 1.0
         return array.T if self.turns(name) else array
 
@@ -139,7 +143,7 @@ def config_of(header: Header) -> Settings:
         else:
             value = header.need(full, (int, float))
         if value is not None:
-            raw[setting] = _short(value)
+            raw[setting] = short(value)
     if "token_embd.weight" not in header.tensors:
         raise UserError(
             f"{header.file}: the tensor token_embd.weight is missing: is it a part of a split file?"
@@ -149,148 +153,77 @@ def config_of(header: Header) -> Settings:
     return raw | row.more(header, name)
 
 
-def _short(value: float) -> float | int:
-    """A number that was stored in float32, with the fewest digits that say the same there.
-
-    >>> _short(9.999999747378752e-06), _short(32)
-    (1e-05, 32)
-    """
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+def _layer_normed(setting: str) -> dict[str, str]:
+    """`KEYS` of a family whose norms subtract the mean."""
+    return {key: one for key, one in KEYS.items() if key != "rms_norm_eps"} | {setting: LAYER_NORM}
 
 
-def _llama_like(header: Header, name: str) -> Settings:
-    """Head size, biases and rotary scaling."""
-    raw: Settings = {}
-    for key in ("attention.key_length", "rope.dimension_count"):
-        if (size := header.metadata.get(f"{name}.{key}")) is not None:
-            raw["head_dim"] = size
-            break
-    values = header.metadata.get(f"{name}.attention.value_length", raw.get("head_dim"))
-    turned = header.metadata.get(f"{name}.rope.dimension_count", raw.get("head_dim"))
-    if not values == turned == raw.get("head_dim"):
-        raise UserError(
-            f"{header.file}: keys of {raw.get('head_dim')} features, values of {shown(values)}, of which "
-            f"{shown(turned)} turn: jaxft's {name} has one size for them"
-        )
-    return raw | _scaling(header, name)
-
-
-def _llama(header: Header, name: str) -> Settings:
-    for key in ("expert_count", "attention.sliding_window"):
-        if header.metadata.get(f"{name}.{key}"):
-            raise UserError(f"{header.file}: {name}.{key} is not known to jaxft's llama")
-    return _llama_like(header, name) | {
-        "attention_bias": "blk.0.attn_q.bias" in header.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in header.tensors,
-    }
-
-
-def _qwen3(header: Header, name: str) -> Settings:
-    return _llama_like(header, name) | {"attention_bias": "blk.0.attn_q.bias" in header.tensors}
-
-
-def _gemma2(header: Header, name: str) -> Settings:
-    window = header.metadata.get(f"{name}.attention.sliding_window", 4096)
-    size = header.need(f"{name}.attention.key_length", int)
-    heads = header.need(f"{name}.attention.head_count", int)
-    hidden = header.need(f"{name}.embedding_length", int)
-    large = header.metadata.get(f"{name}.block_count") == 46  # of 27B, as llama.cpp tells it
-    softcaps = {
-        "attn_logit_softcapping": (f"{name}.attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": (f"{name}.final_logit_softcapping", 30.0),
-    }
+def _scales(config: Config) -> Settings:
     return {
-        "head_dim": size,
-        "query_pre_attn_scalar": hidden // heads if large else size,
-        "sliding_window": window,
-        **{key: header.metadata.get(*usual) for key, usual in softcaps.items()},
+        "attention.scale": float(config.query_scale),
+        "embedding_scale": float(config.embedding_scale),
+        "residual_scale": float(config.residual_scale),
+        "logit_scale": 1.0 / config.logit_scale,
     }
 
 
-def _gemma3(header: Header, name: str) -> Settings:
-    size = header.need(f"{name}.attention.key_length", int)
-    heads = header.need(f"{name}.attention.head_count", int)
-    hidden = header.need(f"{name}.embedding_length", int)
-    layers = header.need(f"{name}.block_count", int)
-    scaling = _scaling(header, name)
-    if layers > 2**12:
-        raise UserError(f"{header.file}: {shown(layers)} is no number for layers")
-    kinds = ["full_attention" if layer % 6 == 5 else "sliding_attention" for layer in range(layers)]
-    theta = {"rope_theta": _short(header.metadata.get(f"{name}.rope.freq_base", 1e6))}
-    base = {"rope_theta": _short(header.metadata.get(f"{name}.rope.freq_base_swa", 1e4))}
-    full = scaling.get("rope_scaling") or {"rope_type": "default"}
-    return {
-        "head_dim": size,
-        "layer_types": kinds,
-        "query_pre_attn_scalar": hidden // heads if layers == 62 else size,  # 62: of 27B
-        "rope_parameters": {
-            "full_attention": full | theta,
-            "sliding_attention": {"rope_type": "default", **base},
-        },
-        "sliding_window": header.metadata.get(f"{name}.attention.sliding_window", 1024),
-    }
+def _pattern(config: Config) -> Settings:
+    windows = [bool(window) for window in config.windows]
+    return {"attention.sliding_window_pattern": windows} if windows else {}
 
 
-def _scaling(header: Header, name: str) -> Settings:
-    """The rotary scaling: linear and yarn by their keys, llama3 by the factors that stand as a tensor."""
-    prefix = f"{name}.rope.scaling."
-    known = {"type", "factor", "original_context_length", "finetuned"}
-    found = {
-        key.removeprefix(prefix): value
-        for key, value in header.metadata.items()
-        if key.startswith(prefix)
-    }
-    kind = found.get("type", "linear" if "factor" in found else "none")
-    if kind not in ("none", "linear", "yarn") or (set(found) - known and kind != "none"):
-        odd = ", ".join(sorted(set(found) - known)) or shown(kind)
-        raise UserError(f"{header.file}: rotary scaling by {odd} is not read from GGUF")
-    if ROTARY in header.tensors:
-        return {"rope_scaling": _llama3(header, name)}
-    if kind == "none" or found.get("factor", 1.0) == 1.0:
-        return {}
-    scaling: Settings = {"rope_type": kind, "factor": _short(found["factor"])}
-    if kind == "yarn" and "original_context_length" in found:
-        scaling["original_max_position_embeddings"] = found["original_context_length"]
-    return {"rope_scaling": scaling}
+def _olmo(config: Config) -> Settings:
+    """The base of the layers with a window, though it be that of all."""
+    alike = config.windows and not config.rotaries
+    return _pattern(config) | ({"rope.freq_base_swa": float(config.rope_theta)} if alike else {})
 
 
-def llama3_factors(
-    dim: int, theta: float, factor: float, low: float, high: float, length: int
-) -> np.ndarray:
-    """(dim / 2,): by what Llama 3.1 divides each rotary frequency: 1 for short waves, `factor` for long ones."""
-    waves = 2 * math.pi * theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
-    smooth = np.clip((length / waves - low) / (high - low), 0.0, 1.0)
-    return 1.0 / ((1.0 - smooth) / factor + smooth)
+def _phi(config: Config) -> Settings:
+    """A window of 0, by which llama.cpp knows Phi-4, and an original length though nothing is scaled."""
+    plain = (
+        {} if config.rope_scaling else {"rope.scaling.original_context_length": config.max_length}
+    )
+    return {"attention.sliding_window": max(config.windows, default=0), **plain}
 
 
-def _llama3(header: Header, name: str) -> Settings:
-    """The settings behind factors that stand as numbers alone; UserError where they are not Llama 3's."""
-    factors = header.tensors[ROTARY].read().astype(np.float64)
-    theta = header.metadata.get(f"{name}.rope.freq_base", 10000.0)
-    low, high, length = LLAMA3
-    factor = round(float(factors.max()), 3)
-    if not np.isfinite(factor) or factor < 1 or factors.ndim != 1:
-        raise UserError(f"{header.file}: {ROTARY} holds no factors")
-    made = llama3_factors(2 * factors.size, theta, factor, low, high, length)
-    if not np.allclose(made, factors, rtol=1e-4):
-        raise UserError(
-            f"{header.file}: {ROTARY} holds factors that are not Llama 3.1's: jaxft cannot say them in config.json"
-        )
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": length,
-    }
+def _grown(config: Config) -> Settings:
+    return {"attention.temperature_scale": config.query_growth[0]} if config.query_growth else {}
 
 
+LLAMA_ROWS = ("q_proj", "k_proj")
 ARCHITECTURES = {
-    "llama": Architecture("llama", more=_llama, permuted=("q_proj", "k_proj")),
-    "qwen2": Architecture("qwen2", more=_llama_like),
-    "qwen3": Architecture("qwen3", more=_qwen3),
-    "gemma2": Architecture("gemma2", more=_gemma2, offset=True, tokenizer="gemma"),
-    "gemma3": Architecture("gemma3_text", more=_gemma3, offset=True, tokenizer="gemma"),
+    "llama": Architecture("llama", more=shapes.llama, permuted=LLAMA_ROWS, also=("mistral",)),
+    "mistral3": Architecture("ministral3", more=shapes.mistral3, permuted=LLAMA_ROWS, said=_grown),
+    "qwen2": Architecture("qwen2", more=shapes.llama_like),
+    "qwen3": Architecture("qwen3", more=shapes.qwen3),
+    "gemma": Architecture("gemma", more=shapes.gemma, offset=True, tokenizer="gemma"),
+    "gemma2": Architecture("gemma2", more=shapes.gemma2, offset=True, tokenizer="gemma"),
+    "gemma3": Architecture("gemma3_text", more=shapes.gemma3, offset=True, tokenizer="gemma"),
+    "phi3": Architecture("phi3", more=shapes.phi3, said=_phi),
+    "smollm3": Architecture("smollm3", more=shapes.smollm3, permuted=LLAMA_ROWS),
+    "granite": Architecture("granite", more=shapes.granite, permuted=LLAMA_ROWS, said=_scales),
+    "olmo2": Architecture("olmo2", more=shapes.olmo2, also=("olmo3",), said=_olmo),
+    "glm4": Architecture("glm4", more=shapes.glm4),
+    "exaone4": Architecture("exaone4", more=shapes.exaone4, said=_pattern),
+    "seed_oss": Architecture("seed_oss", more=shapes.seed_oss),
+    "cohere2": Architecture(
+        "cohere2",
+        keys=_layer_normed("layer_norm_eps"),
+        more=shapes.cohere2,
+        said=lambda config: {"logit_scale": float(config.logit_scale)},
+    ),
+    "starcoder2": Architecture(
+        "starcoder2", keys=_layer_normed("norm_epsilon"), more=shapes.starcoder2
+    ),
+    "stablelm": Architecture(
+        "stablelm",
+        keys=_layer_normed("layer_norm_eps"),
+        more=shapes.stablelm,
+        said=lambda config: {"use_parallel_residual": config.norm_place == "parallel"},
+    ),
+    "nemotron": Architecture(
+        "nemotron", keys=_layer_normed("norm_eps"), more=shapes.nemotron, offset=True
+    ),
     "gpt2": Architecture(
         "gpt2",
         keys=GPT2_KEYS,

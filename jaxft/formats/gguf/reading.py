@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxft.errors import UserError, counted, named, nearest
 from jaxft.formats.config_file import model_config
-from jaxft.formats.gguf.architectures import ROTARY, Architecture, architecture_of, config_of
+from jaxft.formats.gguf.architectures import Architecture, architecture_of, config_of
 from jaxft.formats.gguf.header import Header, Packed, read_header, readable
+from jaxft.formats.gguf.rotary import LONG, ROTARY, SHORT
 from jaxft.formats.gguf.tokenizer import tokenizer_files
 from jaxft.formats.huggingface import names_of, sizes_of
 from jaxft.formats.manifest import write_manifest
@@ -111,7 +112,7 @@ def _tensors(
     spelled = names_in_file(name, config.layers)
     sizes = sizes_of(config)
     tensors: dict[str, Lazy] = {}
-    used = {ROTARY}
+    used = {ROTARY, LONG, SHORT}
     for path, tensor in tensors_of(config).items():
         for one in names_of(tensor, config, path):
             source = spelled(one)

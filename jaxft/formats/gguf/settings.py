@@ -10,19 +10,12 @@ from typing import Any
 import numpy as np
 
 from jaxft.errors import UserError
-from jaxft.formats.gguf.architectures import (
-    ARCHITECTURES,
-    LLAMA3,
-    ROTARY,
-    Architecture,
-    config_of,
-    llama3_factors,
-)
+from jaxft.formats.gguf.architectures import ARCHITECTURES, Architecture, config_of
 from jaxft.formats.gguf.header import Header
+from jaxft.formats.gguf.rotary import said_scaling
 from jaxft.models.config import Config, Rotary
 from jaxft.models.families import family_of
 
-ALIKE = {"mistral": "llama"}  # families that llama.cpp has under another's name
 SAID_ELSEWHERE = ("family", "dtype", "remat")
 
 
@@ -41,11 +34,10 @@ class Given:
 
 def architecture_for(config: Config, where: str) -> tuple[str, Architecture]:
     """(llama.cpp's name, its row) for a decoder. Raises UserError for a family that has none here."""
-    family = ALIKE.get(config.family, config.family)
     for name, row in ARCHITECTURES.items():
-        if row.model_type == family:
+        if config.family in (row.model_type, *row.also):
             return name, row
-    known = ", ".join(row.model_type for row in ARCHITECTURES.values())
+    known = ", ".join(one for row in ARCHITECTURES.values() for one in (row.model_type, *row.also))
     raise UserError(f"{where}: {config.family} is not written to GGUF; these are: {known}")
 
 
@@ -77,6 +69,7 @@ def settings_of(config: Config, name: str) -> tuple[dict[str, Any], dict[str, np
     if config.positions == "rotary":
         turning, beside = _rotary(config)
         said |= turning
+    said |= ARCHITECTURES[name].said(config)
     return {f"{name}.{key}": value for key, value in said.items()}, beside
 
 
@@ -93,19 +86,9 @@ def _rotary(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if inside := next((one for window, one in by_window.items() if window and one), None):
             said["rope.freq_base_swa"] = float(inside.theta)
     said["rope.freq_base"] = float(rotary.theta)
-    scaling = dict(rotary.scaling)
-    if scaling.get("rope_type") == "llama3":
-        low, high, length = LLAMA3
-        factors = llama3_factors(
-            config.head_dim, rotary.theta, float(scaling["factor"]), low, high, length
-        )
-        return said, {ROTARY: factors.astype(np.float32)}
-    if scaling:
-        said["rope.scaling.type"] = str(scaling.get("rope_type"))
-        said["rope.scaling.factor"] = float(scaling.get("factor") or 1.0)
-        if (original := scaling.get("original_max_position_embeddings")) is not None:
-            said["rope.scaling.original_context_length"] = int(original)
-    return said, {}
+    dim = config.rotary_dim or config.head_dim
+    scaling, beside = said_scaling(rotary, dim, config.max_length)
+    return said | {f"rope.scaling.{key}": value for key, value in scaling.items()}, beside
 
 
 def check_said(

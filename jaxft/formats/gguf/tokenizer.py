@@ -25,6 +25,7 @@ SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN = (
     rf"{CONTRACTED}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}"
 )
+SEED = QWEN.replace(r"\p{N}]+[\r\n]*|", r"\p{N}]+|")
 LLAMA3 = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _WORDS = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%"
@@ -55,12 +56,15 @@ class Split:
 _GPT2, _DIGITS = Split(), Split(digits=True)
 _LLAMA3, _QWEN = Split(LLAMA3, whole=True, bos=True), Split(QWEN, composed=True)
 SPLITS = {
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "gigachat", "mellum", "trillion"), _GPT2),
+    **dict.fromkeys(
+        ("gpt-2", "phi-2", "mpt", "olmo", "gigachat", "mellum", "trillion", "exaone4"), _GPT2
+    ),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), _DIGITS),
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"), _LLAMA3),
     **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), Split(LLAMA3)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "megrez"), _QWEN),
     "stablelm2": Split(QWEN),
+    "seed-coder": Split(SEED),
     "tekken": Split(TEKKEN, whole=True),
     **dict.fromkeys(("gpt-4o", "llama4"), Split(GPT4O)),
 }

@@ -20,7 +20,9 @@ PROBES = (
     "a", " a", "  a  b ", "a\n\n b\t", "It's 12345 o'clock, isn't IT?", "a  1  22\n 333", "naïve e\u0301 \ufb01",
     "ABCdef GhI", "a\u00a0b\u3000c \U0001f98a 日本", "x=1;  // y/\n", "", "don'T /usr/bin\n\n",
 )  # fmt: skip
-KINDS = ("gpt-2", "smollm", "llama-bpe", "qwen2", "stablelm2", "dbrx", "tekken", "gpt-4o")
+KINDS = (
+    "gpt-2", "smollm", "llama-bpe", "qwen2", "stablelm2", "dbrx", "tekken", "gpt-4o", "seed-coder",
+)  # fmt: skip
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, rows: int, kind: str) -> dict[str, Any]:

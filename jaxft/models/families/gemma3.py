@@ -62,7 +62,6 @@ def read(raw: Mapping[str, Any]) -> Config:
         activation=activation_of(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
         attention_bias=bias,
         output_bias=bias,
-        attention_softcap=raw.get("attn_logit_softcapping"),
         logit_softcap=raw.get("final_logit_softcapping"),
         windows=windows_of(kinds, raw.get("sliding_window", WINDOW)),
         embedding_scale=raw["hidden_size"] ** 0.5,
@@ -76,7 +75,7 @@ def write(config: Config) -> dict[str, Any]:
         **write_rope_by_kind(config),
         "hidden_activation": SPELLINGS[config.activation],
         "attention_bias": config.attention_bias,
-        "attn_logit_softcapping": config.attention_softcap,
+        "attn_logit_softcapping": None,  # which transformers has among the settings, and does not apply
         "final_logit_softcapping": config.logit_softcap,
         "layer_types": kinds_of(config),
         "query_pre_attn_scalar": round(config.query_scale**-2),
