@@ -120,7 +120,7 @@ class Plan:
 class _Traced:
     """A step as the compiler gets it, its loss (trainable, frozen, batch, *held), and their arguments as shapes.
 
-    `held` is what the reference holds.
+    `held` is `reference.held`.
     """
 
     step: Callable[..., Any]
