@@ -429,7 +429,7 @@ def test_several_held_out_sets(configure: Callable[..., Any], tmp_path: Path) ->
 
 def compilations(caplog: pytest.LogCaptureFixture) -> int:
     """How often the training step was compiled since the last call."""
-    count = sum("Compiling jit(step)" in record.getMessage() for record in caplog.records)
+    count = sum("Compiling jit(update)" in record.getMessage() for record in caplog.records)
     caplog.clear()
     return count
 
