@@ -23,7 +23,9 @@ QUICKLY = (
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
 )
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICKLY]).strip()
+# On a busy machine eight devices wait for one another for longer than the 40 s after which XLA ends the process.
+PATIENTLY = ("--xla_cpu_collective_call_terminate_timeout_seconds=300",)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICKLY, *PATIENTLY]).strip()
 # Nothing is asked of the Hugging Face hub, nor of what a developer has of it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = os.path.join(os.path.dirname(__file__), "no-such-folder")
