@@ -191,9 +191,7 @@ def _answered(
         tokens = {**item.tokens, "prompt": answer.prompt_tokens, "answer": answer.tokens}
         found[item.origin] = dataclasses.replace(item, answer=text, tokens=tokens)
     longest = sorted(able, key=lambda item: found[item.origin].tokens["prompt"], reverse=True)
-    timed = longest[
-        : given.config.eval_batch_size
-    ]  # the first batch of those, whose program is there
+    timed = longest[: given.config.eval_batch_size]  # the first batch, whose program is compiled
     began = time.perf_counter()
     say(timed)
     return found, (time.perf_counter() - began) / len(timed)

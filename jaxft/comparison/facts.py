@@ -97,12 +97,15 @@ def _with(item: Item, ring: Mapping[str, str]) -> Item | None:
 def known_still(
     facts: Facts, said: Sequence[Mapping[str, Any]], again: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
-    """The metric on the questions whose facts have changed: {before, value, low, high, n}.
+    """Scores the questions whose facts have changed.
 
     Args:
         facts: the change.
         said: records of all test questions, before it.
         again: of the changed questions, of a lever that was asked again; None: it would say the same.
+
+    Returns:
+        {before: the metric with the old facts, value: with the new ones, low, high: its interval, n: the questions}.
     """
     answers = {record["origin"]: record["answer"] for record in said}
     later = answers if again is None else {record["origin"]: record["answer"] for record in again}

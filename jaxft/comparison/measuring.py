@@ -245,7 +245,7 @@ class Bench:
     def _once_changed(
         self, lever: Lever, setting: Mapping[str, Any], seed: int, output: Path | None
     ) -> Piece | None:
-        """What the lever scores once the documents' facts have changed; None without documents, or room for it."""
+        """The lever's scores after the facts have changed; None without documents, or if the budget has no room."""
         facts = self.facts
         if facts is None:
             return None

@@ -1,4 +1,4 @@
-"""The tuning runs of a lever, by `jaxft.train`, together where they can, and what they came to."""
+"""Makes the tuning runs of a lever, several in one program where the lever allows it, and collects their figures."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def _together(
 
 
 def _gone_on(make: Callable[[], Made], folder: Path) -> Made:
-    """What is made in the folder, from where it was cut short; anew where that does not go on (RUN was moved, say)."""
+    """Calls `make`, which goes on from what the folder holds; if it cannot (RUN was moved, say), it begins anew."""
     if folder.exists():
         try:
             return make()

@@ -143,9 +143,9 @@ def _threshold(
     weights: Float[Array, "batch vocabulary"],
     least: Num[Array, "batch 1"],
 ) -> UInt32[Array, "batch 1"]:
-    """The largest number such that the ranks at or above it weigh at least `least`, found bit by bit; 0: none does.
+    """The largest number t such that the weights of all ranks >= t sum to at least `least`; 0 if there is none.
 
-    To sort a vocabulary takes far longer, of which one rank alone is asked.
+    t is found bit by bit, which takes far less time than sorting the vocabulary.
     """
     least = least.astype(weights.dtype)
 

@@ -105,9 +105,6 @@ def of_rows(
 
 
 def _fetched(values: Float[Array, "adapters ..."], groups: Int[Array, " rows"]) -> jax.Array:
-    return values.at[_known(groups, len(values))].get(mode="promise_in_bounds")
-
-
-def _known(groups: Int[Array, " rows"], count: int) -> Int[Array, " rows"]:
-    """The indices, of which none lies outside: that of a row without an adapter is any."""
-    return jnp.clip(groups, 0, count - 1)
+    """Each row's values; of a row without an adapter those of any."""
+    inside = jnp.clip(groups, 0, len(values) - 1)
+    return values.at[inside].get(mode="promise_in_bounds")

@@ -39,7 +39,7 @@ class Own(NamedTuple):
 def own_of(config: ConfigDict, steps: int, numbers: Sequence[str] = ()) -> Own:
     """A run's own numbers as data.
 
-    The rates go on to a whole number of `SPAN` updates, so that runs of other lengths have the same program.
+    `rates` has a multiple of `SPAN` entries, more than the run uses: runs of different lengths share one program.
 
     Args:
         config: of the run.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from tests.small_runs import (
     compiled_anew as compiled_anew,
 )
@@ -26,3 +30,12 @@ from tests.small_runs import (
 from tests.small_runs import (
     unplotted as unplotted,
 )
+
+
+@pytest.fixture(scope="session")
+def token_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Rows with texts that may become tokens."""
+    file = tmp_path_factory.mktemp("data") / "train.jsonl"
+    rows = [{"prompt": f"{n} ->", "completion": f" <place> {n} <end>"} for n in range(16)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)

@@ -24,21 +24,15 @@ ROWS = "base_model.model.{}.token_adapter.trainable_tokens_delta"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    file = tmp_path_factory.mktemp("data") / "train.jsonl"
-    rows = [{"prompt": f"{n} ->", "completion": f" <place> {n} <end>"} for n in range(16)]
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return str(file)
-
-
-@pytest.fixture(scope="module")
-def run(configure: Callable[..., Any], data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(
+    configure: Callable[..., Any], token_rows: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A run with two tokens more than its base has."""
     import jax
 
     folder = tmp_path_factory.mktemp("tokens") / "run"
     with jax.numpy_dtype_promotion("standard"):
-        train(configure(**ADDED, **{"data.train": data}), folder)
+        train(configure(**ADDED, **{"data.train": token_rows}), folder)
     return folder
 
 
@@ -81,9 +75,9 @@ def test_the_merged_folder_has_the_tokens(run: Path, tmp_path: Path) -> None:
 
 
 def test_going_on_from_the_adapter_trains_its_tokens(
-    configure: Callable[..., Any], run: Path, data: str, tmp_path: Path
+    configure: Callable[..., Any], run: Path, token_rows: str, tmp_path: Path
 ) -> None:
-    config = configure(**{"adapter": str(run / "adapter"), "data.train": data, "steps": 1})
+    config = configure(**{"adapter": str(run / "adapter"), "data.train": token_rows, "steps": 1})
     train(config, tmp_path / "on")
     before, after = adapter_of(run), adapter_of(tmp_path / "on")
     rows = [name for name in before if "trainable_tokens" in name]
@@ -91,7 +85,7 @@ def test_going_on_from_the_adapter_trains_its_tokens(
     assert all(np.abs(before[name] - after[name]).max() > 1e-5 for name in rows)
     assert (tmp_path / "on/adapter/tokenizer.json").exists()
     config = configure(
-        **{"adapter": str(run / "adapter"), "data.train": data, "data.add_tokens": ("<new>",)}
+        **{"adapter": str(run / "adapter"), "data.train": token_rows, "data.add_tokens": ("<new>",)}
     )
     with pytest.raises(UserError, match=r"'<new>' is no token that .* trains"):
         train(config, tmp_path / "more")
@@ -101,11 +95,11 @@ def test_going_on_from_the_adapter_trains_its_tokens(
 def test_a_run_that_was_cut_goes_on_bit_for_bit(
     configure: Callable[..., Any],
     run: Path,
-    data: str,
+    token_rows: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = configure(**ADDED, **{"data.train": data, "checkpoint.every": 1})
+    config = configure(**ADDED, **{"data.train": token_rows, "checkpoint.every": 1})
     with monkeypatch.context() as patch:
         cut_at(patch, 2)
         with pytest.raises(Cut):
@@ -118,9 +112,9 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(
 
 @pytest.mark.thorough
 def test_full_tuning_saves_a_larger_model(
-    configure: Callable[..., Any], data: str, tmp_path: Path
+    configure: Callable[..., Any], token_rows: str, tmp_path: Path
 ) -> None:
-    train(configure("full", **ADDED, **{"data.train": data}), tmp_path / "full")
+    train(configure("full", **ADDED, **{"data.train": token_rows}), tmp_path / "full")
     model, _ = jaxft.load(tmp_path / "full/model")
     words = open_words(str(tmp_path / "full/model")).tokenizer
     assert max(words.ids_of(("<place>", "<end>"))) < model.config.vocabulary
@@ -140,9 +134,9 @@ def test_what_cannot_be_trained_is_refused(
     settings: dict[str, Any],
     message: str,
     configure: Callable[..., Any],
-    data: str,
+    token_rows: str,
     tmp_path: Path,
 ) -> None:
-    config = configure(method, **{**ADDED, "data.train": data, **settings})
+    config = configure(method, **{**ADDED, "data.train": token_rows, **settings})
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")

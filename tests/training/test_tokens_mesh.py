@@ -26,32 +26,26 @@ MESHES = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    file = tmp_path_factory.mktemp("data") / "train.jsonl"
-    rows = [{"prompt": f"{n} ->", "completion": f" <place> {n} <end>"} for n in range(16)]
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return str(file)
-
-
-@pytest.fixture(scope="module")
 def alone(
-    configure: Callable[..., Any], data: str, tmp_path_factory: pytest.TempPathFactory
+    configure: Callable[..., Any], token_rows: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The run on one device."""
     import jax
 
     folder = tmp_path_factory.mktemp("alone") / "run"
     with jax.numpy_dtype_promotion("standard"):
-        train(configure(**ADDED, **{"data.train": data, "mesh.data": 1, "mesh.fsdp": 1}), folder)
+        train(
+            configure(**ADDED, **{"data.train": token_rows, "mesh.data": 1, "mesh.fsdp": 1}), folder
+        )
     return folder
 
 
 @pytest.mark.parametrize("axes", MESHES)
 def test_a_mesh_trains_the_rows_as_one_device_does(
-    axes: str, configure: Callable[..., Any], data: str, alone: Path, tmp_path: Path
+    axes: str, configure: Callable[..., Any], token_rows: str, alone: Path, tmp_path: Path
 ) -> None:
     """The same losses, and a saved adapter with the same tokens that says the same."""
-    train(configure(**ADDED, **{"data.train": data}, **MESHES[axes]), tmp_path / "run")
+    train(configure(**ADDED, **{"data.train": token_rows}, **MESHES[axes]), tmp_path / "run")
     ours, theirs = (
         [line["loss"] for line in lines(run) if line["split"] == "train"]
         for run in (tmp_path / "run", alone)
@@ -71,10 +65,12 @@ def test_a_mesh_trains_the_rows_as_one_device_does(
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_plan_counts_the_rows(method: str, configure: Callable[..., Any], data: str) -> None:
+def test_a_plan_counts_the_rows(
+    method: str, configure: Callable[..., Any], token_rows: str
+) -> None:
     """Of three tokens, in the embedding and in the head: those that train, and below an adapter those under them."""
     with_tokens, without = (
-        plan(configure(method, **more, **{"data.train": data}), local_devices())
+        plan(configure(method, **more, **{"data.train": token_rows}), local_devices())
         for more in (ADDED, {"batch_size": 8, "steps": 2})
     )
     hidden = json.loads(Path(MODEL, "config.json").read_text())["hidden_size"]

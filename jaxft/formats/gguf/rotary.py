@@ -44,7 +44,7 @@ def rotary_scaling(header: Header, name: str) -> Settings:
         name: of its architecture.
 
     Raises:
-        UserError: a scaling that is not known, or factors that no setting gives.
+        UserError: the file names a scaling that jaxft does not know, or has factors that config.json cannot say.
     """
     prefix = f"{name}.rope.scaling."
     found = {

@@ -94,20 +94,27 @@ def gemma3(header: Header, name: str) -> Settings:
     hidden = header.need(f"{name}.embedding_length", int)
     scaling = rotary_scaling(header, name)
     kinds, _ = _kinds(header, name, 6)
-    theta = {"rope_theta": short(header.metadata.get(f"{name}.rope.freq_base", 1e6))}
-    base = {"rope_theta": short(header.metadata.get(f"{name}.rope.freq_base_swa", 1e4))}
-    full = scaling.get("rope_scaling") or {"rope_type": "default"}
+    theta = header.metadata.get(f"{name}.rope.freq_base", 1e6)
+    inside = header.metadata.get(f"{name}.rope.freq_base_swa", 1e4)
     softcap = header.metadata.get(f"{name}.final_logit_softcapping")
     return {
         "head_dim": size,
         "layer_types": kinds,
         "final_logit_softcapping": short(softcap),
         "query_pre_attn_scalar": hidden // heads if len(kinds) == 62 else size,  # 62: of 27B
-        "rope_parameters": {
-            "full_attention": full | theta,
-            "sliding_attention": {"rope_type": "default", **base},
-        },
+        "rope_parameters": _by_kind(scaling, theta, inside),
         "sliding_window": header.metadata.get(f"{name}.attention.sliding_window", 1024),
+    }
+
+
+def _by_kind(scaling: Settings, theta: Any, inside: Any) -> Settings:
+    """`rope_parameters`: the scaling and its base for layers that see everything; only a base inside a window."""
+    return {
+        FULL: {
+            **(scaling.get("rope_scaling") or {"rope_type": "default"}),
+            "rope_theta": short(theta),
+        },
+        SLIDING: {"rope_type": "default", "rope_theta": short(inside)},
     }
 
 
@@ -180,15 +187,13 @@ def olmo2(header: Header, name: str) -> Settings:
         return raw
     theta = header.metadata.get(f"{name}.rope.freq_base", 10000.0)
     inside = header.metadata.get(f"{name}.rope.freq_base_swa", theta)
-    full = raw.pop("rope_scaling", None) or {"rope_type": "default"}
+    parameters = _by_kind(raw, theta, inside)
+    raw.pop("rope_scaling", None)
     return raw | {
         "model_type": "olmo3",
         "layer_types": kinds,
         "sliding_window": window,
-        "rope_parameters": {
-            "full_attention": {**full, "rope_theta": short(theta)},
-            "sliding_attention": {"rope_type": "default", "rope_theta": short(inside)},
-        },
+        "rope_parameters": parameters,
     }
 
 
@@ -196,6 +201,11 @@ def glm4(header: Header, name: str) -> Settings:
     for key in ("rope.dimension_sections", "nextn_predict_layers"):
         if header.metadata.get(f"{name}.{key}"):
             raise UserError(f"{header.file}: {name}.{key} is not known to jaxft's {name}")
+    return _partly_turned(header, name)
+
+
+def _partly_turned(header: Header, name: str) -> Settings:
+    """Head size, the part of it that turns, rotary scaling and biases."""
     size = header.metadata.get(f"{name}.attention.key_length")
     return {
         **({} if size is None else {"head_dim": size}),
@@ -239,7 +249,7 @@ def starcoder2(header: Header, name: str) -> Settings:
 
 
 def stablelm(header: Header, name: str) -> Settings:
-    """Parallel where the feed-forward has no norm: the key for that says otherwise in files of some sizes."""
+    """A block is parallel if its feed-forward has no norm: the file's own key for that is wrong in some sizes."""
     if "blk.0.attn_q_norm.weight" in header.tensors:
         raise UserError(
             f"{header.file}: a norm for each head of {name} is not read from GGUF: take the folder of the 12B"
@@ -251,11 +261,4 @@ def stablelm(header: Header, name: str) -> Settings:
 
 
 def nemotron(header: Header, name: str) -> Settings:
-    size = header.metadata.get(f"{name}.attention.key_length")
-    return {
-        **({} if size is None else {"head_dim": size}),
-        **_part(header, name),
-        **rotary_scaling(header, name),
-        "attention_bias": _biased(header, "attn_q"),
-        "mlp_bias": _biased(header, "ffn_up"),
-    }
+    return _partly_turned(header, name) | {"mlp_bias": _biased(header, "ffn_up")}
