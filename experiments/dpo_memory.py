@@ -9,6 +9,7 @@ hold 2,048 tokens, bf16, LoRA of rank 16 on all projections, weights divided amo
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def compiled(kind: str, model: Any, mesh: Any) -> Any:
     from jaxft.models.transformer import initial_params
     from jaxft.objectives import objective_of
     from jaxft.training.precompute import beforehand, without
-    from jaxft.training.program import make_program
+    from jaxft.training.program import make_program, own_of
     from jaxft.training.reference import make_reference
     from jaxft.training.sharding import batch_sharding, laid_out, shardings
 
@@ -78,8 +79,9 @@ def compiled(kind: str, model: Any, mesh: Any) -> Any:
         shapes = objective_of(config).examples.shapes
         batch = shapes(config, LENGTH if name == "sft" else LENGTH // 2)
         batch = laid_out(batch, dict.fromkeys(batch, batch_sharding(mesh)))
-        step = jax.jit(program.step, donate_argnums=0)
-        return step.lower(state, frozen, batch, *reference.held).compile()
+        own = jax.eval_shape(functools.partial(own_of, config, 100))
+        update = jax.jit(program.update, donate_argnums=0)
+        return update.lower(state, frozen, batch, own, *reference.held).compile()
 
 
 def table(arguments: argparse.Namespace) -> list[str]:

@@ -115,7 +115,7 @@ def jaxft_worker(name: str, folder: Path, rows: int) -> Update:
     import jaxft
     from jaxft.objectives import completion_log_probabilities
     from jaxft.training.precompute import without
-    from jaxft.training.program import make_program
+    from jaxft.training.program import OnOwn, make_program, own_of
     from jaxft.training.reference import make_reference
     from jaxft.training.sharding import make_mesh
 
@@ -144,7 +144,7 @@ def jaxft_worker(name: str, folder: Path, rows: int) -> Update:
         reference = without(reference)
         del params
     program = make_program(config, model.config, method, trainable, reference, steps=1000)
-    step = jax.jit(program.step, donate_argnums=0)
+    step = OnOwn(jax.jit(program.update, donate_argnums=0), own_of(config, 1000))
     state = jax.device_put(jax.jit(program.initial)(trainable), jax.devices()[0])
     made = 0
 

@@ -56,9 +56,9 @@ def measure(members: int, rows: int, topology: str) -> dict[str, Any]:
         traced = planning._trace(config, model, mesh)
         if members == 1:
             placed = jax.tree.map(lambda leaf: leaf.sharding, traced.state)
-            jitted = jax.jit(traced.step, donate_argnums=0, out_shardings=(placed, None))
+            jitted = jax.jit(traced.update, donate_argnums=0, out_shardings=(placed, None))
             own: tuple[Any, ...] = (traced.state, traced.drawn)
-            lowered = jitted.lower(traced.state, traced.frozen, traced.batch)
+            lowered = jitted.lower(*traced.arguments)
         else:
             method = planning.abstract_params(config, model, mesh)[0]
             trainable, reference = traced.state.trainable, traced.reference

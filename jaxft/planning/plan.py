@@ -41,7 +41,7 @@ from jaxft.runs.checkpoint import split_base
 from jaxft.training.memory import refused, tpu_temporaries
 from jaxft.training.precision import with_dtypes
 from jaxft.training.precompute import beforehand, without
-from jaxft.training.program import make_program
+from jaxft.training.program import Own, make_program, own_of
 from jaxft.training.reference import Reference, make_reference
 from jaxft.training.sharding import batch_sharding, laid_out, make_mesh, require_rows, shardings
 from jaxft.tree import PyTree, combine
@@ -118,20 +118,26 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Traced:
-    """A step as the compiler gets it, its loss (trainable, frozen, batch, *held), and their arguments as shapes.
+    """An update as the compiler gets it, its loss (trainable, frozen, batch, *held), and their arguments as shapes.
 
     `held` is `reference.held`.
     """
 
-    step: Callable[..., Any]
+    update: Callable[..., Any]
     loss: Callable[..., Any]
     state: Any
     frozen: PyTree
     batch: dict[str, Any]
+    own: Own
     reference: Reference
     drawn: PyTree
     base: PyTree
     schemes: str
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Those of `update`."""
+        return self.state, self.frozen, self.batch, self.own, *self.reference.held
 
 
 def plan(config: ConfigDict, target: Devices) -> Plan:
@@ -154,8 +160,8 @@ def plan(config: ConfigDict, target: Devices) -> Plan:
         traced = _trace(config, model, mesh)
         parts = _parts(traced)
         placed = jax.tree.map(lambda leaf: leaf.sharding, traced.state)
-        jitted = jax.jit(traced.step, donate_argnums=0, out_shardings=(placed, None))
-        lowered = jitted.lower(traced.state, traced.frozen, traced.batch, *traced.reference.held)
+        jitted = jax.jit(traced.update, donate_argnums=0, out_shardings=(placed, None))
+        lowered = jitted.lower(*traced.arguments)
         start = time.perf_counter()
         peak, temporary, memory, program = _compiled(
             lowered, sum(parts.values()), target, compiler_options(mesh)
@@ -324,11 +330,12 @@ def _trace(config: ConfigDict, model: Config, mesh: Mesh) -> _Traced:
     shapes, rows = objective_of(config).examples.shapes, batch_sharding(mesh)
     batch = shapes(config, max_length_of(config, model))
     return _Traced(
-        step=program.step,
+        update=program.update,
         loss=program.eval_sums,
         state=_laid(state, mesh),
         frozen=_laid(frozen, mesh),
         batch=laid_out(batch, dict.fromkeys(batch, rows)),
+        own=jax.eval_shape(functools.partial(own_of, config, steps)),
         reference=reference,
         drawn=_laid(drawn, mesh),
         base=_laid(rest, mesh),
@@ -405,10 +412,7 @@ def _memory(
 
 def _flops(traced: _Traced, mesh: Mesh) -> int:
     """Of one device: those of the whole step, evenly divided."""
-    jaxpr = jax.make_jaxpr(traced.step)(
-        traced.state, traced.frozen, traced.batch, *traced.reference.held
-    )
-    return count_flops(jaxpr) // mesh.size
+    return count_flops(jax.make_jaxpr(traced.update)(*traced.arguments)) // mesh.size
 
 
 def _activation_bytes(traced: _Traced, mesh: Mesh) -> int:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from jaxft.methods import Method
@@ -73,15 +74,13 @@ class Program:
 
     Attributes:
         initial: trainable -> the state before the first update.
-        step: (state, frozen, batch, *held) -> (state, metrics).
-        update: (state, frozen, batch, own, *held) -> the same, of a run with those numbers of its own: one program
-            serves whatever seed, learning rate and length.
+        update: (state, frozen, batch, own, *held) -> (state, metrics): one program serves runs of whatever seed,
+            learning rate and length.
         eval_sums: (trainable, frozen, batch, *held) -> the loss's sums.
         loss: (params, batch, *reference's tree) -> the loss's sums.
     """
 
     initial: Callable[[PyTree], State]
-    step: Callable[..., tuple[State, dict[str, Any]]]
     update: Callable[..., tuple[State, dict[str, Any]]]
     eval_sums: Callable[..., tuple[Any, Any]]
     loss: Loss
@@ -94,7 +93,6 @@ def make_program(
     trainable: PyTree,
     reference: Reference,
     steps: int,
-    own: Own | None = None,
 ) -> Program:
     """The program of a configuration.
 
@@ -105,31 +103,32 @@ def make_program(
         trainable: the trainable tree, abstract or not.
         reference: of a preference loss.
         steps: the run's updates.
-        own: data in the place of what the configuration says.
     """
     row, beside = objective_of(config), of_the_step(config, reference).beside
-    settings, rate = config.optimizer, schedule(config.optimizer, steps)
-    if own is not None:
-        settings, rate = _with_numbers(settings, own.optimizer), lambda step: own.rates[step]
-    optimizer = make_optimizer(settings, method, trainable, steps, rate)
     loss = loss_of(config, model, reference.config)
-    step = make_train_step(
-        loss,
-        optimizer,
-        rate,
-        seed=config.seed if own is None else own.key,
-        parts=config.grad_accum,
-        prepare=row.prepare(config.objective),
-        beside=beside,
-    )
-    initial = functools.partial(initial_state, optimizer=optimizer)
-    abstract = jax.eval_shape(lambda tree: tree, trainable)
+    shapes = jax.eval_shape(lambda tree: tree, trainable)
+
+    def optimizer(settings: ConfigDict, rate: optax.Schedule) -> Any:
+        return make_optimizer(settings, method, shapes, steps, rate)
 
     def update(state: State, frozen: PyTree, batch: Any, own: Own, *held: PyTree) -> Any:
-        made = make_program(config, model, method, abstract, reference, steps, own)
-        return made.step(state, frozen, batch, *held)
+        def rate(count: jax.Array) -> jax.Array:
+            return own.rates[count]
 
-    return Program(initial, step, update, make_eval_sums(loss, beside), loss)
+        step = make_train_step(
+            loss,
+            optimizer(_with_numbers(config.optimizer, own.optimizer), rate),
+            rate,
+            seed=own.key,
+            parts=config.grad_accum,
+            prepare=row.prepare(config.objective),
+            beside=beside,
+        )
+        return step(state, frozen, batch, *held)
+
+    told = optimizer(config.optimizer, schedule(config.optimizer, steps))
+    initial = functools.partial(initial_state, optimizer=told)
+    return Program(initial, update, make_eval_sums(loss, beside), loss)
 
 
 def _with_numbers(settings: ConfigDict, numbers: dict[str, jax.Array]) -> ConfigDict:

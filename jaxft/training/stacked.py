@@ -122,12 +122,15 @@ class Shared:
 
         `batches` are those of the runs one by one; they are stacked in the program. The state is donated.
         """
+        trainable = self.like.state.trainable
+        program = make_program(
+            self.config, self.model, self.method, trainable, self.reference, self.steps
+        )
 
         def one(
             state: State, drawn: PyTree, own: Own, batch: Any, held: Any, base: PyTree
         ) -> tuple[State, dict[str, jax.Array]]:
-            made = make_program(self.config, self.model, self.method, *self._abstract, own)
-            return made.step(state, filled(drawn, base), batch, *held)
+            return program.update(state, filled(drawn, base), batch, own, *held)
 
         axes = (0, 0, 0, 0, 0 if self.own_reference else None, None)
 
@@ -138,10 +141,6 @@ class Shared:
             return jax.vmap(one, in_axes=axes)(state, drawn, own, batch, held, base)
 
         return jax.jit(update, donate_argnums=0, compiler_options=compiler_options(self.mesh))
-
-    @property
-    def _abstract(self) -> tuple[PyTree, Reference, int]:
-        return self.like.state.trainable, self.reference, self.steps
 
 
 def _drawn(standing: Standing) -> PyTree:

@@ -17,7 +17,7 @@ from jaxft.models import Config, Transformer
 from jaxft.models.transformer import initial_params
 from jaxft.training.feed import prepare_data
 from jaxft.training.precision import with_dtypes
-from jaxft.training.program import make_program
+from jaxft.training.program import OnOwn, make_program, own_of
 from jaxft.training.reference import make_reference
 from jaxft.training.setup import prepare_model
 from jaxft.training.sharding import make_mesh, shardings
@@ -82,7 +82,8 @@ def curve(configure: Any, folder: Path, method: str, mesh: str = "one") -> list[
         reference = make_reference(config, decoder.config, trainable, placed)
         program = make_program(config, decoder.config, method_row, trainable, reference, STEPS)
         state = program.initial(trainable)
-        step = jax.jit(program.step, out_shardings=(shardings(state, placed), None))
+        update = jax.jit(program.update, out_shardings=(shardings(state, placed), None))
+        step = OnOwn(update, own_of(config, STEPS))
         losses = []
         for _ in range(STEPS):
             batch = feed.next(None).arrays

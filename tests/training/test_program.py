@@ -65,9 +65,7 @@ def test_the_planned_step_takes_what_the_run_gives(
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         planned = _trace(config, model, mesh)
-        jax.eval_shape(
-            planned.step, planned.state, planned.frozen, planned.batch, *planned.reference.held
-        )
+        jax.eval_shape(planned.update, *planned.arguments)
     assert signature((planned.state, planned.frozen)) == signature((state, frozen))
     assert signature(planned.reference.held) == signature(tuple(held))
     kinds = [
