@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.errors import UserError, named, nearest, shown
+from jaxft.errors import UserError, counted, named, nearest, shown
 from jaxft.formats.adapter_config import FILE as ADAPTER
 from jaxft.formats.multimodal import text_of
 from jaxft.formats.prequantized import check_quantization
 from jaxft.formats.safetensors import weights_file
 from jaxft.models.config import Config, Rotary
 from jaxft.models.families import FAMILIES, family_of
+from jaxft.models.families.common import FULL, SLIDING
 from jaxft.models.frequencies import long_frequencies, rope_frequencies
 from jaxft.models.segments import segments_of
 from jaxft.runtime.untrusted import exists, file_of, read_json
@@ -117,6 +118,7 @@ def model_config(folder: str | Path) -> Config:
     for key in ("num_hidden_layers", "n_layer"):  # before a list of the layers is made of it
         if type(raw.get(key)) is int and raw[key] > LARGEST["layers"]:
             raise UserError(f"{where}: {shown(raw[key])} is no number for layers")
+    _check_kinds(raw, where)
     try:
         config = family.read(raw)
         for own in (config, *(segment.config for segment in segments_of(config))):
@@ -128,6 +130,22 @@ def model_config(folder: str | Path) -> Config:
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}: {_no_number(raw) or str(error)[:200]}") from error
     return config
+
+
+def _check_kinds(raw: Mapping[str, Any], where: str) -> None:
+    """UserError where `layer_types` has kinds that no family has, or is of another number of layers."""
+    kinds = raw.get("layer_types")
+    if not isinstance(kinds, list):
+        return
+    for kind in kinds:
+        if kind not in (SLIDING, FULL):
+            raise UserError(
+                f"{where}: layer_types: unknown kind {shown(kind)}; jaxft knows {SLIDING} and {FULL}"
+            )
+    layers = raw.get("num_hidden_layers", len(kinds))
+    if layers != len(kinds):
+        has = counted(len(kinds), "layer")
+        raise UserError(f"{where}: layer_types has {has}, and num_hidden_layers is {shown(layers)}")
 
 
 def _no_number(raw: Mapping[str, Any]) -> str:
@@ -154,12 +172,12 @@ def _check_shape(config: Config, where: str) -> None:
         raise UserError(
             f"{where}: {config.heads} heads do not divide among {config.key_heads} key heads"
         )
-    windows = config.windows
-    if windows and (
-        len(windows) != config.layers
-        or not all(type(window) is int and 0 <= window < 2**31 for window in windows)
-    ):
-        raise UserError(f"{where}: {config.layers} layers need as many kinds and a whole window")
+    for window in config.windows:
+        if type(window) is not int or not 0 <= window < 2**31:
+            raise UserError(f"{where}: {shown(window)} is no number for sliding_window")
+    if config.windows and len(config.windows) != config.layers:
+        kinds = counted(len(config.windows), "layer")
+        raise UserError(f"{where}: layer_types has {kinds}, and there are {config.layers}")
 
 
 def _check_rotary(config: Config, where: str) -> None:

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxft.adaptation import targeted
 from jaxft.assets import model_folder
 from jaxft.defaults import DOUBLE_QUANT, GROUP_SIZE
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError, counted, nearest
 from jaxft.formats.config_file import model_config, read_config
 from jaxft.formats.manifest import check_manifest
 from jaxft.formats.multimodal import MODULES, prefix_in, rest_of, spelled_inside, tell_rest
@@ -204,6 +204,7 @@ def _plan(
     """({path of a leaf: its tensors}, {path of a quantized leaf: its layers' names}), and no tensor left over."""
     shapes = sizes_of(config)
     spelled = spelling(config, stored)
+    _check_layers(config, stored, folder)
     plan: dict[str, list[Stored]] = {}
     packed: dict[str, list[str]] = {}
     used: set[str] = set()
@@ -236,6 +237,18 @@ def _plan(
                 f"{nearest(name, used)}"
             )
     return plan, packed
+
+
+def _check_layers(config: Config, stored: Mapping[str, Stored], folder: Path) -> None:
+    """UserError where the tensors are of more or fewer layers than config.json says."""
+    name = next(tensor.name for tensor in tensors_of(config).values() if tensor.stacked)
+    before = spelling(config, stored)(name).partition("{layer}")[0]
+    behind = (other.removeprefix(before) for other in stored if other.startswith(before))
+    numbers = {int(rest.split(".")[0]) for rest in behind if rest.split(".")[0].isdecimal()}
+    if len(numbers) != config.layers and numbers == set(range(len(numbers))) and numbers:
+        raise UserError(
+            f"{folder}: config.json says {counted(config.layers, 'layer')}, and there are tensors of {len(numbers)}"
+        )
 
 
 def unused(config: Config, stored: Mapping[str, Any]) -> list[str]:

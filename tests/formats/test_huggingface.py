@@ -206,7 +206,7 @@ BAD: dict = {
 }
 BAD_CONFIG = {
     "unknown": ({"model_type": "lama"}, "unknown architecture 'lama' .nearest: 'llama'.*qwen2"),
-    "no type": ({"model_type": ...}, "unknown architecture None"),
+    "no type": ({"model_type": ...}, "json: no model_type, which names the architecture"),
     "code": ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map asks for code .* never runs"),
     "trusted": ({"trust_remote_code": True}, "trust_remote_code asks for code"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -220,6 +220,22 @@ BAD_CONFIG = {
     ),
     "vast": ({"vocab_size": 2**62}, "is no number for vocabulary"),
     "layers": ({"num_hidden_layers": 10**12}, "is no number for layers"),
+    "fewer layers": (
+        {"num_hidden_layers": 1},
+        "config.json says 1 layer, and there are tensors of ",
+    ),
+    "more layers": (
+        {"num_hidden_layers": 9},
+        "config.json says 9 layers, and there are tensors of ",
+    ),
+    "kinds": (
+        {"layer_types": ["full_attention"]},
+        "layer_types has 1 layer, and num_hidden_layers is ",
+    ),
+    "other kinds": (
+        {"layer_types": ["linear_attention"]},
+        "unknown kind 'linear_attention'; jaxft knows sliding_attention and full_attention",
+    ),
     "digits": ({"hidden_size": 10**400}, "a number of many digits is no number for hidden"),
     "list type": ({"model_type": ["llama"]}, "unknown architecture .'llama'."),
     "rope": (

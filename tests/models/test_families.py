@@ -150,7 +150,15 @@ def test_every_golden_config_reads():
             {"model_type": "lama"},
             r"unknown architecture 'lama' \(nearest: 'llama'\); jaxft knows llama, qwen2",
         ),
-        ({"model_type": None}, "unknown architecture None; jaxft knows llama, qwen2, qwen3"),
+        (
+            {"model_type": None},
+            "no model_type, which names the architecture; jaxft knows llama, qwen2",
+        ),
+        ({"model_type": "arcee"}, "unknown architecture 'arcee'; jaxft knows llama, qwen2, qwen3"),
+        (
+            LLAMA | {"model_type": "smollm3", "no_rope_layers": [1]},
+            "no_rope_layers has 1 layer, and num_hidden_layers is ",
+        ),
         (LLAMA | {"hidden_act": "relu6"}, "unknown activation 'relu6'; jaxft knows swish, silu"),
         (
             GPT2 | {"add_cross_attention": True},

@@ -5,6 +5,7 @@ To add one, write its file and its entry in `FAMILIES`.
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -68,6 +69,8 @@ FAMILIES = {
     "nemotron": nemotron.FAMILY,
 }
 
+ALIKE = 0.75  # of two names' letters: below it they have little in common but letters
+
 
 def family_of(model_type: Any, where: str, raw: Mapping[str, Any] | None = None) -> Family:
     """The family of a config.json's `model_type`.
@@ -81,8 +84,12 @@ def family_of(model_type: Any, where: str, raw: Mapping[str, Any] | None = None)
         UserError: an architecture that is not served, with the nearest that is, what it has that is missing, and all
             that are known.
     """
+    known = ", ".join(FAMILIES)
+    if model_type is None:
+        raise UserError(
+            f"{where}: no model_type, which names the architecture; jaxft knows {known}"
+        )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
         lacking = missing_in(raw or {})
         says = f": it has {lacking}, which jaxft does not serve" if lacking else ""
         raise UserError(
@@ -98,7 +105,8 @@ def _nearest(model_type: Any) -> str:
     begins = [name for name in FAMILIES if model_type.startswith(name.removesuffix("_text"))]
     if begins:
         return f" (nearest: {max(begins, key=len)!r})"
-    return nearest(model_type, FAMILIES, 1)
+    alike = difflib.get_close_matches(model_type, FAMILIES, n=1, cutoff=ALIKE)
+    return nearest(model_type, alike)
 
 
 def tensors_of(config: Config) -> dict[str, Tensor]:

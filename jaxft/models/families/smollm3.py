@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from jaxft.errors import UserError, counted
 from jaxft.models.config import Config, Rotary
 from jaxft.models.families import llama
 from jaxft.models.families.common import (
@@ -29,6 +30,10 @@ def read(raw: Mapping[str, Any]) -> Config:
     layers, length = raw["num_hidden_layers"], raw.get("max_position_embeddings", 32768)
     every = raw.get("no_rope_layer_interval", 4)
     turned = raw.get("no_rope_layers") or [(layer + 1) % every for layer in range(layers)]
+    if len(turned) < layers:
+        raise UserError(
+            f"config.json: no_rope_layers has {counted(len(turned), 'layer')}, and num_hidden_layers is {layers}"
+        )
     found = rope_settings(raw, 2e6, length)
     rotary = Rotary(found["rope_theta"], found["rope_scaling"])
     window = raw.get("sliding_window") if raw.get("use_sliding_window", False) else None
