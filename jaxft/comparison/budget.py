@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -94,6 +94,24 @@ class Clock:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def meanwhile(seconds: float | None, call: Callable[[], None]) -> Iterator[None]:
+    """Calls it after so many seconds, if what stands in it takes as long, and does not interrupt that; None: never.
+
+    It is called in a thread of its own: a compilation of minutes holds back a signal, but no thread.
+    """
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def runs_seconds(lever: Lever, steps: int, count: int, speed: Speed) -> float:

@@ -19,6 +19,7 @@ from jaxft.comparison.budget import (
     LeftOut,
     Speed,
     lever_seconds,
+    meanwhile,
     planned,
     runs_seconds,
 )
@@ -41,7 +42,7 @@ from jaxft.runs.report import PAGE, write_report
 from jaxft.runs.signals import stoppable
 from jaxft.runtime.storage import local
 
-EARLY = 120.0  # seconds after which it says what is ruled out
+EARLY = 120.0  # seconds after which it says what is ruled out by then
 PROBE = 5  # updates of the runs that measure the speed
 FREE = ("budget", "price_per_hour")  # keys that may change when a comparison goes on
 
@@ -60,7 +61,6 @@ class Comparison:
         steps: updates of a whole run; 0 before they are planned.
         measured: what is done.
         base: the loss on the texts aside before any tuning; None before that is known.
-        early: whether it has said what is ruled out.
     """
 
     given: Given
@@ -72,7 +72,6 @@ class Comparison:
     steps: int = 0
     measured: list[Measured] = dataclasses.field(default_factory=list)
     base: Scored | None = None
-    early: bool = False
 
 
 def compare(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -126,8 +125,16 @@ def _compared(config: ConfigDict, folder: Path, progress: Progress) -> dict[str,
             progress.say(f"left out: {name}: {why}")
     bench = Bench(given, ledger, progress, clock)
     state = Comparison(given, bench, clock, levers, left)
+    due = EARLY - clock.spent if clock.before < EARLY else None  # an earlier start has said it
+    with meanwhile(due, lambda: _say_early(state)):
+        return _finished(state)
+
+
+def _finished(state: Comparison) -> dict[str, Any]:
+    """Every lever after the other, and what RUN/comparison.json then holds."""
+    levers = state.levers
     _begin(state)
-    bench.after, bench.facts = (lambda: _say_early(state)), changed_facts(given)
+    state.bench.facts = changed_facts(state.given)
     tuned = [lever for lever in levers if lever.recipe]
     for lever in [lever for lever in levers if not lever.recipe]:
         _measure(state, lever)
@@ -137,9 +144,9 @@ def _compared(config: ConfigDict, folder: Path, progress: Progress) -> dict[str,
         _measure(state, lever)
         jax.clear_caches()
     if not state.measured:
+        why = "; ".join(f"{name}: {reason}" for name, reason in state.left.items())
         raise UserError(
-            "config.budget "
-            f"{config.budget}: not even one lever fits: {'; '.join(f'{k}: {v}' for k, v in state.left.items())}"
+            f"config.budget {state.given.config.budget}: not even one lever fits: {why}"
         )
     result = _write(state, done=True)
     _write_repeat(state)
@@ -292,17 +299,14 @@ def _leave_out(state: Comparison, lever: Lever, why: str) -> None:
 
 
 def _say_early(state: Comparison) -> None:
-    """After two minutes, once: what is ruled out by then."""
-    if state.early or state.clock.spent < EARLY or not state.measured:
-        return
-    state.early = True
-    whole = len(state.levers)
-    done = f"{len(state.measured)} of {counted(whole, 'lever')} measured"
+    """What is ruled out by now."""
+    measured = list(state.measured)  # the comparison goes on meanwhile
+    done = f"{len(measured)} of {counted(len(state.levers), 'lever')} measured"
     beaten = []
-    if len(state.measured) > 1:
-        told = judged(state.measured, state.given)
-        stands = told.chosen or state.measured[0].lever.name
-        names = [one.lever.name for one in state.measured]
+    if len(measured) > 1:
+        told = judged(measured, state.given)
+        stands = told.chosen or measured[0].lever.name
+        names = [one.lever.name for one in measured]
         beaten = names[: names.index(stands)]
     out = f"ruled out: {', '.join(beaten)} ({stands} is better beyond its interval)" if beaten else (
         "nothing is ruled out yet"

@@ -76,7 +76,6 @@ class Bench:
         progress: what is shown.
         clock: what is left of the budget.
         seconds: lever, updates, how many runs -> what a piece takes, about; of no run, a test.
-        after: called when a piece is done.
         base: the model as it was, once it is read.
         facts: those that change; None without documents.
     """
@@ -86,7 +85,6 @@ class Bench:
     progress: Progress
     clock: Clock
     seconds: Callable[[Lever, int, int], float] = lambda *_: 0.0
-    after: Callable[[], None] = lambda: None
     base: tuple[Transformer, PyTree] | None = None
     facts: Facts | None = None
 
@@ -95,9 +93,7 @@ class Bench:
         if name not in self.ledger.pieces:
             self.clock.admit(seconds)
         with self.progress.piece(what, seconds), self.clock.limit():
-            piece = self.ledger.take(name, make)
-        self.after()
-        return piece
+            return self.ledger.take(name, make)
 
     def model(self) -> tuple[Transformer, PyTree]:
         """The model as it was, read once."""

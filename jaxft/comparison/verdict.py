@@ -4,6 +4,8 @@ Two levers are compared question by question. The error of a difference has two 
 bootstrap of `jaxft.evaluation.confidence`, and the seeds, by how far the seeds' figures lie apart; Welch and
 Satterthwaite's degrees of freedom go with their sum. So a lever is not called better because of one lucky run.
 
+Two levers that scored every question alike are not thereby known to be equal: that interval is Clopper and Pearson's.
+
 Levers are gone through from the simplest, and the first that no other beats is taken. That is a test of hypotheses in
 a fixed order, each at the whole 5 %, which stops at the first that stands (Westfall and Krishen, 2001); at each stage
 the interval is widened for the number of levers that might beat (Bonferroni). Where no lever truly beats the simplest,
@@ -102,6 +104,8 @@ def difference_of(
     parts = [(items, groups - 1)]
     parts += [(_seed_error(each, metric), len(each.numbers) - 1) for each in (first, second)]
     error, freedom = _together(parts)
+    if error < 1e-12 and abs(plain.value) < 1e-12 and metric.most is not None:
+        return _of_a_tie(plain, metric.most, worth, (1 - CONFIDENCE) / (2 * comparisons))
     reach = float(special.stdtrit(freedom, 1 - (1 - CONFIDENCE) / (2 * comparisons))) * error
     low, high = plain.value - reach, plain.value + reach
     if abs(plain.value) > reach + 1e-12:
@@ -111,6 +115,25 @@ def difference_of(
     effect = max(abs(plain.value), worth)
     more = _more(effect, items, seeds, reach / error if error else 0.0, plain.n)
     return dataclasses.replace(plain, low=low, high=high, verdict=UNKNOWN, more=more)
+
+
+def _of_a_tie(tie: Difference, most: float, worth: float, tail: float) -> Difference:
+    """The difference of levers that scored every question alike, of which resampling makes nothing but 0.
+
+    Other questions may tell them apart: the share of such is at most 1 - tail^(1 / questions), by Clopper and Pearson.
+
+    Args:
+        tie: as it was found.
+        most: the highest score of a question.
+        worth: the smallest difference that counts; `more` rows would rule it out.
+        tail: outside the interval, on either side.
+    """
+    reach = most * (1 - tail ** (1 / tie.clusters))
+    more = None
+    if reach > worth > 0:
+        needed = math.log(tail) / math.log1p(-worth / most)
+        more = math.ceil((needed - tie.clusters) * tie.n / tie.clusters)
+    return dataclasses.replace(tie, low=-reach, high=reach, verdict=UNKNOWN, more=more)
 
 
 def verdict(

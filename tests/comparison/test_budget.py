@@ -9,7 +9,15 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
-from jaxft.comparison.budget import Clock, LeftOut, Speed, lever_seconds, planned, runs_seconds
+from jaxft.comparison.budget import (
+    Clock,
+    LeftOut,
+    Speed,
+    lever_seconds,
+    meanwhile,
+    planned,
+    runs_seconds,
+)
 from jaxft.comparison.levers import LEVERS
 
 CONFIG = ConfigDict(
@@ -63,6 +71,20 @@ def test_what_goes_on_after_the_budgets_end_is_broken_off() -> None:
 def test_without_a_budget_nothing_is_broken_off() -> None:
     with Clock(None, 1e9).limit():
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_what_is_due_meanwhile_is_called_once_and_interrupts_nothing() -> None:
+    """Not if all is over before."""
+    called = list[str]()
+    began = time.perf_counter()
+    with (
+        meanwhile(0.02, lambda: called.append("due")),
+        meanwhile(60.0, lambda: called.append("later")),
+        meanwhile(None, lambda: called.append("never")),
+    ):
+        time.sleep(0.3)
+    assert time.perf_counter() - began >= 0.3
+    assert called == ["due"]
 
 
 def test_runs_that_train_together_begin_once() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -70,11 +72,25 @@ def configured(files: dict[str, str]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def whole(configured: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison that nothing happened to."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    with jax.numpy_dtype_promotion("standard"):
+    """A comparison that nothing happened to; beside it, in said.txt, what it said."""
+    folder, said = tmp_path_factory.mktemp("whole") / "run", io.StringIO()
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stderr(said),
+    ):
+        patch.setattr("jaxft.comparison.compare.EARLY", 1e-3)  # by then the model is asked
         compare(configured(metric="loss"), folder)
+    (folder.parent / "said.txt").write_text(said.getvalue())
     return folder
+
+
+def test_what_is_ruled_out_is_said_in_the_midst_of_a_piece(whole: Path) -> None:
+    """When its time has come, whatever is under way, and once."""
+    said = (whole.parent / "said.txt").read_text().splitlines()
+    (early,) = [line for line in said if line.startswith("after ")]
+    assert early.endswith("0 of 2 levers measured: nothing is ruled out yet")
+    assert said.index(early) < next(n for n, line in enumerate(said) if "asked for" in line)
 
 
 def result_of(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from jaxft.comparison.verdict import Scored, difference_of, score_of, verdict
+from jaxft.comparison.verdict import Scored, Verdict, difference_of, score_of, verdict
 from jaxft.evaluation.metrics import METRICS, of_scores
 
 EXACT = of_scores("exact", lambda answer, references: 0.0)
@@ -69,12 +69,29 @@ def test_a_lever_that_is_better_than_the_simpler_ones_is_taken() -> None:
 def test_a_prompt_that_is_always_right_needs_no_lever() -> None:
     """Nothing helps where nothing can: the figures say so, and the second sentence is of the nearest lever."""
     generator = np.random.default_rng(3)
-    right = np.ones(40)
+    right = np.ones(80)
     rows = [lever("prompt", right, generator, seeds=1), lever("lora", right, generator)]
     found = verdict(rows, EXACT, 0.05)
     assert (found.told, found.chosen, found.next) == ("nothing helps", "prompt", "lora")
     assert found.sentences[0].startswith("Nothing helps")
     assert "lora" in found.sentences[1]
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_two_levers_alike_on_few_rows_are_not_known_to_be_equal(right: float) -> None:
+    """Of 30 rows all alike another in nine may still differ; as many more rows as are named are enough."""
+
+    def told(items: int) -> Verdict:
+        numbers = np.full((1, items, 2), (right, 1.0))
+        rows = [Scored(name, numbers, range(items)) for name in ("prompt", "lora")]
+        return verdict(rows, EXACT, 0.05)
+
+    few = told(30)
+    assert (few.told, few.chosen) == ("cannot tell", None)
+    assert few.more == 42
+    assert "may gain up to 0.116" in few.sentences[0]
+    assert told(71).told == "cannot tell"
+    assert (told(72).told, told(72).chosen) == ("nothing helps", "prompt")
 
 
 def test_what_cannot_be_told_says_how_many_rows_would() -> None:
@@ -146,7 +163,7 @@ def test_one_lever_alone_cannot_be_told() -> None:
 def test_levers_that_were_not_measured_are_said_to_be_left_open() -> None:
     """Nothing helps "of what was measured": the budget may have left out what does."""
     generator = np.random.default_rng(9)
-    right = np.ones(40)
+    right = np.ones(80)
     rows = [lever("prompt", right, generator, seeds=1), lever("examples", right, generator)]
     found = verdict(rows, EXACT, 0.05, ["full"])
     assert found.sentences[0].startswith("Nothing that was measured helps")
