@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jaxft.commands.flags import add_retrieval, add_words, retrieval_of, whole
-from jaxft.defaults import MAX_NEW_TOKENS
+from jaxft.commands.flags import (
+    add_dtype,
+    add_length,
+    add_retrieval,
+    add_words,
+    retrieval_of,
+    whole,
+)
 
 HELP = "score a model on held-out rows, or compare several"
 EPILOG = """\
@@ -54,17 +60,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_words(parser)
     add_retrieval(parser)
-    parser.add_argument(
-        "--max-new-tokens",
-        type=whole(1),
-        default=MAX_NEW_TOKENS,
-        metavar="N",
-        help=f"default: {MAX_NEW_TOKENS}",
-    )
+    add_length(parser)
     parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="default: 8")
-    parser.add_argument(
-        "--dtype", default="float32", metavar="D", help="float32 (default), bfloat16 or float16"
-    )
+    add_dtype(parser)
 
 
 def _add_scored(parser: argparse.ArgumentParser) -> None:

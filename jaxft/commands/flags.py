@@ -73,13 +73,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say how tokens are chosen, and how many."""
-    parser.add_argument(
-        "--max-new-tokens",
-        type=whole(1),
-        default=MAX_NEW_TOKENS,
-        metavar="N",
-        help=f"default: {MAX_NEW_TOKENS}",
-    )
+    add_length(parser)
     parser.add_argument(
         "--temperature", type=number(0.0), default=0.0, metavar="T", help="0, the default: greedy"
     )
@@ -90,6 +84,22 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--top-p", type=number(0.0, 1.0), default=1.0, metavar="P", help="of those that sum to P"
     )
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N")
+    add_dtype(parser)
+
+
+def add_length(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that says how long an answer may be."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=whole(1),
+        default=MAX_NEW_TOKENS,
+        metavar="N",
+        help=f"default: {MAX_NEW_TOKENS}",
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that says in what a model computes."""
     parser.add_argument(
         "--dtype", default="float32", metavar="D", help="float32 (default), bfloat16 or float16"
     )

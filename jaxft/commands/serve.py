@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jaxft.commands.flags import add_retrieval, retrieval_of, whole
+from jaxft.commands.flags import add_dtype, add_retrieval, retrieval_of, whole
 
 HELP = "answer by OpenAI's protocol over HTTP"
 
@@ -37,9 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--date", default="", metavar="DAY", help="what a chat template takes for today"
     )
-    parser.add_argument(
-        "--dtype", default="float32", metavar="D", help="float32 (default), bfloat16 or float16"
-    )
+    add_dtype(parser)
 
 
 def _add_versions(parser: argparse.ArgumentParser) -> None:

@@ -90,10 +90,8 @@ class Rollouts:
         self._config = given.policy.config
         self._judges = judges_of(self._config)
         self._outside = Outside(ask=given.policy.ask)
-        self._number, self._left = (
-            0,
-            0,
-        )  # batches that were taken, and passes left over the present one
+        # Batches that were taken, and passes left over the present one.
+        self._number, self._left = 0, 0
         self._present: Experience | None = None
         self._next: concurrent.futures.Future[Answers] | None = None
         self._watch = Watch(self._config.rollout.max_new_tokens)
@@ -282,10 +280,8 @@ class Rollouts:
         )
         for first in range(0, count, size):
             some = list(range(first, min(first + size, count)))
-            filled = [
-                *some,
-                *range(size - len(some)),
-            ]  # always of one shape, which is compiled once
+            # Always of one shape, which is compiled once.
+            filled = [*some, *range(size - len(some))]
             sampled = self._sampled(state, filled, 1, warmth, (EVAL, 0), first)
             own = {name: getattr(sampled, name)[: len(some)] for name in ARRAYS}
             sampled = Sampled(**own, busy=sampled.busy)
