@@ -277,8 +277,8 @@ TASKS = {
         {
             "levers": ("prompt", "reinforcement"),
             "graders": json.dumps(BEGINNING),
-            "steps": 16,
-            "search.rates": 2,
+            "steps": 10,
+            "search.rates": 1,
             "max_new_tokens": 4,
         },
         takes("reinforcement"),

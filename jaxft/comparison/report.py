@@ -24,11 +24,11 @@ def report_lines(result: Mapping[str, Any], *, explain: bool) -> list[str]:
     lines.append(
         f"({metric['name']}, {way}, of {counted(counts['test'], 'test row')}; differences hold together at 95 %)"
     )
-    lines += [
-        f"left out: {lever['name']}: {lever['reason']}"
-        for lever in result["levers"]
-        if lever["reason"]
-    ]
+    left = dict[str, list[str]]()
+    for lever in result["levers"]:
+        if lever["reason"]:
+            left.setdefault(lever["reason"], []).append(lever["name"])
+    lines += [f"left out: {', '.join(names)}: {reason}" for reason, names in left.items()]
     changed = [lever for lever in measured if lever["changed"]]
     if changed:
         told = [
