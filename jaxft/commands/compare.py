@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 HELP = "find out which lever fits: prompt, retrieval, LoRA, full tuning, ..."
 EPILOG = """\
@@ -36,6 +37,7 @@ def run(
     config: str, workdir: str, documents: list[str], explain: bool, overrides: list[str]
 ) -> None:
     """Runs the verb."""
+    began = time.perf_counter()  # reading the program is time of the user's too
     from jaxft.configuration.comparing import load_comparison
     from jaxft.configuration.keys import assign
 
@@ -45,5 +47,5 @@ def run(
     from jaxft.comparison.compare import compare
     from jaxft.comparison.report import report_lines
 
-    result = compare(settings, workdir)
+    result = compare(settings, workdir, began=began)
     print(*report_lines(result, explain=explain), sep="\n")

@@ -116,17 +116,28 @@ class Found:
         records: of every item, as `jaxft.evaluation.Result.records`.
         value: the metric's.
         tokens: of a prompt, on average.
-        seconds: of an answer, on average, with all programs compiled.
+        seconds: of an answer, on average, with all programs compiled; None where that was not asked for.
     """
 
     records: list[dict[str, Any]]
     value: float | None
     tokens: float
-    seconds: float
+    seconds: float | None
 
 
-def ask(given: Given, model: Transformer, params: PyTree, items: Sequence[Item], way: Way) -> Found:
-    """The metric of a model on the items, asked in that way. Some answers are there for any metric, to be shown."""
+def ask(
+    given: Given,
+    model: Transformer,
+    params: PyTree,
+    items: Sequence[Item],
+    way: Way,
+    *,
+    timed: bool = False,
+) -> Found:
+    """The metric of a model on the items, asked in that way. Some answers are there for any metric, to be shown.
+
+    With `timed` the longest are answered once more, to see how long an answer takes.
+    """
     config = given.config
     room = model.config.max_length - config.max_new_tokens
     asked = list(items)
@@ -134,7 +145,7 @@ def ask(given: Given, model: Transformer, params: PyTree, items: Sequence[Item],
         asked = passages_before(asked, way.before, room)
     judged = given.metric.needs == ANSWER
     few = asked if judged else asked[:SHOWN]
-    said, seconds = _answered(given, model, params, few, way.stop, room)
+    said, seconds = _answered(given, model, params, few, way.stop, room, timed)
     scored = score(
         model,
         params,
@@ -162,8 +173,9 @@ def _answered(
     items: Sequence[Item],
     stop: str,
     room: int,
-) -> tuple[dict[str, Item], float]:
-    """The items that can be asked, with answers, by origin; and the seconds of an answer, warm."""
+    timed: bool,
+) -> tuple[dict[str, Item], float | None]:
+    """The items that can be asked, with answers, by origin; and the seconds of an answer, warm, if they are timed."""
     able = [
         item
         for item in items
@@ -171,7 +183,7 @@ def _answered(
         and 0 < _tokens(item.prompt, given.tokenizer) <= room
     ]  # fmt: skip
     if not able:
-        return {}, 0.0
+        return {}, 0.0 if timed else None
 
     def say(some: Sequence[Item]) -> Any:
         return answers(
@@ -190,8 +202,10 @@ def _answered(
         text = answer.text.split(stop)[0] if stop else answer.text
         tokens = {**item.tokens, "prompt": answer.prompt_tokens, "answer": answer.tokens}
         found[item.origin] = dataclasses.replace(item, answer=text, tokens=tokens)
+    if not timed:
+        return found, None
     longest = sorted(able, key=lambda item: found[item.origin].tokens["prompt"], reverse=True)
-    timed = longest[: given.config.eval_batch_size]  # the first batch, whose program is compiled
+    first = longest[: given.config.eval_batch_size]  # the first batch, whose program is compiled
     began = time.perf_counter()
-    say(timed)
-    return found, (time.perf_counter() - began) / len(timed)
+    say(first)
+    return found, (time.perf_counter() - began) / len(first)

@@ -18,7 +18,7 @@ from jaxft.comparison.search import heats_of
 ROOM = 0.85  # of the budget that is planned for: the rest is for what takes longer than it was thought to
 FEWEST_STEPS = 10  # of a whole run: of fewer nothing is learned that a test would see
 GRACE = 0.05  # of the budget, by which the last piece may be late by what is thought of it
-LATE = 0.08  # of the budget, after which it is broken off
+LATE = 0.06  # of the budget, after which it is broken off
 AGAIN = 5.0  # seconds after which it is told once more, should somebody not have listened
 NO_ROOM = "the budget has no room for it any more"
 
@@ -50,10 +50,15 @@ class Clock:
     Args:
         budget: seconds; None for any.
         before: seconds that earlier starts took.
+        began: `time.perf_counter()` at this start; None: now.
+
+    Attributes:
+        kept: seconds of the budget that are for later, and not for what is done now.
     """
 
-    def __init__(self, budget: float | None, before: float) -> None:
-        self.budget, self.before, self.began = budget, before, time.perf_counter()
+    def __init__(self, budget: float | None, before: float, began: float | None = None) -> None:
+        self.budget, self.before, self.kept = budget, before, 0.0
+        self.began = time.perf_counter() if began is None else began
 
     @property
     def spent(self) -> float:
@@ -62,8 +67,8 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds that the budget still has; infinite without one."""
-        return math.inf if self.budget is None else self.budget - self.spent
+        """Seconds that the budget still has for what is done now; infinite without one."""
+        return math.inf if self.budget is None else self.budget - self.kept - self.spent
 
     def has_room(self, seconds: float) -> bool:
         """Whether a piece of so many seconds still fits."""

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from jaxft.comparison.asking import ask, plainly
 from jaxft.comparison.budget import (
+    FEWEST_STEPS,
+    ROOM,
     Clock,
     LeftOut,
     Speed,
@@ -74,12 +76,15 @@ class Comparison:
     base: Scored | None = None
 
 
-def compare(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def compare(
+    config: ConfigDict, workdir: str | Path, *, began: float | None = None
+) -> dict[str, Any]:
     """Measures the levers that the data allow, and says which fits.
 
     Args:
         config: as `configs/compare.py:get_config` makes it; `jaxft.load_config("configs/compare.py", {...})`.
         workdir: RUN. On one that was cut short it goes on, and of one that is done it gives the same again.
+        began: `time.perf_counter()` from which on the budget is spent; None: now.
 
     Returns:
         What RUN/comparison.json holds (its fields: `jaxft.comparison`).
@@ -88,6 +93,7 @@ def compare(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         UserError: a mistake in the configuration, too few rows for a verdict, a budget that no lever fits into, or a
             grader that tells nothing apart.
     """
+    began = time.perf_counter() if began is None else began
     check_comparison(config)
     folder = local(workdir, "a comparison")
     _check_folder(config, folder)
@@ -100,18 +106,18 @@ def compare(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         (folder / "config.json").write_text(to_json(config), encoding="utf-8")
         progress = Progress(folder / "log.txt")
         try:
-            return _compared(config, folder, progress)
+            return _compared(config, folder, progress, began)
         finally:
             progress.close()
 
 
-def _compared(config: ConfigDict, folder: Path, progress: Progress) -> dict[str, Any]:
+def _compared(config: ConfigDict, folder: Path, progress: Progress, began: float) -> dict[str, Any]:
     if config.topology:
         from jaxft.planning.topology import tpu_devices
 
         tpu_devices(config.topology)  # there is such a one, and its compiler
     ledger = Ledger(folder / "ledger.jsonl")
-    clock = Clock(seconds_of(config.budget), ledger.seconds)
+    clock = Clock(seconds_of(config.budget), ledger.seconds, began)
     with progress.piece("reading the rows", 1.0):
         given = read_given(config, folder)
     if given.overlap:
@@ -132,13 +138,18 @@ def _compared(config: ConfigDict, folder: Path, progress: Progress) -> dict[str,
 
 def _finished(state: Comparison) -> dict[str, Any]:
     """Every lever after the other, and what RUN/comparison.json then holds."""
-    levers = state.levers
     _begin(state)
     state.bench.facts = changed_facts(state.given)
-    tuned = [lever for lever in levers if lever.recipe]
-    for lever in [lever for lever in levers if not lever.recipe]:
+    tuned = [lever for lever in state.levers if lever.recipe]
+    others = [lever for lever in state.levers if not lever.recipe]
+    for lever in others[:1]:
         _measure(state, lever)
     if tuned:
+        state.clock.kept = _least(state, tuned)
+    for lever in others[1:]:
+        _measure(state, lever)
+    state.clock.kept = 0.0
+    if [lever for lever in tuned if lever.name not in state.left]:
         _plan(state, tuned)
     for lever in [lever for lever in tuned if lever.name not in state.left]:
         _measure(state, lever)
@@ -207,22 +218,45 @@ def check_graders(given: Given, records: list[dict[str, Any]]) -> None:
             )
 
 
-def _plan(state: Comparison, tuned: list[Lever]) -> None:
-    """Measures the speed of updates, and settles how many a whole run has."""
-    given, config, bench = state.given, state.given.config, state.bench
+def _wanted(config: ConfigDict, given: Given) -> int:
+    """Updates of a whole run, if there is room."""
     epoch = -(-sum(len(item.rows) for item in given.train) // config.batch_size)
-    wanted = config.steps or max(round(config.epochs * epoch), 1)
-    waiting = list(tuned)
-    while waiting:  # for a lever that runs
+    return config.steps or max(round(config.epochs * epoch), 1)
+
+
+def _least(state: Comparison, tuned: list[Lever]) -> float:
+    """Measures the speed of updates, and gives the seconds of the shortest measurement of one lever that tunes.
+
+    So much of the budget is kept, that levers which tune nothing do not take all; 0 where there is not so much.
+    """
+    config, wanted = state.given.config, _wanted(state.given.config, state.given)
+    try:
+        state.base = state.bench.untouched_base()
+    except LeftOut as why:
+        for lever in tuned:
+            _leave_out(state, lever, str(why))
+        return 0.0
+    for lever in tuned:  # for one that runs
         try:
-            state.base = bench.untouched_base()
-            state.speed = _speed(state, waiting[0], min(PROBE, wanted))
+            state.speed = _speed(state, lever, min(PROBE, wanted))
             break
         except LeftOut as why:
-            _leave_out(state, waiting.pop(0), str(why))
+            _leave_out(state, lever, str(why))
     else:
-        return
-    tuned = waiting
+        return 0.0
+    if state.clock.budget is None:
+        return 0.0
+    least = lever_seconds(lever, min(FEWEST_STEPS, wanted), state.speed, config) / ROOM
+    return least if least < state.clock.left else 0.0
+
+
+def _plan(state: Comparison, tuned: list[Lever]) -> None:
+    """Settles how many updates a whole run has."""
+    given, config, bench = state.given, state.given.config, state.bench
+    tuned, wanted = (
+        [lever for lever in tuned if lever.name not in state.left],
+        _wanted(config, given),
+    )
 
     def settle() -> dict[str, Any]:
         assert state.speed is not None
@@ -233,15 +267,13 @@ def _plan(state: Comparison, tuned: list[Lever]) -> None:
     state.steps = plan["steps"]
     for lever in [lever for lever in tuned if lever.name in plan["out"]]:
         _leave_out(state, lever, plan["out"][lever.name])
-    kept = [lever for lever in tuned if lever.name not in state.left]
-    if not kept:
+    kept, speed = [lever for lever in tuned if lever.name not in state.left], state.speed
+    if not kept or speed is None:
         return
     rows = f"{counted(state.steps, 'update')} of {config.batch_size} rows a run"
     less = f" ({wanted:,} were wanted; the budget has no room for them)" * (state.steps < wanted)
     bench.progress.say(f"each lever gets {rows}{less}")
-    bench.progress.expect(
-        sum(lever_seconds(lever, state.steps, state.speed, config) for lever in kept)
-    )
+    bench.progress.expect(sum(lever_seconds(lever, state.steps, speed, config) for lever in kept))
     _write_repeat(state)
 
 
@@ -253,6 +285,7 @@ def _speed(state: Comparison, lever: Lever, steps: int) -> Speed:
     assert state.speed is not None
     if state.clock.budget is None:
         return state.speed._replace(step=0.5, start=4.0, compiled=8.0)
+    state.bench.base = None  # one model in memory
     count, pieces = state.given.config.search.rates if lever.together else 1, []
     middle = middle_of(lever, state.given.width) / 4  # none of the search's own
     for place in range(2):

@@ -132,7 +132,7 @@ class Bench:
             seconds += piece["seconds"]
         setting = _best(searched, given.metric) if searched else tries[0]
         seeds = range(1, given.config.seeds + 1) if lever.drawn else (0,)
-        tests = [self._test(lever, setting, seed, None) for seed in seeds]
+        tests = [self._test(lever, setting, seed, None, timed=seed == seeds[0]) for seed in seeds]
         measured = self._measured(lever, setting, searched, seconds, tests, ())
         changed = self._once_changed(lever, setting, seeds[0], None)
         return dataclasses.replace(measured, changed=changed)
@@ -163,7 +163,7 @@ class Bench:
             if run["value"] is None:
                 raise LeftOut(f"its run with seed {one.seed} failed: {run['why']}")
             output = given.folder / run["output"]
-            tests.append(self._test(lever, setting, one.seed, output))
+            tests.append(self._test(lever, setting, one.seed, output, timed=one.seed == 1))
             if one.seed > 1:
                 shutil.rmtree(output, ignore_errors=True)
         measured = self._measured(lever, setting, searched, sum(seconds), tests, runs)
@@ -218,14 +218,21 @@ class Bench:
                 raise LeftOut(f"{what} {_size(run[key])}, more than config.{name} {config[name]}")
 
     def _test(
-        self, lever: Lever, setting: Mapping[str, Any], seed: int, output: Path | None
+        self,
+        lever: Lever,
+        setting: Mapping[str, Any],
+        seed: int,
+        output: Path | None,
+        *,
+        timed: bool,
     ) -> Piece:
-        """One measurement on the test rows, and on those aside where weights have changed."""
+        """One measurement on the test rows, and on those aside where weights have changed; `timed` as of `ask`."""
         given = self.given
 
         def make() -> Piece:
             model, params = self.model() if output is None else opened(given, output)
-            found = ask(given, model, params, given.test, lever.asked(given, setting, seed))
+            way = lever.asked(given, setting, seed)
+            found = ask(given, model, params, given.test, way, timed=timed)
             write_records(given.folder, lever.name, seed, found.records)
             if output is not None:
                 write_records(given.folder, lever.name, seed, asides(given, model, params), "aside")

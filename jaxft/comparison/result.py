@@ -67,12 +67,10 @@ def costs_of(measured: Measured, given: Given, simplest: Measured) -> dict[str, 
     """What a lever costs: to tune, to keep, and a request."""
     runs, hourly = measured.runs, given.config.price_per_hour
     seconds = statistics.median(piece["tuning_seconds"] for piece in runs) if runs else 0.0
-    tokens, request = (
-        _mean([piece[key] for piece in measured.tests]) for key in ("tokens", "request_seconds")
+    tokens, plain = (
+        _mean([piece["tokens"] for piece in one.tests]) for one in (measured, simplest)
     )
-    plain = [
-        _mean([piece[key] for piece in simplest.tests]) for key in ("tokens", "request_seconds")
-    ]
+    first, beside = (one.tests[0]["request_seconds"] for one in (measured, simplest))
     return {
         "parameters": runs[0]["parameters"] if runs else 0,
         "bytes": runs[0]["bytes"] if runs else _kept_bytes(measured, given),
@@ -84,8 +82,8 @@ def costs_of(measured: Measured, given: Given, simplest: Measured) -> dict[str, 
         "seconds": round(seconds, 1),
         "search_seconds": round(measured.search_seconds, 1),
         "price": round(seconds / 3600 * hourly, 4) if hourly else None,
-        "added_tokens": round(tokens - plain[0], 1),
-        "added_seconds": round(request - plain[1], 4),
+        "added_tokens": round(tokens - plain, 1),
+        "added_seconds": round(first - beside, 4),
     }
 
 

@@ -59,6 +59,20 @@ def test_a_clock_counts_what_earlier_starts_took() -> None:
     assert Clock(None, 1e9).has_room(1e9)
 
 
+def test_what_is_kept_for_later_is_not_spent_now() -> None:
+    """Levers that tune nothing leave room for one that tunes."""
+    clock = Clock(100.0, 0.0)
+    clock.kept = 60.0
+    assert clock.has_room(40.0)
+    assert not clock.has_room(60.0)
+    clock.kept = 0.0
+    assert clock.has_room(60.0)
+
+
+def test_a_clock_counts_what_came_before_it_was_made() -> None:
+    assert Clock(100.0, 0.0, time.perf_counter() - 30.0).left < 70.0
+
+
 def test_what_goes_on_after_the_budgets_end_is_broken_off() -> None:
     """Wherever it is by then: a tenth of the budget is never exceeded by what was thought to be short."""
     clock = Clock(0.2, 0.0)
