@@ -22,7 +22,7 @@ from jaxft.data.packing import length_buckets, smallest_bucket
 from jaxft.inference.decoding import LEAST_LENGTH, bucket
 from jaxft.inference.rollouts import Prompts, Rollouts, completion_keys, padded_prompts, sample
 from jaxft.inference.sampling import Drawn, draw
-from jaxft.inference.slots import batch_parts
+from jaxft.inference.slots import LEAST_SLOTS, batch_parts, slots_of
 from jaxft.mesh import sizes_in_force
 from jaxft.models.config import Config
 from jaxft.models.transformer import Params, hidden_states, logits
@@ -66,7 +66,7 @@ def score(
         prompts: as they were sampled from.
         key: of the draws.
         rollouts: of these prompts.
-        rows: prompts scored at once.
+        rows: prompts scored at once; fewer are filled up to as many, for one program serves all.
 
     Returns:
         Arrays on the host.
@@ -91,7 +91,7 @@ def parts_to_score(
         Of each part, the rows of `group_rows`, padded, and the prompts without their tokens, which the rows hold.
     """
     count, parts = len(prompts.numbers), batch_parts()
-    rows = -(-min(rows, count) // parts) * parts
+    rows = -(-rows // parts) * parts
     laid = group_rows(prompts, rollouts)
     longest = (
         bucket(prompts.tokens.shape[1], LEAST_LENGTH)
@@ -245,9 +245,10 @@ def exactly(
         rollouts: of these prompts.
         eos_ids: the ids after which a completion ends.
         rows: prompts scored at once.
-        slots: as of `sample`.
+        slots: as of `sample`: completions continued at once.
         scored: of these rollouts, where that is known.
     """
+    rows = min(rows, len(prompts.numbers))
     if scored is None:
         scored = score(config, params, prompts, key, rollouts, rows=rows)
     scored = Scored(*map(np.array, scored))  # written over
@@ -303,16 +304,40 @@ def _exchanged(
     made["lengths"][wrong] = at + 1
     made["truncated"][wrong] = ~ends
     asked = _continued_prompts(prompts, made["tokens"], wrong, at, np.where(ends, 0, left))
-    size = 1 << (len(wrong) - 1).bit_length()  # few sizes, few programs
-    asked = padded_prompts(asked, size, prompts.tokens.shape[1] + room)
-    new = sample(config, params, asked, key, max_new_tokens=room, eos_ids=eos_ids, slots=slots)
-    for row, start, own, count in zip(wrong, at + 1, new.tokens, new.lengths, strict=False):
+    size, redrawn = _at_once(prompts, len(wrong), slots), len(wrong)
+    for first in range(0, len(wrong), size):
+        some = slice(first, first + size)
+        part = Prompts(*(x[some] for x in asked))
+        part = padded_prompts(part, size, prompts.tokens.shape[1] + room)
+        new = sample(config, params, part, key, max_new_tokens=room, eos_ids=eos_ids, slots=size)
+        _put(made, new, wrong[some], at[some] + 1)
+        redrawn += int(new.lengths.sum())
+    return Rollouts(**made), redrawn
+
+
+def _at_once(prompts: Prompts, wrong: int, slots: int) -> int:
+    """How many completions are sampled again at once: as many as the sampler continues, or a few.
+
+    Two sizes are two programs, however many differ.
+    """
+    parts = batch_parts()
+    few = LEAST_SLOTS * parts
+    return few if wrong <= few else slots_of(prompts.numbers.size, slots, parts)
+
+
+def _put(
+    made: dict[str, np.ndarray],
+    new: Rollouts,
+    rows: Int[np.ndarray, " some"],
+    starts: Int[np.ndarray, " some"],
+) -> None:
+    """Writes what was sampled again into the rows of `made` that it continues, from these tokens on."""
+    for row, start, own, count in zip(rows, starts, new.tokens, new.lengths, strict=False):
         made["tokens"][row, start : start + count] = own[:count]
         made["lengths"][row] += count
-    went_on = new.lengths[: len(wrong)] > 0
-    made["truncated"][wrong[went_on]] = new.truncated[: len(wrong)][went_on]
+    went_on = new.lengths[: len(rows)] > 0
+    made["truncated"][rows[went_on]] = new.truncated[: len(rows)][went_on]
     made["slot_steps"] = made["slot_steps"] + new.slot_steps
-    return Rollouts(**made), int(new.lengths.sum()) + len(wrong)
 
 
 def _continued_prompts(

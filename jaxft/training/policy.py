@@ -26,6 +26,7 @@ from jaxft.models import Config
 from jaxft.objectives.objective import objective_of
 from jaxft.runtime import processes
 from jaxft.training.reference import Reference
+from jaxft.training.step import joined, parts_of
 
 
 def policy_of(
@@ -118,8 +119,9 @@ def _sampler(
 
 
 def rows_to_score(config: ConfigDict) -> int:
-    """Prompts scored at once: no more than an update takes at once."""
-    return min(ROWS, config.batch_size // config.grad_accum)
+    """Prompts scored at once: no more than are sampled at once, or than an update takes at once."""
+    sampled = -(-config.batch_size // config.rollout.parts)
+    return min(ROWS, sampled, config.batch_size // config.grad_accum)
 
 
 def _apart(found: Rollouts, scored: Scored) -> np.ndarray:
@@ -154,16 +156,24 @@ def _asked(
 def reference_program(
     config: ConfigDict, reference: Reference | None
 ) -> Callable[..., jax.Array] | None:
-    """(frozen, batch, *held) -> what the reference gives to the batch's completions, jitted; None: it is not asked."""
+    """(frozen, batch, *held) -> what the reference gives to the batch's completions, jitted; None: it is not asked.
+
+    It reads the batch in the micro-batches of an update.
+    """
     row = objective_of(config)
     if reference is None or row.reference is None or not row.asks(config.objective):
         return None
-    ask = row.reference
+    ask, parts = row.reference, config.grad_accum
 
     @jax.jit
     def run(frozen: Any, batch: Mapping[str, Any], *held: Any) -> jax.Array:
         (params,) = reference.beside(frozen, *held)
-        return ask(reference.config, params, batch)
+        if parts == 1:
+            return ask(reference.config, params, batch)
+        given = jax.lax.map(
+            lambda part: ask(reference.config, params, part), parts_of(batch, parts)
+        )
+        return joined(given)
 
     return run
 

@@ -53,6 +53,11 @@ def parts_of(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
+def joined(parts: jax.Array) -> jax.Array:
+    """What each micro-batch of `parts_of` gave, (parts, batch / parts, ...), in the batch's order: (batch, ...)."""
+    return jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])
+
+
 def make_train_step(
     loss: Loss,
     optimizer: optax.GradientTransformationExtraArgs,

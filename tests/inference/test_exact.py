@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxft.formats.huggingface import load
+from jaxft.inference import exact
 from jaxft.inference.exact import exactly, group_rows, score
 from jaxft.inference.rollouts import Prompts, Rollouts, prompts_of, sample
 from jaxft.tree import map_with_paths
@@ -75,6 +76,27 @@ def test_exact_rollouts_are_those_of_the_trained_policy():
     np.testing.assert_allclose(found.rollouts.log_probabilities, again.log_probabilities, atol=1e-4)
 
 
+def test_nothing_is_compiled_anew_however_many_tokens_differ(monkeypatch):
+    config, params = policy()
+    want, key, shapes, before = drawn(params), jax.random.key(KEY), list[Any](), exact.sample
+
+    def watched(config: Any, params: Any, prompts: Any, *rest: Any, **settings: Any) -> Any:
+        shapes.append((prompts.tokens.shape, settings["slots"]))
+        return before(config, params, prompts, *rest, **settings)
+
+    monkeypatch.setattr(exact, "sample", watched)
+    exactly(config, params, asked(), key, drawn(disturbed(params)), **ENDS)
+    programs = exact.run_score._cache_size()
+    tokens = want.tokens.copy()
+    tokens[4, 0] += 1
+    found = exactly(config, params, asked(), key, want._replace(tokens=tokens), **ENDS)
+    assert found.mismatches > 0
+    np.testing.assert_array_equal(found.rollouts.tokens, want.tokens)
+    assert len(shapes) == 2
+    assert len(set(shapes)) == 1
+    assert exact.run_score._cache_size() == programs
+
+
 def test_a_group_stands_behind_its_prompt():
     found = drawn(policy()[1])
     rows = group_rows(asked(), found)
@@ -95,9 +117,9 @@ def test_exact_through_the_public_function():
 
     model, params = load(GOLDEN / "gemma2")
     settings = {"group": 2, "max_new_tokens": 6, "eos_ids": EOS}
-    plain, exact = (
-        jaxft.rollout(model, params, [[5, 6, 7], [8]], exact=exact, **settings)
-        for exact in (False, True)
+    plain, exactly_drawn = (
+        jaxft.rollout(model, params, [[5, 6, 7], [8]], exact=wanted, **settings)
+        for wanted in (False, True)
     )
-    np.testing.assert_array_equal(plain[0], exact[0])
-    np.testing.assert_allclose(plain[1], exact[1], atol=1e-4)
+    np.testing.assert_array_equal(plain[0], exactly_drawn[0])
+    np.testing.assert_allclose(plain[1], exactly_drawn[1], atol=1e-4)

@@ -128,6 +128,17 @@ def test_every_objective_runs_with_a_reference(name, small, tmp_path):
         assert second["kl"] > 0
 
 
+@pytest.mark.thorough
+def test_the_reference_reads_a_batch_in_the_parts_of_an_update(small, tmp_path):
+    for parts in (1, 2):
+        keys = {"objective.beta": 0.1, "steps": 2, "grad_accum": parts}
+        train(small(**keys), tmp_path / str(parts))
+    whole, halves = (lines(tmp_path / str(parts))[-1] for parts in (1, 2))
+    assert whole["kl"] > 0
+    for name in ("kl", "loss", "grad_norm"):
+        assert halves[name] == pytest.approx(whole[name], rel=1e-3)
+
+
 KINDS = {
     "plain": {},
     "two passes": {"rollout.updates": 2},

@@ -20,7 +20,7 @@ from jaxft.models import Config
 from jaxft.models.transformer import initial_params
 from jaxft.objectives import sft
 from jaxft.training.sharding import batch_sharding, make_mesh, shardings
-from jaxft.training.step import initial_state, make_train_step, parts_of
+from jaxft.training.step import initial_state, joined, make_train_step, parts_of
 from jaxft.tree import count, flatten_with_paths
 
 CONFIG = Config(
@@ -122,7 +122,9 @@ def test_accumulation_weighs_tokens() -> None:
 def test_parts_keep_every_row() -> None:
     """A part takes every `parts`-th row."""
     rows = jnp.arange(6)[:, None]
-    np.testing.assert_array_equal(parts_of({"x": rows}, 3)["x"][:, :, 0], [[0, 3], [1, 4], [2, 5]])
+    parts = parts_of({"x": rows}, 3)["x"]
+    np.testing.assert_array_equal(parts[:, :, 0], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(joined(parts), rows)
 
 
 def test_dropout_depends_on_the_seed_and_the_step_alone() -> None:
