@@ -4,9 +4,10 @@
 
 What `jaxft plan` says of LoRA on all projections, full rematerialisation, the weights divided among all devices. The
 efficiency is its MFU: the products of the step without recomputation, at the device's peak, as a share of the step's
-estimated time. The products of attention are counted for all pairs of tokens, whatever the window. Each shape is
-planned in a process of its own and stands in families.json as soon as it is made; a second start goes on with those
-that are missing. `--table` writes families.md from what is there. Needs the extra `tpu`, and no TPU.
+estimated time; beside it stands the share of all products, those done again too. Those of attention are counted for all
+pairs of tokens, whatever the window. Each shape is planned in a process of its own and stands in families.json as soon
+as it is made; a second start goes on with those that are missing. `--table` writes families.md from what is there.
+Needs the extra `tpu`, and no TPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from jaxft.planning.topology import CHIPS
 
 HERE = Path(__file__).parent
 RECORD, TABLE = HERE / "families.json", HERE / "families.md"
@@ -112,6 +115,11 @@ def planned(name: str) -> dict[str, Any]:
     return {key: found[key] for key in KEPT} | versions
 
 
+def all_products(row: dict[str, Any]) -> float:
+    """As the MFU, with the products that are done again."""
+    return row["flops"] / (row["seconds_per_step"] * CHIPS["v5e"].flops)
+
+
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """families.md."""
     versions = {f"jax {row['jax']}, libtpu {row['libtpu']}" for row in rows.values()}
@@ -120,14 +128,18 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "",
         f"Made by `experiments/pods/families.py`, which says what was planned, with {'; '.join(sorted(versions))}.",
         "",
-        "| shape | rows a device | MFU | of llama's | memory a device, GiB | step, s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| shape | rows a device | MFU | of llama's | all products | of llama's | memory a device, GiB | step, s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in rows.items():
         count, length = rows_of(name)
-        share = row["mfu"] / rows[beside(name)]["mfu"] if beside(name) in rows else None
+        llama = rows.get(beside(name))
+        figures = []
+        for efficiency in (lambda row: row["mfu"], all_products):
+            figures.append(f"{efficiency(row):.1%}")
+            figures.append(f"{efficiency(row) / efficiency(llama):.2f}" if llama else "")
         lines.append(
-            f"| {name} | {count} x {length:,} | {row['mfu']:.1%} | {'' if share is None else f'{share:.2f}'} |"
+            f"| {name} | {count} x {length:,} | {' | '.join(figures)} |"
             f" {row['peak_bytes'] / 2**30:.2f} | {row['seconds_per_step']:.2f} |"
         )
     return "\n".join(lines) + "\n" + NOTES
