@@ -37,6 +37,8 @@ class Lever:
         score: on the test rows.
         difference: to the simplest lever, and what it says; None of the simplest itself.
         untouched: how the loss changed where nothing was trained; None where nothing can.
+        changed: the score once the facts of the documents have changed, and before, on the questions about them; None
+            without documents.
         costs: those of `COSTS` that are known.
         setting: what was chosen.
         searched: (setting, value, its name, part of a run) of all that was tried.
@@ -54,6 +56,7 @@ class Lever:
     score: Interval
     difference: tuple[Interval, str] | None
     untouched: Interval | None
+    changed: tuple[Interval, float | None] | None
     costs: Mapping[str, float]
     setting: Mapping[str, Any]
     searched: Sequence[tuple[str, float | None, str, float | None]]
@@ -75,7 +78,7 @@ class Comparison:
         rows: {"train", "tuning", "test": how many}.
         overlap: how many test rows were left out.
         levers: that were measured, the simplest first.
-        left: (title, reason) of the others.
+        left: (titles, reason) of the others.
         sentences: the verdict.
         told: chosen, nothing helps, or cannot tell.
         chosen: name of a lever, or "".
@@ -138,7 +141,7 @@ def _comparison(place: str, root: Path, found: Mapping[str, Any]) -> Comparison:
         rows={name: int(found["rows"][name]) for name in ("train", "tuning", "test")},
         overlap=len(found["rows"]["overlap"]),
         levers=[_lever(root, one) for one in levers],
-        left=[(str(one["title"]), str(one["reason"])) for one in found["levers"] if one["reason"]],
+        left=_left(found["levers"]),
         sentences=[str(sentence) for sentence in verdict["sentences"]],
         told=str(verdict["told"]),
         chosen=str(verdict["chosen"] or ""),
@@ -147,14 +150,24 @@ def _comparison(place: str, root: Path, found: Mapping[str, Any]) -> Comparison:
     )
 
 
+def _left(levers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(titles, the reason that they share) of the levers that were left out."""
+    titles = dict[str, list[str]]()
+    for one in levers:
+        if one["reason"]:
+            titles.setdefault(str(one["reason"]), []).append(str(one["title"]))
+    return [(", ".join(some), reason) for reason, some in titles.items()]
+
+
 def _lever(root: Path, one: Mapping[str, Any]) -> Lever:
     costs = {name: number_of(one[name]) for name in COSTS}
-    difference = one["difference"]
+    difference, changed = one["difference"], one.get("changed")
     return Lever(
         **{name: str(one[name]) for name in ("name", "title", "kind", "signal", "recipe", "facts")},
         score=_interval(one["score"]),
         difference=difference and (_interval(difference), str(difference["verdict"])),
         untouched=one["untouched"] and _interval(one["untouched"]),
+        changed=changed and (_interval(changed), number_of(changed["before"])),
         costs={name: cost for name, cost in costs.items() if cost is not None},
         setting=dict(one["setting"]),
         searched=[

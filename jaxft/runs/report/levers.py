@@ -118,12 +118,14 @@ def _about(found: Comparison) -> str:
 def _table(found: Comparison) -> tuple[list[Column], list[list[Cell]]]:
     levers = found.levers
     known = [cost for cost in COSTS if any(cost[0] in one.costs for one in levers)]
+    changing = any(one.changed for one in levers)
     columns = [
         Column("lever", False),
         Column(found.metric.replace("_", " "), note=f"{found.better} is better"),
         Column("beside the simplest"),
         Column("loss on untouched text", note="above 0: it forgets"),
         *(Column(name) for _, name, _ in known),
+        *[Column("after the facts have changed", note="nothing tuned anew")] * changing,
         Column("when the facts change", False),
     ]
     rows = []
@@ -144,10 +146,21 @@ def _table(found: Comparison) -> tuple[list[Column], list[list[Cell]]]:
                     number(lever.costs.get(cost), shown(lever.costs.get(cost)))
                     for cost, _, shown in known
                 ),
+                *[_after(lever)] * changing,
                 Cell(lever.facts),
             ]
         )
     return columns, rows
+
+
+def _after(lever: Lever) -> Cell:
+    """What it still scores once the facts have changed."""
+    if lever.changed is None:
+        return Cell(NONE)
+    score, before = lever.changed
+    return Cell(
+        figure(score.value), score.value, f"{_ends(score, figure)}; before {figure(before)}"
+    )
 
 
 def _scored(value: float | None, shown: str, note: str) -> Cell:
@@ -192,8 +205,8 @@ def _samples(levers: Sequence[Lever]) -> tuple[list[Asked], str]:
     asked: dict[tuple[str, str], list[Answer]] = {}
     for i, lever in enumerate(levers):
         for prompt, answer, reference in lever.samples:
-            said, right = words_of(answer), "" if reference is None else words_of(reference)
-            agrees = bool(right.strip()) and said.strip() == right.strip()
+            said, right = words_of(answer).strip(), words_of(reference or "").strip()
+            agrees = bool(right) and said == right
             question = (cut(words_of(prompt), LETTERS), cut(right, LETTERS))
             asked.setdefault(question, []).append(
                 Answer(lever.name, i, "", cut(said, LETTERS), agrees)

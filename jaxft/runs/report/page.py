@@ -196,15 +196,20 @@ def _figures(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value]
 
 
+def _held(run: Run) -> bool:
+    """Whether the run asks a frozen reference, and so is held to its start."""
+    row, settings = run.objective, run.config.objective
+    return row.reference is not None and row.asks(settings) and settings.reference != "none"
+
+
 def _signals(runs: Sequence[Run], labels: Sequence[str]) -> list[Card]:
     kinds: dict[str, list[int]] = {}
     for i, run in enumerate(runs):
         kinds.setdefault(signal_of(run.objective).title, []).append(i)
     cards = []
     for number, (title, members) in enumerate(kinds.items()):
-        objective = runs[members[0]].objective
-        signal = signal_of(objective)
-        picture = signal_drawn(signal, f"signal{number}", held=objective.reference is not None)
+        signal = signal_of(runs[members[0]].objective)
+        picture = signal_drawn(signal, f"signal{number}", held=all(_held(runs[i]) for i in members))
         names = [f"{labels[i]} ({runs[i].objective.name})" for i in members]
         cards.append(Card(title, pictures=[picture], told=signal.text, names=names))
     return cards

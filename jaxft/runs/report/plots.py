@@ -72,6 +72,7 @@ class Axis:
         low, high: what it spans.
         begin, end: where, in the drawing's coordinates.
         log: whether equal factors are equally far apart.
+        whole: whether values between whole numbers mean nothing.
     """
 
     low: float
@@ -79,6 +80,7 @@ class Axis:
     begin: float
     end: float
     log: bool = False
+    whole: bool = False
 
     def at(self, value: float) -> float:
         """Where a value lies."""
@@ -86,7 +88,11 @@ class Axis:
         return self.begin + (self.end - self.begin) * (value - low) / (high - low)
 
     def ticks(self) -> list[float]:
-        """Round values within."""
+        """Round values within.
+
+        >>> Axis(0.0, 3.0, 0.0, 1.0).ticks()[:3], Axis(0.0, 3.0, 0.0, 1.0, whole=True).ticks()
+        ([0.0, 0.5, 1.0], [0.0, 1.0, 2.0, 3.0])
+        """
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             found = [10.0**p for p in powers if self.low <= 10.0**p <= self.high]
@@ -95,7 +101,7 @@ class Axis:
                 return found[::every]
             fine = [m * 10.0**p for p in powers for m in (1, 2, 5)]
             return [value for value in fine if self.low <= value <= self.high]
-        step = _step(self.high - self.low)
+        step = max(_step(self.high - self.low), 1.0 if self.whole else 0.0)
         first = math.ceil(self.low / step - 1e-9)
         count = math.floor((self.high - first * step) / step + 1e-9)
         return [round((first + i) * step, 12) for i in range(count + 1)]
@@ -188,6 +194,7 @@ def lines_plot(name: str, title: str, series: Sequence[Series], unit: str) -> Ma
     """
     values = [y for one in series for _, y in one.points]
     across = axis_of([x for one in series for x, _ in one.points], LEFT, RIGHT)
+    across = dataclasses.replace(across, whole=True)
     up = axis_of(values, BOTTOM, TOP + 6)
     ends = [one.points[-1] for one in series]
     places = _apart([up.at(y) for _, y in ends], TOP + 6, BOTTOM)

@@ -67,15 +67,15 @@ def samples_of(runs: Sequence[Run], labels: Sequence[str]) -> tuple[list[Asked],
 
 
 def _answer(row: Mapping[str, Any], label: str, number: int, step: int) -> Answer:
-    said, reference = words_of(row["completion"]), words_of(row.get("reference", ""))
+    said, reference = (words_of(row.get(key, "")).strip() for key in ("completion", "reference"))
     when = f"after {counted(step, 'update')}" if step else "before the first update"
-    agrees = bool(reference.strip()) and said.strip() == reference.strip()
+    agrees = bool(reference) and said == reference
     return Answer(label, number, when, cut(said, LETTERS), agrees)
 
 
 def _question(row: Mapping[str, Any]) -> tuple[str, str]:
     prompt, reference = words_of(row.get("prompt", "")), words_of(row.get("reference", ""))
-    return cut(prompt, LETTERS), cut(reference, LETTERS)
+    return cut(prompt, LETTERS), cut(reference.strip(), LETTERS)
 
 
 def words_of(value: Any) -> str:

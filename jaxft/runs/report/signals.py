@@ -123,7 +123,7 @@ def _rewards(held: bool) -> Markup:
     ]
     parts.append(text(330, 14, "reward", "small", "end"))
     if held:
-        parts.append(text(14, 176, "near where it began", "small", "start"))
+        parts.append(text(14, 176, "held near its start", "small", "start"))
     return joined(*parts)
 
 
@@ -154,4 +154,4 @@ REWARDS = Signal(
 )
 BY_KIND: dict[Kind, Signal] = {TEXTS: WORDS, PAIRS: CHOICES, JUDGED: VERDICTS}
 # By the signal of a lever of a comparison, and whether it is held to its start.
-BY_NAME = {"examples": (WORDS, False), "preferences": (CHOICES, True), "rewards": (REWARDS, True)}
+BY_NAME = {"examples": (WORDS, False), "preferences": (CHOICES, True), "rewards": (REWARDS, False)}

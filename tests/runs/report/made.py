@@ -111,6 +111,7 @@ def _lever(
         "parameters": parameters, "bytes": bytes_, "memory": memory, "planned": None,
         "tokens_per_second": 618.5 if tuned else None, "seconds": seconds, "search_seconds": 4 * seconds, "price": None,
         "added_tokens": tokens, "added_seconds": tokens / 1000,
+        "changed": around(score - 0.5, half) | {"before": score} if kind == "retrieval" else None,
         "facts": "write new training rows and tune again" if tuned else "edit what the prompt says",
         "searched": [{"setting": {"rate": rate}, "value": 1e-4 / rate, **tried} for rate in rates],
         "setting": {"rate": 1e-3} if tuned else {},

@@ -67,6 +67,18 @@ def test_table_has_a_row_a_lever_with_the_figures_of_the_file(page):
     assert "+0.6300 to +0.7100: better" in page.text
 
 
+def test_what_is_left_once_the_facts_have_changed_stands_beside_what_was_before(page):
+    """Of retrieval and raft, which are asked again; the others have no figure."""
+    head, *rows = next(table for table in page.tables if "when the facts change" in table[0])
+    after = [row[head.index("after the facts have changed")] for row in rows]
+    assert dict(zip((row[0] for row in rows), after, strict=True)) | {
+        "retrieval": "0.1300",
+        "raft": "0.3300",
+        "lora": "–",
+    } == dict(zip((row[0] for row in LEVERS), after, strict=True))
+    assert "0.0800 to 0.1800; before 0.6300" in page.text
+
+
 def test_levers_that_were_left_out_are_named_with_the_reason(page):
     assert "full tuning : no time was left for it" in " ".join(page.text.split())
 
@@ -110,7 +122,7 @@ def test_samples_stand_side_by_side_by_lever(page):
 
 def test_what_was_tried_marks_what_was_chosen(page):
     tried = next(table for table in page.tables if table[0][:2] == ["lever", "setting"])
-    assert ["LoRA", "rate 0.001 ·chosen", "held-out loss", "0.1000", "0.2500"] in tried
+    assert ["LoRA", "rate 0.001· chosen", "held-out loss", "0.1000", "0.2500"] in tried
     assert ["LoRA", "rate 0.0001", "held-out loss", "1.000", "0.2500"] in tried
 
 

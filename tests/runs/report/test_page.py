@@ -174,6 +174,14 @@ def test_preferences_are_drawn_as_such_with_their_own_curves(tmp_path):
     assert "lower is better" in page
 
 
+def test_a_reward_is_drawn_held_to_its_start_where_a_reference_is_asked(tmp_path: Path) -> None:
+    """That is where beta weighs the distance to it, and not by itself."""
+    free = read_run(made(tmp_path / "free", recipe="rl"))
+    held = read_run(made(tmp_path / "held", recipe="rl", **{"objective.beta": 0.1}))
+    assert "held near its start" not in page_of([free])
+    assert "held near its start" in page_of([held])
+
+
 def test_rewards_are_drawn_as_such_with_their_own_curves(tmp_path):
     page = page_of([read_run(made(tmp_path / "run", recipe="rl"))])
     assert "A reward" in page
