@@ -251,7 +251,7 @@ TASKS = {
         {
             "levers": ("prompt", "lora", "full"),
             "metric": "loss",
-            "steps": 60,
+            "steps": 40,
             "data.max_length": 48,
         },
         takes("full"),
