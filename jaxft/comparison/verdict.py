@@ -71,7 +71,11 @@ class Verdict:
 
 def score_of(scored: Scored, metric: Metric) -> Figure:
     """The lever's figure over all seeds; its interval holds the seeds' differences too."""
-    found = figure(_pooled(scored), scored.clusters, metric.value, metric.most)
+    pooled = _pooled(scored)
+    found = figure(pooled, scored.clusters, metric.value, metric.most)
+    if metric.most is None and found.low is not None and found.low == found.high:  # all alike
+        highest = _largest(pooled, metric) or 1.0
+        found = figure(pooled, scored.clusters, metric.value, highest)
     error = _seed_error(scored, metric)
     if found.value is None or found.low is None or found.high is None or not error:
         return found
@@ -104,8 +108,9 @@ def difference_of(
     parts = [(items, groups - 1)]
     parts += [(_seed_error(each, metric), len(each.numbers) - 1) for each in (first, second)]
     error, freedom = _together(parts)
-    if error < 1e-12 and abs(plain.value) < 1e-12 and metric.most is not None:
-        return _of_a_tie(plain, metric.most, worth, (1 - CONFIDENCE) / (2 * comparisons))
+    if error < 1e-12 and abs(plain.value) < 1e-12:
+        most = metric.most or _largest(one, metric) or 1.0
+        return _of_a_tie(plain, most, worth, (1 - CONFIDENCE) / (2 * comparisons))
     reach = float(special.stdtrit(freedom, 1 - (1 - CONFIDENCE) / (2 * comparisons))) * error
     low, high = plain.value - reach, plain.value + reach
     if abs(plain.value) > reach + 1e-12:
@@ -124,7 +129,7 @@ def _of_a_tie(tie: Difference, most: float, worth: float, tail: float) -> Differ
 
     Args:
         tie: as it was found.
-        most: the highest score of a question.
+        most: the highest score of a question, or the highest that was seen where there is none.
         worth: the smallest difference that counts; `more` rows would rule it out.
         tail: outside the interval, on either side.
     """
@@ -241,6 +246,13 @@ def _of_another(
     near = max(later, key=lambda name: _gain(beside[name].value, beside[name].value, metric))
     second = _next_line(rows, row, near, beside[near], metric)
     return Verdict((first, second), CHOSEN, row.name, near, beside[near].more, tuple(steps))
+
+
+def _largest(rows: np.ndarray, metric: Metric) -> float:
+    """The largest score of a question."""
+    with np.errstate(all="ignore"):
+        values = np.abs(metric.value(rows[~np.isnan(rows).any(axis=1)]))
+    return float(np.max(values, initial=0.0, where=np.isfinite(values)))
 
 
 def _pooled(scored: Scored) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxft.comparison.verdict import Scored, Verdict, difference_of, score_of, verdict
-from jaxft.evaluation.metrics import METRICS, of_scores
+from jaxft.evaluation.metrics import METRICS, Metric, of_grader, of_scores
 
 EXACT = of_scores("exact", lambda answer, references: 0.0)
 LOSS = METRICS["loss"]
@@ -77,15 +77,22 @@ def test_a_prompt_that_is_always_right_needs_no_lever() -> None:
     assert "lora" in found.sentences[1]
 
 
+@pytest.mark.parametrize("metric", [EXACT, of_grader("wants")], ids=["exact", "grader"])
 @pytest.mark.parametrize("right", [0.0, 1.0])
-def test_two_levers_alike_on_few_rows_are_not_known_to_be_equal(right: float) -> None:
+def test_two_levers_alike_on_few_rows_are_not_known_to_be_equal(
+    right: float, metric: Metric
+) -> None:
     """Of 30 rows all alike another in nine may still differ; as many more rows as are named are enough."""
 
     def told(items: int) -> Verdict:
         numbers = np.full((1, items, 2), (right, 1.0))
         rows = [Scored(name, numbers, range(items)) for name in ("prompt", "lora")]
-        return verdict(rows, EXACT, 0.05)
+        return verdict(rows, metric, 0.05)
 
+    alone = score_of(Scored("prompt", np.full((1, 30, 2), (right, 1.0)), range(30)), metric)
+    assert (alone.low, alone.high) == pytest.approx(
+        (0.884, 1.0) if right else (0.0, 0.116), abs=1e-3
+    )
     few = told(30)
     assert (few.told, few.chosen) == ("cannot tell", None)
     assert few.more == 42
