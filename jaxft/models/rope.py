@@ -101,10 +101,21 @@ def rope_by_kind(
         items = dict(own.get(kind) or {})
         if kind == stretched:
             items |= raw.get("rope_scaling") or {}
-        plain = {"model_type": raw.get("model_type"), KEYS[0]: {"rope_type": "default", **items}}
-        found = rope_settings(plain, theta, max_length)
+        found = settings_of_kind(raw, {"rope_type": "default", **items}, theta, max_length)
         rotaries[kind] = Rotary(found["rope_theta"], found["rope_scaling"])
     return rotary_fields([rotaries[kind] for kind in kinds])
+
+
+def settings_of_kind(
+    raw: Mapping[str, Any], items: Mapping[str, Any], default_theta: float, max_length: int
+) -> dict[str, Any]:
+    """As `rope_settings`, of one kind of layer.
+
+    Its `truncate` has no effect, as in transformers, which looks for it beside the kinds.
+    """
+    own = {key: value for key, value in items.items() if key != "truncate"}
+    plain = {"model_type": raw.get("model_type"), KEYS[0]: own}
+    return rope_settings(plain, default_theta, max_length)
 
 
 def rotary_fields(rotaries: Sequence[Rotary | None]) -> dict[str, Any]:

@@ -143,6 +143,17 @@ def test_every_golden_config_reads():
         assert read(raw).vocabulary == raw["vocab_size"]
 
 
+def test_gemma2_knows_its_activation_by_one_name():
+    """As in transformers: folders that say hidden_act say the same as hidden_activation."""
+    assert read(GEMMA2 | {"hidden_act": "silu"}).activation == "gelu_tanh"
+    assert read(GEMMA2 | {"hidden_activation": "silu"}).activation == "silu"
+
+
+def test_olmo2_has_no_bias_in_its_feed_forward():
+    """As in transformers, which does not read llama's setting there."""
+    assert not read(LLAMA | {"model_type": "olmo2", "mlp_bias": True}).mlp_bias
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [

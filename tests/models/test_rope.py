@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from jaxft.errors import UserError
-from jaxft.models.rope import rope_settings
+from jaxft.models.rope import rope_settings, settings_of_kind
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -92,3 +92,10 @@ def test_settings_for_each_kind_of_layer_are_refused():
     nested = {"full_attention": YARN, "sliding_attention": LINEAR}
     with pytest.raises(UserError, match="settings of its own for full_attention, sliding_atten"):
         read(rope_parameters=nested)
+
+
+def test_of_a_kind_of_layer_the_range_of_yarn_is_truncated_whatever_its_settings_say():
+    """As in transformers, which looks for the word beside the kinds."""
+    assert read(rope_parameters=YARN | {"truncate": False})[1]["truncate"] is False
+    found = settings_of_kind({}, YARN | {"truncate": False}, 1e4, 2048)
+    assert dict(found["rope_scaling"]) == YARN

@@ -40,9 +40,7 @@ def read(raw: Mapping[str, Any]) -> Config:
         max_length=length,
         norm_offset=1.0,
         norm_place="both",
-        activation=activation_of(
-            raw.get("hidden_activation") or raw.get("hidden_act") or "gelu_pytorch_tanh"
-        ),
+        activation=activation_of(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
         attention_bias=bias,
         output_bias=bias,
         attention_softcap=raw.get("attn_logit_softcapping", 50.0),

@@ -9,7 +9,7 @@ from typing import Any
 from jaxft.errors import UserError, shown
 from jaxft.models.config import Config
 from jaxft.models.families.common import FULL, SLIDING, spelled
-from jaxft.models.rope import PARTIAL, rope_settings
+from jaxft.models.rope import PARTIAL, settings_of_kind
 
 ROTARIES = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
@@ -25,7 +25,7 @@ def read(raw: Mapping[str, Any], kinds: Sequence[str], length: int) -> dict[str,
     """
     rotaries = raw.get("rope_parameters") or ROTARIES
     turned = {
-        kind: rope_settings({"model_type": raw["model_type"], "rope_parameters": one}, 1e4, length)
+        kind: settings_of_kind(raw, one, 1e4, length)
         for kind, one in ((kind, rotaries.get(kind) or ROTARIES[kind]) for kind in ROTARIES)
     }
     same_keys = bool(raw.get("attention_k_eq_v", False))

@@ -19,7 +19,7 @@ NORMS = {
 
 
 def read(raw: Mapping[str, Any]) -> Config:
-    config = llama.read({"rms_norm_eps": 1e-5, **raw})
+    config = llama.read({"rms_norm_eps": 1e-5, **raw, "mlp_bias": False})  # which it never has
     return dataclasses.replace(config, norm_place="after", query_key_norm="width")
 
 
