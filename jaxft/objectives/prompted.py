@@ -18,7 +18,7 @@ from jaxft.data.prompts import Prompts, PromptSummary, prepare_prompts, read_pro
 from jaxft.data.report import Part, beyond, duplicates
 from jaxft.data.show import harmless, histogram_lines
 from jaxft.data.store import Example
-from jaxft.errors import UserError, counted
+from jaxft.errors import UserError, counted, shown
 from jaxft.objectives.completions import row_length_of
 from jaxft.objectives.graders import Grader, check_items, read_graders
 from jaxft.objectives.kind import Kind
@@ -60,6 +60,8 @@ def _judges(source: str, text: str, written: bool) -> Judges:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON: {error}") from None
+    if isinstance(found, str):  # which `read_graders` would take for a file's name
+        raise UserError(f"{where}: a list of graders is expected, not the text {shown(found)}")
     if not isinstance(found, Mapping) or "held_out" not in found:
         return Judges(read_graders(found, where))
     learned = {key: value for key, value in found.items() if key != "held_out"}

@@ -167,6 +167,12 @@ def of_trl(completions, prompts, a, **rest):
 def short(completions):
     return [1.0]
 
+def alone(completions):
+    return 5
+
+async def later(completions):
+    return [float(len(completion[0]["content"])) for completion in completions]
+
 def leaves(sample, item):
     os._exit(3)
 
@@ -195,14 +201,20 @@ def test_a_function_of_ones_own_keeps_what_it_has_in_memory(own):
         None,
         "it returned 1 rewards for 2 completions",
     )
+    assert call_function(f"{own}:alone", each)[0] == (
+        None,
+        "it returned int '5', not a list of rewards",
+    )
     assert call_function(f"{own}:fails", each)[0] == (None, "ValueError: no way")
+    talk = {"item": {"prompt": [{"role": "user", "content": "p"}]}, "sample": {"output_text": "xy"}}
+    assert call_function(f"{own}:later", [talk]) == [(2.0, "")]
 
 
 def test_a_function_that_ends_its_process_ends_no_run(own):
     each = [{"item": {"a": 1}, "sample": {"output_text": "xy"}}]
     [(value, reason)] = call_function(f"{own}:leaves", each)
     assert value is None
-    assert reason.startswith("own_rewards:leaves: ")
+    assert reason == "own_rewards:leaves: it ended its process, with status 3"
     assert call_function(f"{own}:plain", each) == [(3.1, "")]
 
 

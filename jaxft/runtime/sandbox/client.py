@@ -229,7 +229,7 @@ class _Child:
             if not whole:  # also when this thread is interrupted: half an answer stays for nobody
                 ended = self.stop()
         if not whole:
-            raise TooMuch(_reason(ended))
+            raise TooMuch(_reason(ended, self._trusted))
         return reply
 
     def stop(self) -> int:
@@ -276,7 +276,9 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def _reason(status: int) -> str:
+def _reason(status: int, trusted: bool) -> str:
+    if trusted and status >= 0:
+        return f"it ended its process, with status {status}"
     if status == -signal.SIGPROF:
         return "it takes too much processor time: does it loop for ever?"
     return "it takes too much memory or processor time"

@@ -4,18 +4,20 @@ They are not confined: they may open files and ask the network. They stand in an
 returns, or ends its process, does not take the run with it; what they keep in memory stays from call to call.
 
 A function takes (sample, item) and returns a number, or it takes `completions`, as TRL's reward functions do (with
-`prompts` and a list of each of the items' other fields), and returns a list of numbers.
+`prompts` and a list of each of the items' other fields), and returns a list of numbers. As in TRL it may be
+`async`, and the completion of a prompt that is messages is a list of one message of the assistant.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO
 
 from jaxft.runtime.sandbox.judging import NotJudged, number
@@ -61,19 +63,35 @@ def _batch(function: Callable[..., Any], each: Sequence[Any]) -> list[Any]:
     fields = {name for one in each for name in one["item"]}
     columns = {name: [one["item"].get(name) for one in each] for name in sorted(fields)}
     columns["prompts"] = columns.pop("prompt", columns.get("prompts", [None] * len(each)))
-    columns["completions"] = [one["sample"]["output_text"] for one in each]
+    columns["completions"] = [
+        _completion(one["item"], one["sample"]["output_text"]) for one in each
+    ]
     taken = inspect.signature(function).parameters
     if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
         columns = {name: values for name, values in columns.items() if name in taken}
     try:
-        rewards = list(function(**columns))
+        given = function(**columns)
+        given = asyncio.run(given) if inspect.iscoroutine(given) else given
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise NotJudged(
+                f"it returned {type(given).__name__} {str(given)[:40]!r}, not a list of rewards"
+            )
+        rewards = list(given)
+    except NotJudged as error:
+        return [[None, one_line(error)]] * len(each)
     except Exception as error:
         return [[None, f"{type(error).__name__}: {one_line(error)}"]] * len(each)
     if len(rewards) != len(each):
-        return [[None, f"it returned {len(rewards)} rewards for {len(each)} completions"]] * len(
-            each
-        )
+        said = f"it returned {len(rewards)} rewards for {len(each)} completions"
+        return [[None, said]] * len(each)
     return [_verdict(lambda value: value, reward) for reward in rewards]
+
+
+def _completion(item: Any, text: str) -> Any:
+    """The answer as TRL has it: of a prompt of messages a message."""
+    if isinstance(item.get("prompt", item.get("messages")), list):
+        return [{"role": "assistant", "content": text}]
+    return text
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
