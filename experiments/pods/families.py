@@ -5,9 +5,10 @@
 What `jaxft plan` says of LoRA on all projections, full rematerialisation, the weights divided among all devices. The
 efficiency is its MFU: the products of the step without recomputation, at the device's peak, as a share of the step's
 estimated time; beside it stands the share of all products, those done again too. Those of attention are counted for all
-pairs of tokens, whatever the window. Each shape is planned in a process of its own and stands in families.json as soon
-as it is made; a second start goes on with those that are missing. `--table` writes families.md from what is there.
-Needs the extra `tpu`, and no TPU.
+pairs of tokens, whatever the window. Both stand beside those of a llama with as many rows: of the same sizes, where it
+is planned (`llama as ...`), else of 8B or 70B. Each shape is planned in a process of its own and stands in
+families.json as soon as it is made; a second start goes on with those that are missing. `--table` writes families.md
+from what is there. Needs the extra `tpu`, and no TPU.
 """
 
 from __future__ import annotations
@@ -55,12 +56,14 @@ KEYS = (
 )  # fmt: skip
 LLAMA = (4096, 14336, 32, 32, 8, 128, 128256)
 GEMMA = (3840, 15360, 48, 16, 8, 256, 262208)
+QWEN = (5120, 25600, 64, 64, 8, 128, 151936)
 # {shape: (model_type, the numbers of KEYS, further settings)}, as the models' own config.json have them.
 SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "llama 3.1 8B": ("llama", LLAMA, {}),
     "qwen3 8B": ("qwen3", (4096, 12288, 36, 32, 8, 128, 151936), {}),
     "mistral 7B": ("mistral", (4096, 14336, 32, 32, 8, 128, 32768), {"sliding_window": None}),
     "gemma3 12B": ("gemma3_text", GEMMA, {"sliding_window": 1024}),
+    "llama as gemma3 12B": ("llama", GEMMA, {}),
     "llama 3.1 8B, long": ("llama", LLAMA, {}),
     "mistral 7B, long, window": (
         "mistral",
@@ -69,13 +72,15 @@ SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     ),
     "gemma3 12B, long": ("gemma3_text", GEMMA, {"sliding_window": 1024}),
     "llama 3.1 70B": ("llama", (8192, 28672, 80, 64, 8, 128, 128256), {}),
-    "qwen3 32B": ("qwen3", (5120, 25600, 64, 64, 8, 128, 151936), {}),
+    "qwen3 32B": ("qwen3", QWEN, {}),
+    "llama as qwen3 32B": ("llama", QWEN, {}),
     "mistral 24B": ("mistral", (5120, 32768, 40, 32, 8, 128, 131072), {"sliding_window": None}),
     "gemma3 27B": (
         "gemma3_text",
         (5376, 21504, 62, 32, 16, 128, 262208),
         {"sliding_window": 1024, "query_pre_attn_scalar": 168},
     ),
+    "llama as gemma3 27B": ("llama", (5376, 21504, 62, 32, 16, 128, 262208), {}),
 }  # fmt: skip
 
 
@@ -83,14 +88,19 @@ def rows_of(name: str) -> tuple[int, int]:
     """(rows of a device, their length)."""
     if name.endswith(("long", "window")):
         return 1, 8192
-    return (1 if beside(name) == "llama 3.1 70B" else 2), 2048
+    return (1 if _before(name) == "llama 3.1 70B" else 2), 2048
 
 
 def beside(name: str) -> str:
-    """The shape of llama that has as many rows of that length."""
+    """The shape of llama that another is compared with, of as many rows as long."""
+    own = f"llama as {name}"
+    return name if name.startswith("llama") else own if own in SHAPES else _before(name)
+
+
+def _before(name: str) -> str:
+    """The last of llama's own shapes up to this one."""
     names = list(SHAPES)
-    llamas = [one for one in names[: names.index(name) + 1] if one.startswith("llama")]
-    return llamas[-1]
+    return [one for one in names[: names.index(name) + 1] if one.startswith("llama 3.1")][-1]
 
 
 def planned(name: str) -> dict[str, Any]:
@@ -141,7 +151,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     ]
     for name, row in rows.items():
         count, length = rows_of(name)
-        llama = rows.get(beside(name))
+        llama = rows.get(beside(name)) or rows.get(_before(name))
         figures = []
         for efficiency in (lambda row: row["mfu"], all_products):
             figures.append(f"{efficiency(row):.1%}")
