@@ -112,7 +112,8 @@ def difference_of(
         most = metric.most or _largest(one, metric) or 1.0
         return _of_a_tie(plain, most, worth, (1 - CONFIDENCE) / (2 * comparisons))
     reach = float(special.stdtrit(freedom, 1 - (1 - CONFIDENCE) / (2 * comparisons))) * error
-    low, high = plain.value - reach, plain.value + reach
+    furthest = math.inf if metric.most is None else metric.most
+    low, high = max(plain.value - reach, -furthest), min(plain.value + reach, furthest)
     if abs(plain.value) > reach + 1e-12:
         verdict = BETTER if (plain.value < 0) == metric.lower else WORSE
         return dataclasses.replace(plain, low=low, high=high, verdict=verdict, more=None)

@@ -134,6 +134,16 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert wide.high - wide.low > narrow.high - narrow.low  # type: ignore[operator]
 
 
+def test_no_difference_is_larger_than_the_scores_can_be() -> None:
+    """However far the seeds lie apart."""
+    prompt = Scored("prompt", np.full((1, 40, 2), (0.0, 1.0)), range(40))
+    scores = np.repeat([0.55, 0.525, 0.0], 40).reshape(3, 40, 1)
+    raft = Scored("raft", np.concatenate([scores, np.ones_like(scores)], axis=-1), range(40))
+    found = difference_of(prompt, raft, EXACT, comparisons=3)
+    assert found.value == pytest.approx(0.3583, abs=1e-4)
+    assert (found.low, found.high) == (-1.0, 1.0)
+
+
 def test_less_is_better_of_a_loss() -> None:
     """A lever with a lower loss a token wins, and one with a higher one is worse."""
     generator = np.random.default_rng(6)
