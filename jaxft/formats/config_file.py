@@ -124,6 +124,9 @@ def model_config(folder: str | Path) -> Config:
         for own in (config, *(segment.config for segment in segments_of(config))):
             _check_shape(own, where)
             _check_rotary(own, where)
+    except UserError as error:  # a family knows config.json, and not whose it is
+        said = str(error).removeprefix("config.json")
+        raise UserError(said if said == str(error) else where + said) from error
     except KeyError as error:
         key = str(error.args[0])
         raise UserError(f"{where}: no {shown(key)}{nearest(key, raw)}") from error

@@ -290,8 +290,9 @@ def test_a_bad_folder_is_one_clear_line(copy_of, spoil, message):
 def test_a_bad_config_is_one_clear_line(copy_of, edit, changes, message):
     folder = copy_of("models/llama")
     edit(folder / "config.json", **changes)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         load(folder)
+    assert str(folder) in str(error.value)
 
 
 def test_no_folder_and_no_such_dtype(golden, tmp_path):
