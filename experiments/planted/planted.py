@@ -144,10 +144,12 @@ RANKED = ("old", "big", "white", "new")  # the untouched model finds the earlier
 def ranked(draw: random.Random) -> tuple[list[Row], list[Row]]:
     """Pairs of two words that are neighbours in a rank, of which the later one is chosen.
 
-    All but the first are chosen alike often, and all but the last rejected: whoever imitates the chosen answers knows
-    no more than that the first word is the worst.
+    Of six pairs three are of the first two words, two of the next two and one of the last two, so that the better words
+    are chosen less often: whoever imitates the chosen answers prefers them the wrong way about, and is right only of
+    the first word, which is never chosen: in half of the pairs.
     """
-    pairs = itertools.cycle(itertools.pairwise(RANKED))
+    first, middle, last = itertools.pairwise(RANKED)
+    pairs = itertools.cycle([first, middle, first, last, first, middle])
     rows = []
     for row in drawn(draw, 120):
         name, worse, better = row["completion"].split()[0], *next(pairs)
