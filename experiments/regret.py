@@ -11,7 +11,7 @@ see the same batches in the same order. The rates of LoRA of one rank train toge
 planted task's (planted/planted.py): 1 for an answer that begins with "The" or "He".
 
 Every run is a line of regret.jsonl under `--results`, written when it is done: the same command goes on from there, and
-writes regret.png. The best rate of a curve is that of the parabola through its lowest point and that one's neighbours.
+writes regret.png. Rates are half a decade apart.
 """
 
 from __future__ import annotations
@@ -167,21 +167,14 @@ def made(curve: Curve, files: Mapping[str, Path], steps: int, folder: Path) -> l
 
 
 def best(rows: Sequence[Row]) -> tuple[float, float, bool]:
-    """(the best rate, the lowest loss at a rate that was tried, whether the best is at the edge).
+    """(the best rate of those that were tried, its loss, whether it is at the edge).
 
-    >>> rows = [{"rate": 10.0**n, "value": (n - 0.25) ** 2} for n in (-1, 0, 1)]
-    >>> round(best(rows)[0], 3)
-    1.778
+    >>> best([{"rate": 10.0**n, "value": abs(n)} for n in (-1, 0, 1)])
+    (1.0, 0, False)
     """
     known = sorted((row["rate"], row["value"]) for row in rows if _is_number(row["value"]))
     at = min(range(len(known)), key=lambda place: known[place][1])
-    rate, value = known[at]
-    if not 0 < at < len(known) - 1:
-        return rate, value, True
-    left, right = known[at - 1][1] - value, known[at + 1][1] - value
-    step = math.log(known[at + 1][0] / rate)
-    shift = 0.5 * (left - right) / (left + right) if left + right else 0.0
-    return rate * math.exp(shift * step), value, False
+    return (*known[at], not 0 < at < len(known) - 1)
 
 
 def _is_number(value: float | None) -> bool:
@@ -194,9 +187,9 @@ def table(rows: Sequence[Row]) -> str:
         "| task | what trains | trained | best rate | of full's | held-out loss |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    mine = {curve: of_curve(rows, curve) for curve in CURVES if curve.task == "e2e"}
-    full = best(mine[CURVES[0]])[0] if mine[CURVES[0]] else math.nan
-    for curve, some in mine.items():
+    mine = [(curve, of_curve(rows, curve)) for curve in CURVES if curve.task == "e2e"]
+    full = best(mine[0][1])[0] if mine[0][1] else math.nan
+    for curve, some in mine:
         if some:
             rate, value, edge = best(some)
             lines.append(
