@@ -6,10 +6,11 @@ Satterthwaite's degrees of freedom go with their sum. So a lever is not called b
 
 Two levers that scored every question alike are not thereby known to be equal: that interval is Clopper and Pearson's.
 
-Levers are gone through from the simplest, and the first that no other beats is taken. That is a test of hypotheses in
-a fixed order, each at the whole 5 %, which stops at the first that stands (Westfall and Krishen, 2001); at each stage
-the interval is widened for the number of levers that might beat (Bonferroni). Where no lever truly beats the simplest,
-one verdict in twenty, at the most, names another.
+Levers are gone through from the simplest, and the first that no other beats is taken. Where the simplest is beaten, the
+one that is taken must beat it too: else a lever whose runs differ so much that nothing is known of it would be taken,
+for nothing can beat that. It is a test of hypotheses in a fixed order, each at the whole 5 %, which stops at the first
+that stands (Westfall and Krishen, 2001); at each stage the interval is widened for the number of levers that might beat
+(Bonferroni). Where no lever truly beats the simplest, one verdict in twenty, at the most, names another.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def verdict(
         return Verdict(
             (alone, "Another lever is needed beside it."), UNKNOWN, None, None, None, (alone,)
         )
-    steps: list[str] = []
+    steps, better = list[str](), list[Scored]()
     if unmeasured:
         steps.append(f"Not measured, so that nothing is said of them: {', '.join(unmeasured)}.")
     for row in rows:
@@ -174,10 +175,16 @@ def verdict(
         }
         beating = [name for name, found in beside.items() if found.verdict == BETTER]
         steps.append(_stage(row, beside, beating, metric, len(rows) - 1))
-        if not beating:
+        carried = row is rows[0] or beside[rows[0].name].verdict == WORSE
+        if not beating and carried:
             break
-    else:  # each is beaten by one: only where the items of two comparisons are not the same
-        row, beside = rows[-1], {}
+        better += [row] * (carried and row is not rows[0])
+        if not beating:
+            steps.append(
+                f"Nor does {row.name} beat {rows[0].name}, which another lever does: it is passed over."
+            )
+    else:  # where the items of two comparisons are not the same, say
+        row, beside = [rows[-1], *better][-1], {}
     if row is rows[0]:
         return _of_the_simplest(rows, beside, metric, worth, steps, bool(unmeasured))
     return _of_another(rows, row, beside, metric, steps)

@@ -144,6 +144,19 @@ def test_no_difference_is_larger_than_the_scores_can_be() -> None:
     assert (found.low, found.high) == (-1.0, 1.0)
 
 
+def test_a_lever_of_which_nothing_is_known_is_passed_over() -> None:
+    """Its seeds lie so far apart that nothing beats it, but it does not beat the prompt, and DPO does."""
+    generator = np.random.default_rng(4)
+    prompt = lever("prompt", np.full(60, 0.5), generator, seeds=1)
+    each = [np.full((60, 2), (share, 1.0)) for share in (0.5, 0.65, 0.83)]
+    lora = Scored("lora", np.array(each), range(60))
+    dpo = Scored("dpo", np.full((3, 60, 2), (1.0, 1.0)), range(60))
+    assert difference_of(lora, dpo, EXACT, comparisons=2).verdict == "cannot tell"
+    found = verdict([prompt, lora, dpo], EXACT, 0.05)
+    assert (found.told, found.chosen) == ("chosen", "dpo")
+    assert "Nor does lora beat prompt, which another lever does: it is passed over." in found.steps
+
+
 def test_less_is_better_of_a_loss() -> None:
     """A lever with a lower loss a token wins, and one with a higher one is worse."""
     generator = np.random.default_rng(6)
