@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -152,8 +153,13 @@ def test_the_folder_has_a_page_with_the_verdict(whole: Path) -> None:
     found = result_of(whole)
     for sentence in found["verdict"]["sentences"]:
         assert str(escape(sentence)) in page
+    left = "".join(re.findall(r"<li><bdi>(.*?)</li>", page))
     for lever in found["levers"]:
-        assert f"<bdi>{lever['name'] if not lever['reason'] else lever['title']}</bdi>" in page
+        if lever["reason"]:
+            assert str(escape(lever["title"])) in left
+            assert str(escape(lever["reason"])) in left
+        else:
+            assert f"<bdi>{lever['name']}</bdi>" in page
 
 
 def test_a_comparison_that_was_cut_short_goes_on(
