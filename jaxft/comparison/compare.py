@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from jaxft.comparison.verdict import Scored
 from jaxft.configuration.comparing import check_comparison, load_comparison, seconds_of
 from jaxft.configuration.load import difference, to_json
 from jaxft.errors import UserError, counted
+from jaxft.evaluation.items import Item
 from jaxft.objectives.graders import case_of, grade
 from jaxft.runs.lock import Lock
 from jaxft.runs.messages import shortened
@@ -167,11 +168,11 @@ def _finished(state: Comparison) -> dict[str, Any]:
 def _begin(state: Comparison) -> None:
     """The speed of answers, whether the budget has room for one lever, and whether the graders tell anything apart."""
     given, bench = state.given, state.bench
-    few = given.tuning[: given.config.eval_batch_size]
+    few = [*given.tuning, *given.train][: given.config.eval_batch_size]
 
     def make() -> dict[str, Any]:
         found = ask(given, *bench.model(), few, plainly(given, {}, 0))
-        check_graders(given, found.records)
+        check_graders(given, few, found.records)
         began = time.perf_counter()
         ask(given, *bench.model(), few, plainly(given, {}, 0))  # all is compiled by now
         return {"each": (time.perf_counter() - began) / len(few)}
@@ -190,11 +191,10 @@ def _begin(state: Comparison) -> None:
     bench.seconds = lambda lever, steps, count: _piece_seconds(state, lever, steps, count)
 
 
-def check_graders(given: Given, records: list[dict[str, Any]]) -> None:
+def check_graders(given: Given, items: Sequence[Item], records: list[dict[str, Any]]) -> None:
     """Raises UserError for a grader that gives one value to all: to answers, to what is right, and to nothing."""
     if not given.graders:
         return
-    items = given.tuning[: len(records)]
     for grader in given.graders[:1]:
         said = [record["answer"] or "" for record in records]
         texts = [(item, answer) for item, answer in zip(items, said, strict=True)]

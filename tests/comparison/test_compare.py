@@ -251,7 +251,7 @@ def test_a_grader_that_gives_one_value_to_all_is_refused(
     configured: Callable[..., Any], tmp_path: Path
 ) -> None:
     grader = {"type": "regex", "name": "any", "pattern": ""}
-    with pytest.raises(UserError, match="grader 'any' gives 1 to all of 21 answers"):
+    with pytest.raises(UserError, match="grader 'any' gives 1 to all of 33 answers"):
         compare(configured(graders=json.dumps([grader])), tmp_path / "run")
 
 
