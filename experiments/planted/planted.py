@@ -300,7 +300,7 @@ TASKS = {
         {
             "levers": ("prompt", "retrieval", "lora", "raft"),
             "metric": "contains",
-            "steps": 16,
+            "steps": 28,
             "data.max_length": 96,
             "search.rates": 2,
             "search.factor": 3.0,
