@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import time
 
 HELP = "find out which lever fits: prompt, retrieval, LoRA, full tuning, ..."
@@ -48,15 +46,9 @@ def run(
         assign(settings, "data.documents", tuple(documents))
     from jaxft.comparison.compare import compare
     from jaxft.comparison.report import report_lines
+    from jaxft.runtime.processes import leave
 
     result = compare(settings, workdir, began=began)
     print(*report_lines(result, explain=explain), sep="\n")
     if result["budget"] and result["seconds"] > result["budget"]:
-        _leave()
-
-
-def _leave() -> None:
-    """Ends the process now: what was broken off still runs in XLA's threads, and Python would wait for it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+        leave(0)  # what was broken off still runs in XLA's threads, and Python would wait for it

@@ -150,9 +150,9 @@ def _finished(state: Comparison) -> dict[str, Any]:
     for lever in others[1:]:
         _measure(state, lever)
     state.clock.kept = 0.0
-    if [lever for lever in tuned if lever.name not in state.left]:
-        _plan(state, tuned)
-    for lever in [lever for lever in tuned if lever.name not in state.left]:
+    if kept := _kept(state, tuned):
+        _plan(state, kept)
+    for lever in _kept(state, tuned):
         _measure(state, lever)
         jax.clear_caches()
     if not state.measured:
@@ -218,6 +218,11 @@ def check_graders(given: Given, items: Sequence[Item], records: list[dict[str, A
             )
 
 
+def _kept(state: Comparison, levers: Sequence[Lever]) -> list[Lever]:
+    """Those that are not left out."""
+    return [lever for lever in levers if lever.name not in state.left]
+
+
 def _wanted(config: ConfigDict, given: Given) -> int:
     """Updates of a whole run, if there is room."""
     epoch = -(-sum(len(item.rows) for item in given.train) // config.batch_size)
@@ -225,9 +230,9 @@ def _wanted(config: ConfigDict, given: Given) -> int:
 
 
 def _least(state: Comparison, tuned: list[Lever]) -> float:
-    """Measures the speed of updates, and gives the seconds of the shortest measurement of one lever that tunes.
+    """Measures how fast updates are, and returns the seconds that the shortest tuning of one lever takes.
 
-    So much of the budget is kept, that levers which tune nothing do not take all; 0 where there is not so much.
+    The caller keeps so much of the budget, so that levers without tuning do not use it up. 0: the budget has less.
     """
     config, wanted = state.given.config, _wanted(state.given.config, state.given)
     try:
@@ -253,10 +258,7 @@ def _least(state: Comparison, tuned: list[Lever]) -> float:
 def _plan(state: Comparison, tuned: list[Lever]) -> None:
     """Settles how many updates a whole run has."""
     given, config, bench = state.given, state.given.config, state.bench
-    tuned, wanted = (
-        [lever for lever in tuned if lever.name not in state.left],
-        _wanted(config, given),
-    )
+    wanted = _wanted(config, given)
 
     def settle() -> dict[str, Any]:
         assert state.speed is not None
@@ -267,7 +269,7 @@ def _plan(state: Comparison, tuned: list[Lever]) -> None:
     state.steps = plan["steps"]
     for lever in [lever for lever in tuned if lever.name in plan["out"]]:
         _leave_out(state, lever, plan["out"][lever.name])
-    kept, speed = [lever for lever in tuned if lever.name not in state.left], state.speed
+    kept, speed = _kept(state, tuned), state.speed
     if not kept or speed is None:
         return
     rows = f"{counted(state.steps, 'update')} of {config.batch_size} rows a run"

@@ -226,7 +226,7 @@ class Bench:
         *,
         timed: bool,
     ) -> Piece:
-        """One measurement on the test rows, and on those aside where weights have changed; `timed` as of `ask`."""
+        """Scores the test rows, and, if weights were tuned, the texts aside. `timed`: see `ask`."""
         given = self.given
 
         def make() -> Piece:

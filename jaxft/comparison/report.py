@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.errors import counted
+from jaxft.runs.report.comparison import left_out
 
 COLUMNS = ("lever", "score", "95 % interval", "beside the simplest", "trained", "kept", "tuning")
 
@@ -24,11 +25,8 @@ def report_lines(result: Mapping[str, Any], *, explain: bool) -> list[str]:
     lines.append(
         f"({metric['name']}, {way}, of {counted(counts['test'], 'test row')}; differences hold together at 95 %)"
     )
-    left = dict[str, list[str]]()
-    for lever in result["levers"]:
-        if lever["reason"]:
-            left.setdefault(lever["reason"], []).append(lever["name"])
-    lines += [f"left out: {', '.join(names)}: {reason}" for reason, names in left.items()]
+    left = left_out(result["levers"], "name")
+    lines += [f"left out: {names}: {reason}" for names, reason in left]
     changed = [lever for lever in measured if lever["changed"]]
     if changed:
         told = [

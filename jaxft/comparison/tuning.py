@@ -203,7 +203,7 @@ def _together(
 
 
 def _gone_on(make: Callable[[], Made], folder: Path) -> Made:
-    """Calls `make`, which goes on from what the folder holds; if it cannot (RUN was moved, say), it begins anew."""
+    """Calls `make`, which continues the runs in the folder; if it cannot (RUN was moved, say), they begin anew."""
     if folder.exists():
         try:
             return make()

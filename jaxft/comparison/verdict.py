@@ -6,11 +6,12 @@ Satterthwaite's degrees of freedom go with their sum. So a lever is not called b
 
 Two levers that scored every question alike are not thereby known to be equal: that interval is Clopper and Pearson's.
 
-Levers are gone through from the simplest, and the first that no other beats is taken. Where the simplest is beaten, the
-one that is taken must beat it too: else a lever whose runs differ so much that nothing is known of it would be taken,
-for nothing can beat that. It is a test of hypotheses in a fixed order, each at the whole 5 %, which stops at the first
-that stands (Westfall and Krishen, 2001); at each stage the interval is widened for the number of levers that might beat
-(Bonferroni). Where no lever truly beats the simplest, one verdict in twenty, at the most, names another.
+The levers are looked at in order, the simplest first. The verdict takes the first lever that no other lever beats; if
+that is not the simplest one, it must also beat the simplest one. Without this second condition the verdict could take a
+lever whose runs scatter so widely that no other can be shown to beat it. The levers are hypotheses that are tested in a
+fixed order, each at the whole 5 %, until the first that stands (Westfall and Krishen, 2001); at each stage the interval
+is widened for the number of levers that might beat this one (Bonferroni). Where no lever truly beats the simplest, at
+most one verdict in twenty names another.
 """
 
 from __future__ import annotations
@@ -75,8 +76,7 @@ def score_of(scored: Scored, metric: Metric) -> Figure:
     pooled = _pooled(scored)
     found = figure(pooled, scored.clusters, metric.value, metric.most)
     if metric.most is None and found.low is not None and found.low == found.high:  # all alike
-        highest = _largest(pooled, metric) or 1.0
-        found = figure(pooled, scored.clusters, metric.value, highest)
+        found = figure(pooled, scored.clusters, metric.value, _most(pooled, metric))
     error = _seed_error(scored, metric)
     if found.value is None or found.low is None or found.high is None or not error:
         return found
@@ -110,8 +110,8 @@ def difference_of(
     parts += [(_seed_error(each, metric), len(each.numbers) - 1) for each in (first, second)]
     error, freedom = _together(parts)
     if error < 1e-12 and abs(plain.value) < 1e-12:
-        most = metric.most or _largest(one, metric) or 1.0
-        return _of_a_tie(plain, most, worth, (1 - CONFIDENCE) / (2 * comparisons))
+        tail = (1 - CONFIDENCE) / (2 * comparisons)
+        return _of_a_tie(plain, _most(one, metric), worth, tail)
     reach = float(special.stdtrit(freedom, 1 - (1 - CONFIDENCE) / (2 * comparisons))) * error
     furthest = math.inf if metric.most is None else metric.most
     low, high = max(plain.value - reach, -furthest), min(plain.value + reach, furthest)
@@ -164,7 +164,7 @@ def verdict(
         return Verdict(
             (alone, "Another lever is needed beside it."), UNKNOWN, None, None, None, (alone,)
         )
-    steps, better = list[str](), list[Scored]()
+    steps, last = list[str](), rows[-1]
     if unmeasured:
         steps.append(f"Not measured, so that nothing is said of them: {', '.join(unmeasured)}.")
     for row in rows:
@@ -178,13 +178,14 @@ def verdict(
         carried = row is rows[0] or beside[rows[0].name].verdict == WORSE
         if not beating and carried:
             break
-        better += [row] * (carried and row is not rows[0])
+        if carried and row is not rows[0]:
+            last = row
         if not beating:
             steps.append(
                 f"Nor does {row.name} beat {rows[0].name}, which another lever does: it is passed over."
             )
     else:  # where the items of two comparisons are not the same, say
-        row, beside = [rows[-1], *better][-1], {}
+        row, beside = last, {}
     if row is rows[0]:
         return _of_the_simplest(rows, beside, metric, worth, steps, bool(unmeasured))
     return _of_another(rows, row, beside, metric, steps)
@@ -256,11 +257,13 @@ def _of_another(
     return Verdict((first, second), CHOSEN, row.name, near, beside[near].more, tuple(steps))
 
 
-def _largest(rows: np.ndarray, metric: Metric) -> float:
-    """The largest score of a question."""
+def _most(rows: np.ndarray, metric: Metric) -> float:
+    """The highest score of a question; where the metric has none, the highest in the rows, or 1 if that is 0."""
+    if metric.most:
+        return metric.most
     with np.errstate(all="ignore"):
         values = np.abs(metric.value(rows[~np.isnan(rows).any(axis=1)]))
-    return float(np.max(values, initial=0.0, where=np.isfinite(values)))
+    return float(np.max(values, initial=0.0, where=np.isfinite(values))) or 1.0
 
 
 def _pooled(scored: Scored) -> np.ndarray:

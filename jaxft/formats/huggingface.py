@@ -244,7 +244,8 @@ def _check_layers(config: Config, stored: Mapping[str, Stored], folder: Path) ->
     name = next(tensor.name for tensor in tensors_of(config).values() if tensor.stacked)
     before = spelling(config, stored)(name).partition("{layer}")[0]
     behind = (other.removeprefix(before) for other in stored if other.startswith(before))
-    numbers = {int(rest.split(".")[0]) for rest in behind if rest.split(".")[0].isdecimal()}
+    parts = (rest.partition(".")[0] for rest in behind)
+    numbers = {int(part) for part in parts if part.isdecimal()}
     if len(numbers) != config.layers and numbers == set(range(len(numbers))) and numbers:
         raise UserError(
             f"{folder}: config.json says {counted(config.layers, 'layer')}, and there are tensors of {len(numbers)}"

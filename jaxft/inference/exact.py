@@ -331,7 +331,7 @@ def _put(
     rows: Int[np.ndarray, " some"],
     starts: Int[np.ndarray, " some"],
 ) -> None:
-    """Writes what was sampled again into the rows of `made` that it continues, from these tokens on."""
+    """Writes the new completions into `made` in place: completion i into row rows[i], from token starts[i] on."""
     for row, start, own, count in zip(rows, starts, new.tokens, new.lengths, strict=False):
         made["tokens"][row, start : start + count] = own[:count]
         made["lengths"][row] += count

@@ -109,9 +109,9 @@ def rope_by_kind(
 def settings_of_kind(
     raw: Mapping[str, Any], items: Mapping[str, Any], default_theta: float, max_length: int
 ) -> dict[str, Any]:
-    """As `rope_settings`, of one kind of layer.
+    """`rope_settings` for one kind of layer.
 
-    Its `truncate` has no effect, as in transformers, which looks for it beside the kinds.
+    A `truncate` among the kind's settings is ignored, as transformers ignores it there.
     """
     own = {key: value for key, value in items.items() if key != "truncate"}
     plain = {"model_type": raw.get("model_type"), KEYS[0]: own}

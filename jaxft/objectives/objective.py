@@ -214,6 +214,12 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+def has_reference(config: ConfigDict) -> bool:
+    """Whether a run of this configuration asks a frozen reference."""
+    row, settings = objective_of(config), config.objective
+    return row.reference is not None and row.asks(settings) and settings.reference != "none"
+
+
 def objective_of(config: ConfigDict) -> Objective:
     """The row that `config.objective` names."""
     return OBJECTIVES[config.objective.name]

@@ -177,7 +177,10 @@ def _says(error: BaseException, signs: Sequence[str]) -> bool:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process at once: the others, which may wait for it for ever, then learn that it is gone."""
+    """Ends this process at once, whatever its threads do.
+
+    Other processes, which may wait for this one for ever, then learn that it is gone.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -119,7 +119,7 @@ def _sampler(
 
 
 def rows_to_score(config: ConfigDict) -> int:
-    """Prompts scored at once: no more than are sampled at once, or than an update takes at once."""
+    """How many prompts are scored at once: at most as many as are sampled at once, and as a micro-batch holds."""
     sampled = -(-config.batch_size // config.rollout.parts)
     return min(ROWS, sampled, config.batch_size // config.grad_accum)
 

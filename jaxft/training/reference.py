@@ -27,6 +27,7 @@ from jaxft.formats.config_file import model_config
 from jaxft.models import Config
 from jaxft.models.transformer import initial_params
 from jaxft.objectives import objective_of
+from jaxft.objectives.objective import has_reference
 from jaxft.training.sharding import laid_out, leaf_sharding, shardings
 from jaxft.training.step import Beside, nothing_more
 from jaxft.tree import PyTree, combine, count, filled
@@ -74,8 +75,8 @@ def make_reference(config: ConfigDict, model: Config, trainable: PyTree, mesh: M
         trainable: what trains, as it stands before the first update; of shapes, the reference is of shapes as well.
         mesh: where a copy is laid out, as what it copies.
     """
-    objective, row = config.objective, objective_of(config)
-    if row.reference is None or not row.asks(objective) or objective.reference == "none":
+    objective = config.objective
+    if not has_reference(config):
         line = f"{objective.name}: no reference" if "reference" in objective else ""
         return Reference(nothing_more, (), model, line)
     if objective.reference != "start":

@@ -141,7 +141,7 @@ def _comparison(place: str, root: Path, found: Mapping[str, Any]) -> Comparison:
         rows={name: int(found["rows"][name]) for name in ("train", "tuning", "test")},
         overlap=len(found["rows"]["overlap"]),
         levers=[_lever(root, one) for one in levers],
-        left=_left(found["levers"]),
+        left=left_out(found["levers"], "title"),
         sentences=[str(sentence) for sentence in verdict["sentences"]],
         told=str(verdict["told"]),
         chosen=str(verdict["chosen"] or ""),
@@ -150,13 +150,18 @@ def _comparison(place: str, root: Path, found: Mapping[str, Any]) -> Comparison:
     )
 
 
-def _left(levers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(titles, the reason that they share) of the levers that were left out."""
-    titles = dict[str, list[str]]()
+def left_out(levers: Sequence[Mapping[str, Any]], key: str) -> list[tuple[str, str]]:
+    """(names, the reason that they share) of the levers of comparison.json that were left out.
+
+    Args:
+        levers: of the file.
+        key: of a lever's name: "name" or "title".
+    """
+    named = dict[str, list[str]]()
     for one in levers:
         if one["reason"]:
-            titles.setdefault(str(one["reason"]), []).append(str(one["title"]))
-    return [(", ".join(some), reason) for reason, some in titles.items()]
+            named.setdefault(str(one["reason"]), []).append(str(one[key]))
+    return [(", ".join(some), reason) for reason, some in named.items()]
 
 
 def _lever(root: Path, one: Mapping[str, Any]) -> Lever:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxft.errors import UserError, counted
+from jaxft.objectives.objective import has_reference
 from jaxft.runs.report.cards import Card
 from jaxft.runs.report.costs import Cost, Costs, Judged, costs_of
 from jaxft.runs.report.curves import curves_of
@@ -196,12 +197,6 @@ def _figures(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value]
 
 
-def _held(run: Run) -> bool:
-    """Whether the run asks a frozen reference, and so is held to its start."""
-    row, settings = run.objective, run.config.objective
-    return row.reference is not None and row.asks(settings) and settings.reference != "none"
-
-
 def _signals(runs: Sequence[Run], labels: Sequence[str]) -> list[Card]:
     kinds: dict[str, list[int]] = {}
     for i, run in enumerate(runs):
@@ -209,7 +204,8 @@ def _signals(runs: Sequence[Run], labels: Sequence[str]) -> list[Card]:
     cards = []
     for number, (title, members) in enumerate(kinds.items()):
         signal = signal_of(runs[members[0]].objective)
-        picture = signal_drawn(signal, f"signal{number}", held=all(_held(runs[i]) for i in members))
+        held = all(has_reference(runs[i].config) for i in members)
+        picture = signal_drawn(signal, f"signal{number}", held=held)
         names = [f"{labels[i]} ({runs[i].objective.name})" for i in members]
         cards.append(Card(title, pictures=[picture], told=signal.text, names=names))
     return cards

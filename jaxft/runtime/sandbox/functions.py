@@ -73,12 +73,9 @@ def _batch(function: Callable[..., Any], each: Sequence[Any]) -> list[Any]:
         given = function(**columns)
         given = asyncio.run(given) if inspect.iscoroutine(given) else given
         if isinstance(given, str) or not isinstance(given, Iterable):
-            raise NotJudged(
-                f"it returned {type(given).__name__} {str(given)[:40]!r}, not a list of rewards"
-            )
+            what = f"{type(given).__name__} {str(given)[:40]!r}"
+            return [[None, f"it returned {what}, not a list of rewards"]] * len(each)
         rewards = list(given)
-    except NotJudged as error:
-        return [[None, one_line(error)]] * len(each)
     except Exception as error:
         return [[None, f"{type(error).__name__}: {one_line(error)}"]] * len(each)
     if len(rewards) != len(each):
