@@ -64,7 +64,7 @@ def test_every_family_has_a_case():
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", FIRST.values(), ids=FIRST)
 def test_a_family_is_trained_and_merged_by_the_command_line(name, asked, tmp_path):
-    """The merged folder has the logits and the answer of the base with its adapter, and not the base's."""
+    """The merged folder has the logits and the answers of the base with its adapter, and not the base's."""
     folder = golden.write_folder(worded(golden.cases()[name]), tmp_path / "model")
     golden.write_tokenizer(folder)
     rows = [{"prompt": f"name {i}, near {i}?", "completion": f" the {i} place"} for i in range(8)]
@@ -79,12 +79,12 @@ def test_a_family_is_trained_and_merged_by_the_command_line(name, asked, tmp_pat
         )
     adapter, merged = tmp_path / "run/adapter", tmp_path / "merged"
     asked("merge", "--model", folder, "--adapter", adapter, "--output", merged)
-    prompt = ("--prompt", rows[0]["prompt"], "--max-new-tokens", 8)
+    drawn = ("--data", data, "--max-new-tokens", 4, "--temperature", 1)  # greedy ones may be empty
     answers = [
-        asked("generate", "--model", folder, "--adapter", adapter, *prompt),
-        asked("generate", "--model", merged, *prompt),
+        asked("generate", "--model", folder, "--adapter", adapter, *drawn),
+        asked("generate", "--model", merged, *drawn),
     ]
-    assert json.loads(answers[0])["completion"]
+    assert any(json.loads(line)["completion"] for line in answers[0].splitlines())
     assert answers[0] == answers[1]
     tokens = np.random.Generator(np.random.PCG64(0)).integers(3, WORDS, (2, 24), np.int32)
     wanted = logits(folder, tokens, adapter)
