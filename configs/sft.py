@@ -59,7 +59,7 @@ def get_config(method: str = "lora") -> ConfigDict:
                 context=1,  # devices among which each sequence is divided (long rows)
                 tensor=1,  # devices among which each projection is divided
             ),
-            "remat": "none",  # what the backward pass recomputes: none | dots (not products) | full
+            "remat": "none",  # recomputed: none | dots: not products | outputs: not attention and feed-forward | full
             "checkpoint": section(
                 every=500,  # updates between two checkpoints; 0: at the end alone
                 keep=2,  # how many of the last checkpoints stay

@@ -53,6 +53,7 @@ KEPT = (
     "fits",
     "compile_seconds",
 )
+KEEPING = ", keeping outputs"  # remat=outputs, where others have remat=full
 KEYS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size",
@@ -66,6 +67,8 @@ SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "qwen3 8B": ("qwen3", (4096, 12288, 36, 32, 8, 128, 151936), {}),
     "mistral 7B": ("mistral", (4096, 14336, 32, 32, 8, 128, 32768), {"sliding_window": None}),
     "gemma3 12B": ("gemma3_text", GEMMA, {"sliding_window": 1024}),
+    f"llama 3.1 8B{KEEPING}": ("llama", LLAMA, {}),
+    f"gemma3 12B{KEEPING}": ("gemma3_text", GEMMA, {"sliding_window": 1024}),
     "llama as gemma3 12B": ("llama", GEMMA, {}),
     "llama 3.1 8B, long": ("llama", LLAMA, {}),
     "mistral 7B, long, window": (
@@ -94,16 +97,22 @@ def rows_of(name: str) -> tuple[int, int]:
     return (1 if _before(name) == "llama 3.1 70B" else 2), 2048
 
 
+def remat_of(name: str) -> str:
+    """What the backward pass computes again: all, but where the shape's name says what it keeps."""
+    return "outputs" if name.endswith(KEEPING) else "full"
+
+
 def beside(name: str) -> str:
     """The shape of llama that another is compared with, of as many rows as long."""
-    own = f"llama as {name}"
-    return name if name.startswith("llama") else own if own in SHAPES else _before(name)
+    own, kept = f"llama as {name}", KEEPING if name.endswith(KEEPING) else ""
+    return name if name.startswith("llama") else own if own in SHAPES else _before(name) + kept
 
 
 def _before(name: str) -> str:
-    """The last of llama's own shapes up to this one."""
+    """The last of llama's own shapes up to this one, which computes all again."""
     names = list(SHAPES)
-    return [one for one in names[: names.index(name) + 1] if one.startswith("llama 3.1")][-1]
+    names = names[: names.index(name) + 1]
+    return [one for one in names if one.startswith("llama 3.1") and not one.endswith(KEEPING)][-1]
 
 
 def planned(name: str) -> dict[str, Any]:
@@ -125,8 +134,8 @@ def planned(name: str) -> dict[str, Any]:
         command = [
             sys.executable, "-m", "jaxft", "plan", "--config", f"{recipe}:lora", "--topology", TOPOLOGY, "--json",
             f"--config.model={folder}", f"--config.batch_size={rows * DEVICES}", f"--config.data.max_length={length}",
-            "--config.mesh.data=1", f"--config.mesh.fsdp={DEVICES}", "--config.remat=full", "--config.steps=1000",
-            "--config.dtype=bfloat16", "--config.param_dtype=bfloat16",
+            f"--config.remat={remat_of(name)}", "--config.mesh.data=1", f"--config.mesh.fsdp={DEVICES}",
+            "--config.steps=1000", "--config.dtype=bfloat16", "--config.param_dtype=bfloat16",
         ]  # fmt: skip
         made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:

@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.loss_on": ("completion", "all"),
     "data.on_unwritten": ("warn", "error"),
     "optimizer.schedule": ("linear", "cosine", "constant", "wsd"),
-    "remat": ("none", "dots", "full"),
+    "remat": ("none", "dots", "outputs", "full"),
     "objective.f_divergence": ("reverse_kl", "forward_kl", "js", "alpha"),
     "data.bad_rows": ("error", "skip"),
     "objective.kl": ("k1", "k2", "k3"),

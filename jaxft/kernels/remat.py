@@ -1,7 +1,8 @@
 """Names for what the backward pass may keep, rather than compute again.
 
 `jax.checkpoint` around a projection saves what bears the name `KEPT`, `NARROW` or `SMALL`; remat = dots around a layer
-saves `KEPT` and `SMALL`, remat = full `SMALL` alone; and of these, what the backward pass asks for.
+saves `KEPT`, `ATTENTION` and `SMALL`, remat = outputs `ATTENTION`, `FEED_FORWARD` and `SMALL`, remat = full `SMALL`
+alone; and of these, what the backward pass asks for: a feed-forward's output where a norm stands behind it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 KEPT, NARROW, SMALL = "weight_kept", "weight_narrow", "weight_small"
+ATTENTION = (
+    "attention_output",
+    "attention_log_sum_exp",
+)  # what attention gives, before its own projection
+FEED_FORWARD = "feed_forward_output"
 
 
 def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:

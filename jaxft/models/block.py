@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from jaxft.kernels.activations import activate, gated
 from jaxft.kernels.attention import Branches, joined_attention
 from jaxft.kernels.heads import joined_heads, split_heads
 from jaxft.kernels.norms import layer_norm, rms_norm
-from jaxft.kernels.remat import KEPT, NARROW, SMALL
+from jaxft.kernels.remat import FEED_FORWARD, KEPT, NARROW, SMALL
 from jaxft.kernels.ring import ring_attention
 from jaxft.kernels.rotary import rotary
 from jaxft.kernels.splash import FOREVER
@@ -378,4 +379,5 @@ def _feed_forward(config: Config, layer: Params, norm: Any, x: jax.Array) -> jax
         wide = _project(norm, layer, names, x)
     wide = [constrain(part, "feed_forward") for part in wide]
     act = functools.partial(gated if config.gated else activate, activation=config.activation)
-    return row_parallel_output(_project(act, layer, ["down_proj"], *wide)[0])
+    y = row_parallel_output(_project(act, layer, ["down_proj"], *wide)[0])
+    return checkpoint_name(y, FEED_FORWARD)

@@ -53,8 +53,8 @@ class Config:
         parts: (number of layers, ((field, value), ...)) of consecutive layers that differ in structure, by the fields
             in which they do; () where all layers are alike. See `jaxft.models.segments`.
         dtype: that of the computation.
-        remat: what the backward pass recomputes: "none", "dots" (all but the projections' outputs), "full" (all but
-            what weights mark by `keep_small`).
+        remat: what the backward pass recomputes: "none", "dots" (all but the projections' outputs), "outputs" (all but
+            those of attention and feed-forward), "full" (all but what weights mark by `keep_small`).
     """
 
     family: str

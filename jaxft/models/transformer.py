@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from jaxft.kernels.attention import Branches, attention_reference
 from jaxft.kernels.cached import over_layer
 from jaxft.kernels.gradient_dtype import joined, narrowed
-from jaxft.kernels.remat import KEPT, SMALL
+from jaxft.kernels.remat import ATTENTION, FEED_FORWARD, KEPT, SMALL
 from jaxft.mesh import constrain
 from jaxft.models.block import (
     LayerData,
@@ -280,7 +280,7 @@ def positions_of(segments: Int[Array, "batch length"]) -> Int[Array, "batch leng
 def _rematerialized(body: Any, remat: str) -> Any:
     if remat == "none":
         return body
-    kept = {"full": (), "dots": (KEPT, "attention_output", "attention_log_sum_exp")}[remat]
+    kept = {"full": (), "outputs": (*ATTENTION, FEED_FORWARD), "dots": (*ATTENTION, KEPT)}[remat]
     policy = jax.checkpoint_policies.save_only_these_names(SMALL, *kept)
     return jax.checkpoint(body, prevent_cse=False, policy=policy)
 

@@ -14,13 +14,13 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxft.configuration import for_method as replayed
+from jaxft.configuration.rules import CHOICES
 from jaxft.errors import UserError, counted, nearest
 from jaxft.methods import METHODS
 from jaxft.planning.plan import Plan, find_batch, placements, plan, variants
 from jaxft.planning.report import draw, sharding_table, table
 from jaxft.planning.topology import Devices, local_devices, tpu_devices
 
-REMATS = ("none", "dots", "full")
 QUANTIZED = ("none", "nf4", "int4", "int8")
 
 
@@ -100,7 +100,7 @@ def _asked(
             for_method or functools.partial(replayed, config),
             _names("--methods", methods, tuple(METHODS)) or (config.method.name,),
             _names("--quantize", schemes, QUANTIZED) or (config.base.quantize,),
-            _names("--remats", remats, REMATS) or (config.remat,),
+            _names("--remats", remats, CHOICES["remat"]) or (config.remat,),
         )
     )
 
