@@ -1,6 +1,7 @@
-"""Rollouts beside transformers' `generate`: tokens a second of G completions of each prompt, of skewed lengths.
+"""Rollouts beside transformers' `generate` and Tunix's sampler: tokens a second of G completions of each prompt.
 
-    python experiments/rollout_speed.py --reference-python PATH [--prompts 8] [--rounds 1] [--threads 1] [--record]
+    python experiments/rollout_speed.py --reference-python PATH --tunix-python PATH [--prompts 8] [--rounds 1]
+        [--threads 1] [--record]
 
 SmolLM2-135M's shape with random weights (float32), prompts of 256 tokens, groups of 8, temperature 1. How long a
 completion becomes is drawn beforehand, the same for both: exponential lengths of mean 80, at most 256. Each column is a
@@ -9,7 +10,10 @@ are given as many threads, on as many processors; what counts is the processor t
 on what else the machine does. Tokens are those of the completions, without prompts and padding.
 
 jaxft is `sample_rollouts`: a prompt read once, slots refilled. transformers is `model.generate` of all completions as
-one batch, with its cache, `num_return_sequences` and a stopping criterion that ends each row at its length.
+one batch, with its cache, `num_return_sequences` and a stopping criterion that ends each row at its length. Tunix is
+its `Sampler` (the "vanilla" one of its rollouts) with its own Llama: a batch in which each prompt stands G times, as
+its GRPO asks for it. It ends when its last row does, which is what the longest of the lengths is; what its rows write
+beyond their lengths is not counted.
 """
 
 from __future__ import annotations
@@ -26,7 +30,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 GROUP, PROMPT, NEW, MEAN = 8, 256, 256, 80
 GOAL = 3.0
-COLUMNS = ("jaxft", "transformers")
+COLUMNS = {
+    "jaxft": "jaxft's rollouts",
+    "transformers": "transformers' `generate`",
+    "tunix": "Tunix's sampler",
+}
 
 
 def lengths_of(prompts: int) -> Any:
@@ -108,13 +116,50 @@ def transformers_worker(threads: int) -> Any:
     return run
 
 
+def tunix_worker() -> Any:
+    """The same by Tunix."""
+    from flax import nnx
+    from tunix.generate.sampler import CacheConfig, Sampler
+    from tunix.models.llama3.model import Llama3, ModelConfig
+
+    class Numbers:
+        """A tokenizer for which a text is its token ids with spaces between; no id ends or pads."""
+
+        encode = staticmethod(lambda text: [int(word) for word in text.split()])
+        decode = staticmethod(lambda ids: " ".join(map(str, ids)))
+        bos_id = staticmethod(lambda: 0)  # Tunix takes 0 for none
+        eos_id = pad_id = staticmethod(lambda: -1)
+
+    sizes = {"num_layers": 30, "vocab_size": 49152, "embed_dim": 576, "hidden_dim": 1536}
+    heads = {"num_heads": 9, "head_dim": 64, "num_kv_heads": 3}
+    others = {"rope_theta": 10000, "norm_eps": 1e-5, "weight_tying": True}
+    model = Llama3(ModelConfig(**sizes, **heads, **others), rngs=nnx.Rngs(0))
+    sampler = Sampler(model, Numbers(), CacheConfig(PROMPT + NEW, 30, 3, 64))
+
+    def run(prompts: Any, lengths: Any) -> dict[str, Any]:
+        texts = [" ".join(map(str, row)) for row in prompts for _ in range(GROUP)]
+        longest = int(lengths.max())
+        settings = {"max_prompt_length": PROMPT, "temperature": 1.0, "top_p": 1.0, "seed": 0}
+        found = sampler(texts, max_generation_steps=longest, pad_output=True, **settings)
+        assert {len(row) for row in found.tokens} == {longest}
+        return {"tokens": int(lengths.sum())}
+
+    return run
+
+
 def work(column: str, prompts: int, threads: int, slots: int) -> None:
     """A process: warms up, then runs whenever a line comes, and answers with a line."""
-    run = jaxft_worker(slots) if column == "jaxft" else transformers_worker(threads)
     asked, lengths = prompts_of(prompts), lengths_of(prompts)
-    # jaxft's programs are of these shapes; few tokens warm torch up too
-    few = lengths.clip(max=2) if column == "jaxft" else lengths[:1].clip(max=2)
-    run(asked if column == "jaxft" else asked[:1], few)
+    few = lengths.clip(max=2)
+    # a compiled program is one for its shapes: the prompts and, for Tunix, the longest length
+    makers = {
+        "jaxft": (lambda: jaxft_worker(slots), asked, few),
+        "transformers": (lambda: transformers_worker(threads), asked[:1], few[:1]),
+        "tunix": (tunix_worker, asked, lengths),
+    }
+    make, *warm = makers[column]
+    run = make()
+    run(*warm)
     print("ready", flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -125,7 +170,8 @@ def work(column: str, prompts: int, threads: int, slots: int) -> None:
 
 def started(column: str, arguments: Any) -> subprocess.Popen[str]:
     """The worker of a column, on the first processors of the machine."""
-    python = sys.executable if column == "jaxft" else arguments.reference_python
+    pythons = {"transformers": arguments.reference_python, "tunix": arguments.tunix_python}
+    python = pythons.get(column, sys.executable)
     command = [python, __file__, "--worker", column]
     command += [f"--prompts={arguments.prompts}", f"--threads={arguments.threads}"]
     command += [f"--slots={arguments.slots}"]
@@ -158,7 +204,8 @@ def answer(worker: subprocess.Popen[str]) -> str:
 def main() -> None:
     """Runs the columns in turns and tells, or records, what they took."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--reference-python", default=sys.executable)
+    parser.add_argument("--reference-python", default=sys.executable, help="has transformers")
+    parser.add_argument("--tunix-python", default=sys.executable, help="has google-tunix")
     for name, default in (("prompts", 8), ("rounds", 1), ("threads", 1), ("slots", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--record", action="store_true")
@@ -191,31 +238,34 @@ def tell(arguments: Any, rounds: list[dict[str, Any]]) -> None:
         column: max(found[column]["tokens"] / found[column]["cpu"] for found in rounds)
         for column in COLUMNS
     }
-    ratios = [
-        (found["jaxft"]["tokens"] / found["jaxft"]["cpu"])
-        / (found["transformers"]["tokens"] / found["transformers"]["cpu"])
-        for found in rounds
-    ]
+    # the completions are the same ones, so that a ratio of rates is one of times
+    lines = "\n".join(
+        f"| {name} | {rates[column]:.1f} | "
+        f"{min(found[column]['cpu'] / found['jaxft']['cpu'] for found in rounds):.2f} x |"
+        for column, name in COLUMNS.items()
+    )
     lengths = lengths_of(arguments.prompts)
-    text = f"""# Rollouts beside transformers' `generate`
+    text = f"""# Rollouts beside transformers' `generate` and Tunix's sampler
 
 `experiments/rollout_speed.py --prompts {arguments.prompts} --threads {arguments.threads} --rounds {arguments.rounds}`:
 SmolLM2-135M's shape, float32, {arguments.prompts} prompts of {PROMPT} tokens, groups of {GROUP}, lengths
 of mean {lengths.mean():.0f} and at most {NEW} (the longest {lengths.max()}). Tokens of completions for a second of
 processor time, the best of the rounds; the machine had other work.
 
-| | tokens a second | |
+| | tokens a second | times what jaxft's take |
 |---|---|---|
-| transformers' `generate` | {rates["transformers"]:.1f} | 1.0 x |
-| jaxft's rollouts | {rates["jaxft"]:.1f} | {min(ratios):.2f} x (the goal: {GOAL} x) |
+{lines}
 
-Of the slot-steps {100 * rounds[-1]["jaxft"]["busy"]:.1f} % continued a completion.
+The goal is {GOAL} x. Of the slot-steps {100 * rounds[-1]["jaxft"]["busy"]:.1f} % continued a completion.
 """
     print(text)
     if arguments.record:
         here = ROOT / "experiments"
         (here / "rollout_speed.md").write_text(text)
-        kept = {"settings": vars(arguments) | {"reference_python": ""}, "rounds": rounds}
+        kept = {
+            "settings": vars(arguments) | {"reference_python": "", "tunix_python": ""},
+            "rounds": rounds,
+        }
         (here / "rollout_speed.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 

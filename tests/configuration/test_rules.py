@@ -14,7 +14,7 @@ RECIPE = "configs/sft.py:lora"
     ("word", "says"),
     [
         ("optimizer.schedule=linaer", "(nearest: 'linear'"),
-        ("remat=all", "config.remat takes none | dots | full, not 'all'"),
+        ("remat=all", "config.remat takes none | dots | outputs | full, not 'all'"),
         (
             "data.ignore=3",
             "config.data.ignore takes keys of the rows, such as context,notes, not 3",

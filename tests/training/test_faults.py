@@ -170,6 +170,7 @@ def test_another_base_or_tokenizer_is_refused(
     assert train(config, tmp_path / "run").steps == 6
 
 
+@pytest.mark.thorough
 def test_another_mesh_is_honoured(
     configure: Callable[..., Any],
     tmp_path: Path,

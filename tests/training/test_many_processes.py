@@ -28,6 +28,7 @@ from tests.small_runs import GOLDEN, RECIPE, lines
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.thorough
 def test_two_processes_give_one_processs_run(alone: Path, tmp_path: Path) -> None:
     """The same metrics, samples and adapter; one speaks; both write the checkpoint; each reads half the weights."""
     done = outcomes(start(2, tmp_path / "run"))

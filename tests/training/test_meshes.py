@@ -93,8 +93,8 @@ def curve(configure: Any, folder: Path, method: str, mesh: str = "one") -> list[
 
 
 def case(method: str, mesh: str) -> Any:
-    """Codes, shared projections and pairs on a mesh of all axes stand for the others."""
-    stands = mesh == ALL and method in ("qlora", "vera", "dpo")
+    """Codes on a mesh of all axes stand for the others."""
+    stands = mesh == ALL and method == "qlora"
     return pytest.param(method, mesh, marks=[] if stands else [pytest.mark.thorough])
 
 
