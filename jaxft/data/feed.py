@@ -74,6 +74,7 @@ class Policy:
         reference: (standing, placed batch) -> what a frozen policy says of it; None where none is asked.
         decode: ids of a completion -> its text.
         ask: (model's folder, conversations, sampling) -> answers.
+        embed: texts -> (texts, features).
         agreed: what the first process has, on every one.
     """
 
@@ -84,6 +85,7 @@ class Policy:
     reference: Callable[[Any, Mapping[str, Any]], np.ndarray] | None
     decode: Callable[[list[int]], str]
     ask: Callable[..., Sequence[str]]
+    embed: Callable[[Sequence[str]], np.ndarray]
     agreed: Callable[[np.ndarray], np.ndarray]
 
 

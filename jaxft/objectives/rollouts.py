@@ -89,7 +89,7 @@ class Rollouts:
         self.batches, self._place, self._policy = batches, given.place, given.policy
         self._config = given.policy.config
         self._judges = judges_of(self._config)
-        self._outside = Outside(ask=given.policy.ask)
+        self._outside = Outside(given.policy.ask, given.policy.embed)
         # Batches that were taken, and passes left over the present one.
         self._number, self._left = 0, 0
         self._present: Experience | None = None

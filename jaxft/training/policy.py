@@ -24,6 +24,7 @@ from jaxft.inference.rollouts import Rollouts, prompts_of
 from jaxft.inference.rollouts import sample as sample_rollouts
 from jaxft.models import Config
 from jaxft.objectives.objective import objective_of
+from jaxft.retrieval.embeddings import static_embedding
 from jaxft.runtime import processes
 from jaxft.training.reference import Reference
 from jaxft.training.step import joined, parts_of
@@ -64,6 +65,7 @@ def policy_of(
         reference=_asked(config, mesh, reference),
         decode=lambda ids: decoded(tokenizer, ids, ending),
         ask=functools.partial(ask_folder, mesh),
+        embed=lambda texts: _embedding()(texts),
         agreed=_agreed,
     )
 
@@ -211,6 +213,13 @@ def ask_folder(
         top_p=float(known["top_p"]),
         seed=int(known["seed"]),
     )
+
+
+@functools.cache
+def _embedding() -> Callable[[Sequence[str]], np.ndarray]:
+    """Of texts, read when the first are compared."""
+    embed, _ = static_embedding()
+    return embed
 
 
 @functools.lru_cache(maxsize=2)

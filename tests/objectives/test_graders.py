@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import json
 import threading
@@ -14,6 +15,7 @@ import jaxft
 from jaxft.errors import UserError
 from jaxft.objectives.graders import (
     Outside,
+    asking,
     case_of,
     check_items,
     grade,
@@ -75,6 +77,11 @@ def test_rouge_is_f1(metric, want):
     assert found == pytest.approx(want)
 
 
+def test_what_would_take_minutes_is_not_compared():
+    verdict = said(ALIKE | {"evaluation_metric": "fuzzy_match"}, "a" * 10**6, {"answer": "b" * 10**6})  # fmt: skip
+    assert verdict == (None, "texts of 1,000,000 and 1,000,000 elements are too long to be compared")  # fmt: skip
+
+
 def test_bleu_is_sacrebleus():
     pytest.importorskip("sacrebleu")
     item = {"answer": "the cat sat on the mat"}
@@ -98,6 +105,20 @@ def test_python_is_given_the_sample_and_the_item():
     assert verdict.reason.startswith("TypeError: ")
 
 
+def test_python_may_hold_what_a_module_may():
+    source = "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
+    assert reward({"type": "python", "source": source + "def grade(sample, item): return A(3).x"}) == 3  # fmt: skip
+
+
+def test_a_reward_without_a_deviation_is_none():
+    """Its square would be no float32, and the advantages of its whole group nothing."""
+    source = "def grade(sample, item): return item['n']"
+    python = {"type": "python", "source": source}
+    assert said(python, "", {"n": 1e300}) == (None, "the reward 1e+300 is larger than 1e+18")
+    assert said(several("10 ^ 20 + a", a=CHECK)[0]).reward is None
+    assert reward(python, "", {"n": -1e18}) == -1e18
+
+
 def test_a_formula_of_several():
     grader = {
         "type": "multi",
@@ -110,6 +131,8 @@ def test_a_formula_of_several():
         reward({**grader, "graders": CHECK | {"name": "one"}, "calculate_output": "one"}, "Paris")
         == 1
     )
+    [grader] = several("(a\n + 2)\n * min(a)", a=CHECK)
+    assert reward(grader, "Paris") == 3
 
 
 def test_of_what_a_formula_does_not_use_nothing_is_needed():
@@ -135,9 +158,25 @@ def test_json_schema_looks_at_the_answer():
     pytest.importorskip("jsonschema")
     schema = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}
     graders = read_graders([{"type": "json_schema", "schema": schema}])
-    texts = ['{"a": 1}', '{"a": "1"}', "{", "[]"]
+    texts = ['{"a": 1}', '{"a": "1"}', "{", "[]", '{"a": 1, "b": NaN}', "[" * 5000]
     [found] = grade(graders, [case_of({}, text) for text in texts])
-    assert [one.reward for one in found] == [1, 0, 0, 0]
+    assert [one.reward for one in found] == [1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"properties": {"a": {"type": "objekt"}}}, "schema: properties.a.type: 'objekt' is not valid"),
+        ({"$ref": "http://127.0.0.1:9/x"}, "it refers to 'http://127.0.0.1:9/x', which it does not hold: nothing is"),
+        ({"$ref": "#"}, "schema: it recurses too deeply"),
+        ({"name": "x", "schema": {}}, "none of its keys is JSON Schema's, so it allows everything: name, schema"),
+    ],
+)  # fmt: skip
+def test_a_schema_that_can_judge_nothing_is_refused(schema, message):
+    pytest.importorskip("jsonschema")
+    with pytest.raises(UserError, match=r"^config\.graders: grader 1: ") as error:
+        read_graders([{"type": "json_schema", "schema": schema}])
+    assert message in str(error.value)
 
 
 def test_a_pattern_is_found_or_finds_the_reference():
@@ -228,6 +267,42 @@ def test_a_model_of_ones_own_judges_too():
         said(JUDGE, "Rome", {"answer": "x"})
 
 
+@pytest.mark.parametrize(
+    ("answer", "want"),
+    [
+        ('{"result": 5e-1}', 0.5), ('{"score": "-.5"}', -0.5), ('{"result": 7/10}', None), ('{"result": 1e400}', None),
+        ("-1", -1), ("Score: -1", -1), (".5", 0.5), ("- **Score: 1.**", 1), ("8/10", None), ("0,5", None),
+    ],
+)  # fmt: skip
+def test_the_number_of_an_answer_is_read_whole(answer, want):
+    assert asking.score(answer, (-1, 1))[0] == want
+
+
+@pytest.mark.parametrize("slow", ["says nothing", "says a word at a time"])
+def test_a_server_that_hangs_is_given_up(slow, server, monkeypatch):
+    """After as many requests as are made at once: each of the others would wait as long."""
+
+    def do_POST(self):
+        self.server.asked.append(self.path)
+        if slow == "says nothing":
+            ended.wait(5)
+            return
+        self.send_response(200)
+        self.end_headers()
+        while not ended.wait(0.03):
+            self.wfile.write(b" ")
+
+    ended = threading.Event()
+    monkeypatch.setattr(Server, "do_POST", do_POST)
+    monkeypatch.setattr(asking, "WAITING", 0.1)
+    monkeypatch.setattr(asking, "TOGETHER", 2)
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    [found] = grade(read_graders([JUDGE | {"url": url}]), [case_of({"answer": "x"}, "x")] * 9)
+    ended.set()
+    assert {one.reason for one in found} == {"the model does not answer: no answer within 0.1 s"}
+    assert len(server.asked) == 2
+
+
 def test_rewards_go_into_advantages():
     graders = read_graders([CHECK, ALIKE | {"weight": 0.5}])
     cases = [case_of({"answer": "a"}, "a"), case_of({"answer": "a"}, "b"), case_of({}, "a")]
@@ -291,6 +366,13 @@ REFUSED = {
     "messages": ([JUDGE | {"input": [{"content": "x"}]}], "input[0] is no message"),
     "range": ([JUDGE | {"range": [1, 0]}], "range [1, 0] holds no numbers"),
     "url": ([JUDGE | {"url": "ftp://x"}], "does not begin with http"),
+    "formula's values": (several("abs(a, a)", a=CHECK), "the formula gives abs 2 values: it takes one"),
+    "part's name": (several("1", **{"if": CHECK}), "'if' cannot stand in a formula"),
+    "name": ([CHECK | {"name": "a\nb"}], r"name 'a\nb': it stands in one line"),
+    "weight": ([CHECK | {"weight": float("nan")}], "weight: a number that is no larger than 1e+18 is expected"),
+    "large weight": ([CHECK | {"weight": 10**400}], "weight: a number that is no larger than 1e+18 is expected"),
+    "large range": ([JUDGE | {"range": [0, 10**400]}], "two numbers are expected"),
+    "nested": ([functools.reduce(lambda a, _: several("a", a=a)[0], range(500), CHECK)], "nested too deeply"),
     "function": ([{"type": "function", "function": "nowhere_at_all:f"}], "no module 'nowhere_at_all'"),
 }  # fmt: skip
 

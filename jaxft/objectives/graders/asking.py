@@ -20,12 +20,15 @@ from jaxft.objectives.graders.templates import filled, parts_of
 KEY = "JAXFT_JUDGE_KEY"  # the environment's variable with a server's key: a file of graders must not choose it
 TOGETHER = 8  # requests at a time
 TRIES = 3
-WAITING = 120.0  # seconds for an answer
+WAITING = 60.0  # seconds for an answer
 MOST_BYTES = 4_000_000
+MOST_REWARD = 1e18  # its square is a float32 still, and with it the deviation of rewards
 AGAIN = (408, 409, 429, 500, 502, 503, 504)
-NUMBER = r"(-?\d+(?:\.\d+)?)"
-NAMED = re.compile(rf'"(?:result|score)"\s*:\s*"?{NUMBER}')
-ALONE = re.compile(rf"^\W*(?:(?:final |the )*(?:score|result|grade|rating)(?: is)?\W*)?{NUMBER}\W*$", re.I)  # fmt: skip
+NUMBER = r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)"
+NAMED = re.compile(rf'"(?:result|score)"\s*:\s*"?{NUMBER}"?\s*(?=[,}}]|$)', re.I)
+# As few signs as can be are skipped before the number: its own minus and point are among them.
+NAME = r"(?:final |the )*(?:score|result|grade|rating)(?: is)?"
+ALONE = re.compile(rf"^\W*?(?:{NAME}\W*?)?{NUMBER}\W*$", re.I)
 
 Messages = list[dict[str, str]]
 
@@ -45,8 +48,17 @@ def check(settings: Mapping[str, Any]) -> None:
         raise UserError(f"url {shown(settings['url'])} does not begin with http:// or https://")
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number of JSON, and one that a reward can be.
+
+    >>> is_number(0.5), is_number(True), is_number(float("inf"))
+    (True, False, False)
+    """
+    return type(value) in (int, float) and abs(value) <= MOST_REWARD
+
+
 def _bounds(given: Sequence[Any]) -> tuple[float, float]:
-    if len(given) != 2 or not all(type(bound) in (int, float) for bound in given):
+    if len(given) != 2 or not all(map(is_number, given)):
         raise UserError(f"range {shown(list(given))}: two numbers are expected")
     return float(given[0]), float(given[1])
 
@@ -99,11 +111,20 @@ def score(answer: str | Exception, bounds: Sequence[float]) -> tuple[float | Non
 def ask_url(
     url: str, model: str, conversations: Sequence[Messages], sampling: Mapping[str, Any]
 ) -> list[str | Exception]:
-    """What an OpenAI-compatible server answers to each conversation, some at a time; the error where it does not."""
-    if not conversations:
-        return []
+    """What an OpenAI-compatible server answers to each conversation, some at a time; the error where it does not.
+
+    A server that answers none of the first `TOGETHER` is not asked the others.
+    """
+
+    def asked(talk: Messages) -> str | Exception:
+        return _asked(url, model, talk, sampling)
+
+    first, others = conversations[:TOGETHER], conversations[TOGETHER:]
     with concurrent.futures.ThreadPoolExecutor(TOGETHER) as pool:
-        return list(pool.map(lambda talk: _asked(url, model, talk, sampling), conversations))
+        answers = list(pool.map(asked, first))
+        if others and all(isinstance(answer, Exception) for answer in answers):
+            return [*answers, *[answers[-1]] * len(others)]
+        return [*answers, *pool.map(asked, others)]
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -132,17 +153,31 @@ def _asked(
     for again in range(TRIES):
         try:
             with opener.open(request, timeout=WAITING) as reply:
-                answer = json.loads(reply.read(MOST_BYTES))
+                answer = json.loads(_whole(reply))
             return str(answer["choices"][0]["message"]["content"] or "")
         except urllib.error.HTTPError as failed:
             error = failed
             failed.close()
             if failed.code not in AGAIN:
                 break
+        except TimeoutError:
+            return TimeoutError(f"no answer within {WAITING:g} s")
         except (OSError, http.client.HTTPException) as failed:
+            if isinstance(getattr(failed, "reason", None), TimeoutError):
+                return TimeoutError(f"no connection within {WAITING:g} s")
             error = failed
         except (ValueError, LookupError, TypeError):
             return ValueError("its reply is no chat completion")
         if again + 1 < TRIES:
             time.sleep(2.0**again)
     return error
+
+
+def _whole(reply: http.client.HTTPResponse) -> bytes:
+    """All of a reply; TimeoutError where it takes too long, though each piece of it came in time."""
+    latest, found = time.monotonic() + WAITING, b""
+    while len(found) < MOST_BYTES and (piece := reply.read1(65_536)):
+        found += piece
+        if time.monotonic() > latest:
+            raise TimeoutError
+    return found

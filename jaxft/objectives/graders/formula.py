@@ -21,8 +21,8 @@ OPERATORS: dict[type, Callable[..., float]] = {
     ast.UAdd: operator.pos,
 }
 FUNCTIONS: dict[str, Callable[..., float]] = {
-    "min": min,
-    "max": max,
+    "min": lambda *values: min(values),
+    "max": lambda *values: max(values),
     "abs": abs,
     "floor": math.floor,
     "ceil": math.ceil,
@@ -30,6 +30,7 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
     "sqrt": math.sqrt,
     "log": math.log,
 }
+SEVERAL = ("min", "max")  # take any number of values; the others take one
 
 
 def parsed(formula: str, names: Iterable[str]) -> ast.expr:
@@ -41,7 +42,7 @@ def parsed(formula: str, names: Iterable[str]) -> ast.expr:
     if len(formula) > MOST:
         raise UserError(f"a formula of {len(formula):,} characters is refused")
     try:
-        tree = ast.parse(formula.replace("^", "**").strip(), mode="eval").body
+        tree = ast.parse(" ".join(formula.replace("^", "**").split()), mode="eval").body
         _check(tree, tuple(names))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise UserError(f"{shown(formula)} is no formula") from None
@@ -62,6 +63,10 @@ def _check(tree: ast.expr, names: tuple[str, ...]) -> None:
         if tree.func.id not in FUNCTIONS or tree.keywords or not tree.args:
             raise UserError(
                 f"the formula calls {shown(tree.func.id)}: known are {', '.join(FUNCTIONS)}, with arguments"
+            )
+        if len(tree.args) > 1 and tree.func.id not in SEVERAL:
+            raise UserError(
+                f"the formula gives {tree.func.id} {len(tree.args)} values: it takes one"
             )
         inner = tree.args
     elif not (isinstance(tree, ast.Constant) and type(tree.value) in (int, float)):

@@ -102,13 +102,16 @@ ANSWER = Field(TEXT, "{{ sample.output_text }}")
 def of_texts(function: Callable[..., float]) -> Callable[..., list[Judged]]:
     """A judge by (settings, input, reference), case by case."""
 
+    def one(settings: Settings, texts: list[str] | Judged) -> Judged:
+        if isinstance(texts, Judged):
+            return texts
+        try:
+            return Judged(float(function(settings, *texts)))
+        except similarity.TooLong as error:
+            return Judged(None, str(error))
+
     def judge(settings: Settings, cases: Sequence[Case], outside: Outside) -> list[Judged]:
-        found = []
-        for texts in _texts(settings, cases, ("input", "reference")):
-            found.append(
-                texts if isinstance(texts, Judged) else Judged(float(function(settings, *texts)))
-            )
-        return found
+        return [one(settings, texts) for texts in _texts(settings, cases, ("input", "reference"))]
 
     return judge
 
@@ -231,15 +234,15 @@ def _score_model(settings: Settings, cases: Sequence[Case], outside: Outside) ->
     ]
 
 
-def _check_tried(action: str, *shared: str) -> Callable[[Settings], None]:
-    """A check that judges an empty answer, where the fields have no placeholders that a case would fill."""
+def _check_tried(action: str, *shared: str, answer: str = "") -> Callable[[Settings], None]:
+    """A check that judges an `answer`, where the fields have no placeholders that a case would fill."""
 
     def check(settings: Settings) -> None:
         package = similarity.NEEDED.get(action)
         if package:
             check_installed(package)
         if shared:
-            [(_, reason)] = verdicts(action, {name: settings[name] for name in shared}, [{"text": ""}])  # fmt: skip
+            [(_, reason)] = verdicts(action, {name: settings[name] for name in shared}, [{"text": answer}])  # fmt: skip
             if reason:
                 raise UserError(f"{shared[0]}: {reason}")
 
@@ -253,9 +256,10 @@ def _check_source(settings: Settings) -> None:
 
 
 def _check_similarity(settings: Settings) -> None:
-    package = similarity.NEEDED.get(settings["evaluation_metric"])
+    metric = settings["evaluation_metric"]
+    package = similarity.NEEDED.get(metric)
     if package:
-        check_installed(package)
+        check_installed(package, "static" if metric == "cosine" else "graders")
 
 
 def _check_formula(settings: Settings) -> None:
@@ -323,7 +327,7 @@ KINDS: dict[str, Kind] = {
     "json_schema": Kind(
         {"input": ANSWER, "schema": Field((dict,))},
         in_sandbox("json_schema", ("schema",), ("input",)),
-        _check_tried("json_schema", "schema"),
+        _check_tried("json_schema", "schema", answer="null"),
         ("input",),
     ),
     "regex": Kind(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import keyword
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxft.errors import UserError, nearest, row_of, shown
+from jaxft.objectives.graders.asking import MOST_REWARD, is_number
 from jaxft.objectives.graders.kinds import Field, Grader, Kind, kind_of
 from jaxft.objectives.graders.templates import fields_of, parts_of
 from jaxft.runtime.untrusted import read_text
@@ -45,7 +47,10 @@ def read_graders(source: Any, where: str = "config.graders") -> tuple[Grader, ..
     given = [source] if isinstance(source, Mapping) else source
     if not isinstance(given, (list, tuple)) or not given:
         raise UserError(f"{where}: a list of graders is expected, of at least one")
-    return _all(given, where)
+    try:
+        return _all(given, where)
+    except RecursionError:
+        raise UserError(f"{where}: the graders are nested too deeply") from None
 
 
 def check_items(graders: Sequence[Grader], items: Mapping[str, Mapping[str, Any]]) -> None:
@@ -107,13 +112,17 @@ def _read(values: Any, where: str) -> Grader:
             )
         kind = kind_of(values["type"])
         settings = _settings(values, {**COMMON, **kind.fields})
+        if not settings["name"].isprintable():
+            raise UserError(f"name {shown(settings['name'])}: it stands in one line of the metrics")
+        if not is_number(settings["weight"]):
+            raise UserError(f"weight: a number that is no larger than {MOST_REWARD:g} is expected")
         settings = _checked(kind, settings, where)
     except UserError as error:
         text = str(error)
         raise UserError(text if text.startswith(where) else f"{where}: {text}") from None
     own = {name: settings[name] for name in kind.fields}
-    name, weight = settings["name"] or settings["type"], float(settings["weight"])
-    return Grader(settings["type"], name, own, weight)
+    name = settings["name"] or settings["type"]
+    return Grader(settings["type"], name, own, float(settings["weight"]))
 
 
 def _checked(kind: Kind, settings: dict[str, Any], where: str) -> dict[str, Any]:
@@ -132,9 +141,9 @@ def _checked(kind: Kind, settings: dict[str, Any], where: str) -> dict[str, Any]
 
 def _named(name: str, part: Any) -> Any:
     """A part by the name under which it stands."""
-    if not re.fullmatch(r"[^\W\d]\w*", name):
+    if not re.fullmatch(r"[^\W\d]\w*", name) or keyword.iskeyword(name):
         raise UserError(
-            f"graders: {shown(name)} cannot stand in a formula: letters, digits and _ are expected"
+            f"graders: {shown(name)} cannot stand in a formula: letters, digits and _ are expected, and no keyword"
         )
     return {**part, "name": name} if isinstance(part, Mapping) else part
 

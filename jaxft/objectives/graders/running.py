@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from jaxft.objectives.graders.asking import MOST_REWARD
 from jaxft.objectives.graders.kinds import Case, Grader, Judged, Outside, kind_of
+from jaxft.runtime.sandbox.judging import parsed
 
 MOST_TEXT = 1_000_000  # characters of an answer that is read as JSON
 NOTHING = Outside()
@@ -22,8 +23,8 @@ def case_of(item: Mapping[str, Any], output_text: str) -> Case:
     {'output_text': '{"b": 2}', 'output_json': {'b': 2}}
     """
     try:
-        value = json.loads(output_text) if len(output_text) <= MOST_TEXT else None
-    except (ValueError, RecursionError):
+        value = parsed(output_text) if len(output_text) <= MOST_TEXT else None
+    except ValueError:
         value = None
     return Case(item, {"output_text": output_text, "output_json": value})
 
@@ -43,7 +44,15 @@ def grade(
     >>> grade(graders, cases)[0]
     [Judged(reward=1.0, reason=''), Judged(reward=None, reason='the item has no answer')]
     """
-    return [kind_of(each.kind).judge(each.settings, cases, outside) for each in graders]
+    said = [kind_of(each.kind).judge(each.settings, cases, outside) for each in graders]
+    return [list(map(_within, column)) for column in said]
+
+
+def _within(judged: Judged) -> Judged:
+    """The same, or none where the reward is so large that a deviation of rewards would have no value."""
+    if judged.reward is None or abs(judged.reward) <= MOST_REWARD:
+        return judged
+    return Judged(None, f"the reward {judged.reward:g} is larger than {MOST_REWARD:g}")
 
 
 def rewards_of(judged: Sequence[Sequence[Judged]]) -> Float[np.ndarray, "n functions"]:

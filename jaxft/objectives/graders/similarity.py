@@ -20,14 +20,27 @@ from collections.abc import Callable, Sequence
 from jaxft.errors import UserError
 
 Measure = Callable[[str, str], float]
+MOST_STEPS = 4e10  # elements of a text times elements of the other: some seconds
+
+
+class TooLong(Exception):
+    """The texts are too long to be compared; the message says how long they are."""
 
 
 def common_length(left: Sequence[str], right: Sequence[str]) -> int:
-    """Of the longest common subsequence, by bits of one number (Hyyro 2004): a step an element of `right`.
+    """Of the longest common subsequence, by bits of one number (Hyyro 2004): a step an element of the longer text.
+
+    Raises:
+        TooLong: their lengths' product is above `MOST_STEPS`.
 
     >>> common_length("kitten", "sitting")
     4
     """
+    left, right = sorted((left, right), key=len)
+    if len(left) * len(right) > MOST_STEPS:
+        raise TooLong(
+            f"texts of {len(left):,} and {len(right):,} elements are too long to be compared"
+        )
     indices: dict[str, int] = {}
     for index, element in enumerate(left):
         indices[element] = indices.get(element, 0) | 1 << index
@@ -146,7 +159,12 @@ MEASURES: dict[str, Measure] = {
     "rouge_l": rouge_l,
     **{f"rouge_{n}": rouge_n(n) for n in range(1, 6)},
 }
-NEEDED = {"bleu": "sacrebleu", "math": "math_verify", "json_schema": "jsonschema"}
+NEEDED = {
+    "bleu": "sacrebleu",
+    "cosine": "wordllama",
+    "math": "math_verify",
+    "json_schema": "jsonschema",
+}
 
 
 def check_installed(package: str, extra: str = "graders") -> None:

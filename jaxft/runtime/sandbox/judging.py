@@ -11,6 +11,8 @@ import importlib
 import json
 import math
 import re
+import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,9 +27,9 @@ def python(source: str, item: Any, sample: Any) -> float:
     >>> python("def grade(sample, item): return sample['output_text'] == item['a']", {"a": "x"}, {"output_text": "x"})
     1.0
     """
-    names: dict[str, Any] = {"__name__": "grader"}
-    exec(compile(source, "grader", "exec"), names)
-    grade = names.get("grade")
+    module = sys.modules["grader"] = types.ModuleType("grader")  # where dataclasses look for it
+    exec(compile(source, "grader", "exec"), vars(module))
+    grade = getattr(module, "grade", None)
     if not callable(grade):
         raise NotJudged("the source defines no grade(sample, item)")
     return number(grade(sample, item))
@@ -78,19 +80,43 @@ def json_schema(schema: Any, text: str) -> float:
     (1.0, 0.0)
     """
     try:
-        value = json.loads(text)
+        value = parsed(text)
     except ValueError:
         return 0.0
-    return float(_validator(json.dumps(schema)).is_valid(value))
+    unresolvable = importlib.import_module("referencing.exceptions").Unresolvable
+    try:
+        return float(_validator(json.dumps(schema)).is_valid(value))
+    except unresolvable as error:
+        raise NotJudged(
+            f"it refers to {error.ref!r}, which it does not hold: nothing is fetched"
+        ) from None
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text; ValueError for none: also for NaN, and for what is nested too deeply to be read."""
+
+    def refused(name: str) -> None:
+        raise ValueError(f"JSON has no {name}")
+
+    try:
+        return json.loads(text, parse_constant=refused)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @functools.lru_cache(maxsize=8)
 def _validator(schema: str) -> Any:
     jsonschema = importlib.import_module("jsonschema")
-    parsed = json.loads(schema)
-    kind = jsonschema.validators.validator_for(parsed, jsonschema.Draft202012Validator)
-    kind.check_schema(parsed)
-    return kind(parsed)
+    value = json.loads(schema)
+    kind = jsonschema.validators.validator_for(value, jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(value)
+    except jsonschema.SchemaError as error:
+        where = ".".join(map(str, error.absolute_path)) or "it"
+        raise NotJudged(f"{where}: {error.message}") from None
+    if value and not any(key in kind.VALIDATORS or key.startswith("$") for key in value):
+        raise NotJudged(f"none of its keys is JSON Schema's, so it allows everything: {', '.join(value)}")  # fmt: skip
+    return kind(value)
 
 
 def maths(reference: str, text: str) -> float:
