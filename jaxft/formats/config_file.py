@@ -20,7 +20,7 @@ from jaxft.models.config import Config, Rotary
 from jaxft.models.families import FAMILIES, family_of
 from jaxft.models.families.common import FULL, SLIDING
 from jaxft.models.frequencies import long_frequencies, rope_frequencies
-from jaxft.models.segments import segments_of
+from jaxft.models.segments import original_lengths, segments_of
 from jaxft.runtime.untrusted import exists, file_of, read_json
 
 # The largest values that are taken for a model's: far above any that there is.
@@ -124,6 +124,11 @@ def model_config(folder: str | Path) -> Config:
         for own in (config, *(segment.config for segment in segments_of(config))):
             _check_shape(own, where)
             _check_rotary(own, where)
+        if len(lengths := original_lengths(config)) > 1:
+            both = " and ".join(map(str, sorted(lengths)))
+            raise UserError(
+                f"{where}: longrope with original lengths of {both}: jaxft knows one for all kinds of layers"
+            )
     except UserError as error:  # a family knows config.json, and not whose it is
         said = str(error).removeprefix("config.json")
         raise UserError(said if said == str(error) else where + said) from error
@@ -219,7 +224,7 @@ def _check_angles(rotary: Rotary, size: int, max_length: int, where: str) -> Non
     for key in wrong:
         takes = f"{named(key)} takes a number or a text, not {shown(scaling[key])}"
         raise UserError(f"{where}: rope_scaling: {takes}")
-    found = frequencies if long is None else np.concatenate([frequencies, long[1]])
+    found = frequencies if long is None else np.concatenate([frequencies, long])
     if not (np.isfinite(found).all() and math.isfinite(factor)):
         raise UserError(f"{where}: the rope settings give frequencies that are no numbers")
 

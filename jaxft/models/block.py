@@ -24,8 +24,7 @@ from jaxft.kernels.tensor_parallel import row_parallel_output
 from jaxft.mesh import constrain, sizes_in_force
 from jaxft.models.config import Config, Rotary
 from jaxft.models.frequencies import long_frequencies, rope_frequencies
-from jaxft.models.rope import ORIGINAL
-from jaxft.models.segments import attention_projections, query_key_norms
+from jaxft.models.segments import attention_projections, original_lengths, query_key_norms
 from jaxft.weights import bind, contract_each, take
 from jaxft.weights.placement import gather
 
@@ -57,12 +56,14 @@ class LayerData(NamedTuple):
     Attributes:
         window: (layers,) how far a layer sees.
         frequencies: (layers, half) the angle per position of each pair of features; 0 in a layer that does not turn.
+        beyond: (layers, half) those past the original length, where longrope turns a layer.
         factor: (layers,) of what is turned.
         inputs: (layers, batch, length, features) what the tokens give each layer; see `layer_inputs`.
     """
 
     window: jax.Array | None
     frequencies: jax.Array | None
+    beyond: jax.Array | None
     factor: jax.Array | None
     inputs: jax.Array | None = None
 
@@ -71,9 +72,17 @@ def layer_data(config: Config) -> LayerData:
     """The data of the layers of one segment."""
     window = jnp.asarray(_reaches(config), jnp.int32) if any(config.windows) else None
     if not config.rotaries:
-        return LayerData(window, None, None)
-    frequencies, factors = zip(*(_angles(config, one) for one in config.rotaries), strict=True)
-    return LayerData(window, jnp.asarray(np.stack(frequencies)), jnp.asarray(factors, jnp.float32))
+        return LayerData(window, None, None, None)
+    angles = [_angles(config, one) for one in config.rotaries]
+    frequencies, beyond, factors = (list(parts) for parts in zip(*angles, strict=True))
+    far = [plain if long is None else long for plain, long in zip(frequencies, beyond, strict=True)]
+    stretched = any(long is not None for long in beyond)
+    return LayerData(
+        window,
+        jnp.asarray(np.stack(frequencies)),
+        jnp.asarray(np.stack(far)) if stretched else None,
+        jnp.asarray(factors, jnp.float32),
+    )
 
 
 def _reaches(config: Config) -> tuple[int, ...]:
@@ -81,18 +90,19 @@ def _reaches(config: Config) -> tuple[int, ...]:
     return tuple(window or FOREVER for window in config.windows)
 
 
-def _angles(config: Config, rotary: Rotary | None) -> tuple[np.ndarray, float]:
-    """(frequencies (half,), factor) of one layer."""
+def _angles(config: Config, rotary: Rotary | None) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """(frequencies (half,), those past longrope's original length, factor) of one layer."""
     size = config.rotary_dim or config.head_dim
     if rotary is None:
-        return np.zeros(size // 2, np.float32), 1.0
-    return rope_frequencies(size, rotary.theta, dict(rotary.scaling), config.max_length)
+        return np.zeros(size // 2, np.float32), None, 1.0
+    scaling = dict(rotary.scaling)
+    frequencies, factor = rope_frequencies(size, rotary.theta, scaling, config.max_length)
+    return frequencies, long_frequencies(size, rotary.theta, scaling), factor
 
 
 def original_length(config: Config) -> int | None:
     """The length up to which longrope turns by its short factors; None where no layer is turned by longrope."""
-    scaling = dict(config.rope_scaling)
-    return int(scaling[ORIGINAL]) if scaling.get("rope_type") == "longrope" else None
+    return max(original_lengths(config), default=None)
 
 
 def reach_of(
@@ -106,17 +116,14 @@ def reach_of(
 
 def _rotation(config: Config, data: LayerData, reach: Reach) -> tuple[Any, Any]:
     """The frequencies and the factor of a layer."""
-    if data.frequencies is not None:
-        return data.frequencies, data.factor
-    rotary = Rotary(config.rope_theta, config.rope_scaling)
-    frequencies, factor = _angles(config, rotary)
-    size = config.rotary_dim or config.head_dim
-    long = long_frequencies(size, rotary.theta, dict(rotary.scaling))
-    if long is None:
+    found: tuple[Any, Any, Any] = (data.frequencies, data.beyond, data.factor)
+    if data.frequencies is None:
+        found = _angles(config, Rotary(config.rope_theta, config.rope_scaling))
+    frequencies, beyond, factor = found
+    if beyond is None:
         return frequencies, factor
-    original, beyond = long
     assert reach is not None, "`reach_of` says so before"
-    return jnp.where(reach >= original, beyond, frequencies), factor
+    return jnp.where(reach >= original_length(config), beyond, frequencies), factor
 
 
 def norm_of(config: Config, norm: Params, x: jax.Array) -> jax.Array:

@@ -136,15 +136,12 @@ def _factors(plain: np.ndarray, scaling: Mapping[str, Any], key: str) -> np.ndar
     return factors
 
 
-def long_frequencies(
-    head_dim: int, theta: float, scaling: Mapping[str, Any]
-) -> tuple[int, np.ndarray] | None:
-    """Of longrope (the original length, the frequencies (head_dim / 2,) of longer sequences); None of other kinds."""
+def long_frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> np.ndarray | None:
+    """longrope's frequencies (head_dim / 2,) of sequences past its original length; None of other kinds."""
     if scaling.get("rope_type") != "longrope":
         return None
     plain = float(theta) ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    long = plain / _factors(plain, scaling, "long_factor")
-    return int(scaling["original_max_position_embeddings"]), long.astype(np.float32)
+    return (plain / _factors(plain, scaling, "long_factor")).astype(np.float32)
 
 
 def _proportional_rope(

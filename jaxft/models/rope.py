@@ -67,12 +67,13 @@ def _settings(
     items.pop("type", None)
     if kind == "default":
         return _plain(theta)
-    if kind in STRETCHED and raw.get(ORIGINAL) is not None:
-        items[ORIGINAL] = raw[ORIGINAL]
+    if kind in STRETCHED:
+        inner = items.get(ORIGINAL, max_length)
+        items[ORIGINAL] = inner if raw.get(ORIGINAL) is None else raw[ORIGINAL]
     if raw.get(PARTIAL) is not None:
         items.setdefault(PARTIAL, raw[PARTIAL])
     if kind == "yarn" and "factor" in raw[key]:  # null: the ratio of the two lengths
-        items.setdefault("factor", max_length / items.get(ORIGINAL, max_length))
+        items.setdefault("factor", max_length / items[ORIGINAL])
     items = {key: tuple(x) if isinstance(x, list) else x for key, x in items.items()}
     scaling = tuple(sorted((items | {"rope_type": kind}).items()))
     return {"rope_theta": float(theta), "rope_scaling": scaling}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from jaxft.models.config import Config
+from jaxft.models.config import Config, Rotary
+from jaxft.models.rope import ORIGINAL
 
 
 class Segment(NamedTuple):
@@ -50,6 +51,20 @@ def segments_of(config: Config) -> tuple[Segment, ...]:
         )
         found.append(Segment(f"layers_{number}", start, own))
     return tuple(found)
+
+
+def rotaries_in(config: Config) -> list[Rotary]:
+    """The kinds of rotary that a decoder's layers are turned by, each once."""
+    found: list[Rotary | None] = []
+    for _, _, own in segments_of(config):
+        found += own.rotaries or [Rotary(own.rope_theta, own.rope_scaling)]
+    return [one for one in dict.fromkeys(found) if one is not None]
+
+
+def original_lengths(config: Config) -> set[int]:
+    """The lengths up to which longrope turns layers by its short factors: at most one in what is read."""
+    kinds = [dict(rotary.scaling) for rotary in rotaries_in(config)]
+    return {int(one[ORIGINAL]) for one in kinds if one.get("rope_type") == "longrope"}
 
 
 def attention_projections(config: Config) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from jaxft.errors import UserError
+from jaxft.formats.config_file import model_config
 from jaxft.models import family_of, module_names, tensors_of
 from jaxft.models.transformer import initial_params
 from jaxft.tree import flatten_with_paths
@@ -39,6 +40,18 @@ def test_llama_defaults_to_as_many_key_heads_as_heads():
         (),
         False,
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "key_heads"),
+    [("qwen2", 64, 32), ("qwen3", 64, 32), ("gemma", 32, 16), ("gemma2", 8, 4)],
+)
+def test_a_family_has_its_own_number_of_key_heads_where_the_file_has_none(family, heads, key_heads):
+    """As transformers 5.23 has it; what is there goes before it, and a null of qwen's means as many as heads."""
+    raw = LLAMA | {"model_type": family, "hidden_size": 8 * heads, "num_attention_heads": heads}
+    assert read(raw).key_heads == key_heads
+    assert read(raw | {"num_key_value_heads": 2}).key_heads == 2
+    assert read(raw | {"num_key_value_heads": None}).key_heads == heads
 
 
 def test_llama_reads_a_head_dim_of_its_own_and_biases():
@@ -133,6 +146,21 @@ def test_conv1d_is_stored_as_our_kernels_and_linear_transposed():
     assert tensors_of(read(LLAMA))["layers/attention/q_proj/kernel"].transposed
     assert not tensors_of(read(GPT2))["layers/attention/qkv_proj/kernel"].transposed
     assert not tensors_of(read(LLAMA))["embed/embedding"].transposed
+
+
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
+def test_longrope_of_two_kinds_of_layers_begins_at_one_length(tmp_path):
+    kinds = {
+        "full_attention": LONG | {"original_max_position_embeddings": 16},
+        "sliding_attention": LONG | {"original_max_position_embeddings": 32},
+    }
+    raw = GEMMA2 | {"model_type": "gemma3_text", "rope_parameters": kinds}
+    raw["layer_types"] = [*kinds, *kinds]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="longrope with original lengths of 16 and 32"):
+        model_config(tmp_path)
 
 
 def test_every_golden_config_reads():

@@ -30,6 +30,11 @@ def test_an_original_length_at_the_top_overrules_the_one_inside(place, settings)
     assert read(**inside, **{ORIGINAL: None})[1][ORIGINAL] == 512
 
 
+@pytest.mark.parametrize("settings", [YARN, LLAMA3, {"rope_type": "longrope"}])
+def test_an_original_length_that_is_nowhere_is_the_models(settings):
+    assert read(rope_parameters=settings)[1][ORIGINAL] == 2048
+
+
 @pytest.mark.parametrize("settings", [LINEAR, {"rope_type": "default"}])
 def test_kinds_without_an_original_length_ignore_it(settings):
     assert read(rope_scaling=settings, original_max_position_embeddings=128) == read(
@@ -61,10 +66,10 @@ def test_a_yarn_factor_of_null_is_the_ratio_of_the_two_lengths():
 
 def test_both_places_may_say_the_same():
     new = YARN | {"rope_theta": 1e6}
-    old = {"type": "yarn", "factor": 4}
-    assert read(rope_parameters=new, rope_scaling=old, rope_theta=1e6) == (1e6, YARN)
-    assert read(rope_parameters=new, rope_scaling=None) == (1e6, YARN)
-    assert read(rope_parameters={}, rope_scaling=YARN, rope_theta=1e6) == (1e6, YARN)
+    old, whole = {"type": "yarn", "factor": 4}, YARN | {ORIGINAL: 2048}
+    assert read(rope_parameters=new, rope_scaling=old, rope_theta=1e6) == (1e6, whole)
+    assert read(rope_parameters=new, rope_scaling=None) == (1e6, whole)
+    assert read(rope_parameters={}, rope_scaling=YARN, rope_theta=1e6) == (1e6, whole)
 
 
 @pytest.mark.parametrize(
@@ -98,4 +103,4 @@ def test_of_a_kind_of_layer_the_range_of_yarn_is_truncated_whatever_its_settings
     """As in transformers, which looks for the word beside the kinds."""
     assert read(rope_parameters=YARN | {"truncate": False})[1]["truncate"] is False
     found = settings_of_kind({}, YARN | {"truncate": False}, 1e4, 2048)
-    assert dict(found["rope_scaling"]) == YARN
+    assert dict(found["rope_scaling"]) == YARN | {ORIGINAL: 2048}

@@ -11,6 +11,7 @@ from jax.extend.core import jaxprs_in_params
 
 import jaxft
 from jaxft.models import Config, Transformer, hidden_states, logits
+from jaxft.models.config import Rotary
 from jaxft.models.transformer import (
     cached_hidden_states,
     empty_cache,
@@ -370,3 +371,30 @@ def test_no_gradient_of_a_frozen_kernel_is_computed():
     assert kernel_shaped(jaxft.methods.full())
     assert not kernel_shaped(jaxft.methods.lora(rank=2))
     assert not kernel_shaped(jaxft.methods.lora_fa(rank=2))
+
+
+def stretched(kind, **more):
+    """Two layers of which the first is turned, and not the second."""
+    first = Rotary(100.0, tuple(sorted({"rope_type": kind, **more}.items())))
+    return dataclasses.replace(CONFIGS["llama"], rotaries=(first, None))
+
+
+def test_longrope_of_some_layers_changes_its_angles_behind_the_original_length():
+    """With factors that are all alike it is the plain rotary up to there, and the linear one behind it."""
+    params = initial_params(CONFIGS["llama"], jax.random.key(0))
+    tokens = jnp.arange(12, dtype=jnp.int32)[None]
+    longrope = stretched(
+        "longrope",
+        short_factor=(1.0, 1.0),
+        long_factor=(4.0, 4.0),
+        attention_factor=1.0,
+        original_max_position_embeddings=8,
+    )
+    for length, same in ((8, stretched("default")), (12, stretched("linear", factor=4.0))):
+        found, expected = (
+            hidden_states(one, params, tokens[:, :length]) for one in (longrope, same)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    cache, places = empty_cache(longrope, 1, 12), (jnp.ones_like(tokens), tokens)
+    again, _ = cached_hidden_states(longrope, params, tokens, *places, cache, jnp.int32(0))
+    np.testing.assert_allclose(again, expected, rtol=1e-5, atol=1e-6)

@@ -27,7 +27,7 @@ def read(raw: Mapping[str, Any]) -> Config:
     length = raw.get("max_position_embeddings", 8192)
     act = raw.get("hidden_act") or "gelu_pytorch_tanh"
     return Config(
-        **read_shape({"head_dim": 256, **raw}),
+        **read_shape({"head_dim": 256, "num_key_value_heads": 16, **raw}),
         **rope_settings(raw, 10000.0, length),
         max_length=length,
         norm_offset=1.0,

@@ -31,7 +31,7 @@ def read(raw: Mapping[str, Any]) -> Config:
     layers = raw["num_hidden_layers"]
     kinds = raw.get("layer_types") or [SLIDING, FULL] * ((layers + 1) // 2)
     scale = raw.get("query_pre_attn_scalar", 256) ** -0.5
-    shape = read_shape({"head_dim": 256, **raw}) | {"query_scale": scale}
+    shape = read_shape({"head_dim": 256, "num_key_value_heads": 4, **raw}) | {"query_scale": scale}
     bias = bool(raw.get("attention_bias", False))
     length = raw.get("max_position_embeddings", 8192)
     return Config(

@@ -49,7 +49,7 @@ def read(raw: Mapping[str, Any]) -> Config:
     kinds = raw.get("layer_types") or [
         SLIDING if (layer + 1) % every else FULL for layer in range(layers)
     ]
-    thetas = {FULL: raw.get("rope_theta", 1e6), SLIDING: raw.get("rope_local_base_freq", 1e4)}
+    thetas = {FULL: raw.get("rope_theta") or 1e6, SLIDING: raw.get("rope_local_base_freq") or 1e4}
     bias = bool(raw.get("attention_bias", False))
     length = raw.get("max_position_embeddings", 131_072)
     return Config(

@@ -11,7 +11,7 @@ from jaxft.models.config import Config
 from jaxft.models.families import mistral
 from jaxft.models.families.common import TWO_NORMS, spelled, tensors_by_name
 from jaxft.models.families.family import Family
-from jaxft.models.rope import ORIGINAL
+from jaxft.models.rope import KEYS, ORIGINAL
 
 BETA = "llama_4_scaling_beta"
 # Of transformers where config.json has none.
@@ -30,12 +30,13 @@ ROTARY = {
 
 def read(raw: Mapping[str, Any]) -> Config:
     length = raw.get("max_position_embeddings", 262_144)
-    rotary = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or ROTARY)
+    given = [raw[key] for key in KEYS if raw.get(key)]
     whole = {"rms_norm_eps": 1e-5, "sliding_window": None, "head_dim": 128, **raw}
-    config = mistral.read(
-        whole | {"max_position_embeddings": length, "rope_parameters": rotary, "rope_scaling": None}
-    )
-    growth = (float(rotary[BETA]), float(rotary[ORIGINAL])) if rotary.get(BETA) else ()
+    rotary = {} if given else {KEYS[0]: ROTARY}
+    config = mistral.read(whole | {"max_position_embeddings": length} | rotary)
+    rotary = dict(given[-1] if given else ROTARY)
+    settled = {**rotary, **dict(config.rope_scaling)}
+    growth = (float(rotary[BETA]), float(settled[ORIGINAL])) if rotary.get(BETA) else ()
     return dataclasses.replace(config, query_growth=growth)
 
 

@@ -30,7 +30,7 @@ def read(raw: Mapping[str, Any]) -> Config:
         SLIDING if (layer + 1) % 4 else FULL for layer in range(layers)
     ]
     # As in transformers, a base at the top level is that of the layers that see everything.
-    thetas = {FULL: raw.get("rope_theta", THETA), SLIDING: THETA}
+    thetas = {FULL: raw.get("rope_theta") or THETA, SLIDING: THETA}
     length = raw.get("max_position_embeddings", 2048)
     plain = {key: value for key, value in raw.items() if key not in KEYS}
     return dataclasses.replace(

@@ -28,7 +28,7 @@ from jaxft.models.rope import rope_settings
 def read(raw: Mapping[str, Any]) -> Config:
     length = raw.get("max_position_embeddings", 32768)
     return Config(
-        **read_shape(raw),
+        **read_shape({"num_key_value_heads": 32, **raw}),
         **rope_settings(raw, 10000.0, length),
         max_length=length,
         activation=activation_of(raw.get("hidden_act", "silu")),

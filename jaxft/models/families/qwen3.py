@@ -25,7 +25,7 @@ def read(raw: Mapping[str, Any]) -> Config:
     length = raw.get("max_position_embeddings", 32768)
     bias = bool(raw.get("attention_bias", False))
     return Config(
-        **read_shape({"head_dim": 128, **raw}),
+        **read_shape({"head_dim": 128, "num_key_value_heads": 32, **raw}),
         **rope_settings(raw, 10000.0, length),
         max_length=length,
         query_key_norm="head",
