@@ -122,8 +122,10 @@ def _rotation(config: Config, data: LayerData, reach: Reach) -> tuple[Any, Any]:
     frequencies, beyond, factor = found
     if beyond is None:
         return frequencies, factor
+    original = original_length(config)
     assert reach is not None, "`reach_of` says so before"
-    return jnp.where(reach >= original_length(config), beyond, frequencies), factor
+    assert original is not None, "there are angles beyond it"
+    return jnp.where(reach >= original, beyond, frequencies), factor
 
 
 def norm_of(config: Config, norm: Params, x: jax.Array) -> jax.Array:

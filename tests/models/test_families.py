@@ -8,7 +8,7 @@ import pytest
 
 from jaxft.errors import UserError
 from jaxft.formats.config_file import model_config
-from jaxft.models import family_of, module_names, tensors_of
+from jaxft.models import FAMILIES, family_of, module_names, tensors_of
 from jaxft.models.transformer import initial_params
 from jaxft.tree import flatten_with_paths
 
@@ -84,6 +84,27 @@ def test_qwen2_has_biases_on_q_k_v_alone_and_windows_only_when_they_are_on():
     assert read(QWEN2 | window | {"max_window_layers": 2}).windows == (0, 0, 8, 8)
     kinds = ["sliding_attention", "full_attention"] * 2
     assert read(QWEN2 | window | {"layer_types": kinds}).windows == (8, 0, 8, 0)
+
+
+def test_smollm3_has_the_windows_of_kinds_that_are_named():
+    """Whatever use_sliding_window says, as in transformers; where no kinds are named, that turns windows on."""
+    raw = LLAMA | {"model_type": "smollm3", "sliding_window": 8, "no_rope_layer_interval": 2}
+    kinds = ["full_attention", "full_attention", "sliding_attention", "full_attention"]
+    assert read(raw | {"layer_types": kinds}).windows == (0, 0, 8, 0)
+    assert read(raw).windows == ()
+    assert read(raw | {"use_sliding_window": True}).windows == (0, 8, 0, 8)
+
+
+@pytest.mark.parametrize("family", ["nemotron", "glm4", "stablelm", "phi3"])
+def test_a_proportional_rotary_turns_a_part_of_the_pairs_of_a_whole_head(family):
+    """So it is in transformers, where the other kinds have angles for the part alone."""
+    raw = LLAMA | {"model_type": family, "head_dim": 8, "num_key_value_heads": 2}
+    part = {"rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    config = read(raw | {"rope_parameters": part | {"rope_type": "proportional"}})
+    assert (config.rotary_dim, dict(config.rope_scaling)["partial_rotary_factor"]) == (0, 0.5)
+    written = FAMILIES[family].write(config)
+    assert written["rope_parameters"]["partial_rotary_factor"] == 0.5
+    assert read(raw | {"rope_parameters": part | {"rope_type": "default"}}).rotary_dim == 4
 
 
 def test_gemma2_alternates_windows_in_the_old_style_and_the_new():

@@ -32,9 +32,9 @@ def read(raw: Mapping[str, Any]) -> Config:
     length = raw.get("max_position_embeddings", 262_144)
     given = [raw[key] for key in KEYS if raw.get(key)]
     whole = {"rms_norm_eps": 1e-5, "sliding_window": None, "head_dim": 128, **raw}
-    rotary = {} if given else {KEYS[0]: ROTARY}
-    config = mistral.read(whole | {"max_position_embeddings": length} | rotary)
-    rotary = dict(given[-1] if given else ROTARY)
+    whole |= {"max_position_embeddings": length} | ({} if given else {KEYS[0]: ROTARY})
+    config = mistral.read(whole)
+    rotary: Mapping[str, Any] = given[-1] if given else ROTARY
     settled = {**rotary, **dict(config.rope_scaling)}
     growth = (float(rotary[BETA]), float(settled[ORIGINAL])) if rotary.get(BETA) else ()
     return dataclasses.replace(config, query_growth=growth)

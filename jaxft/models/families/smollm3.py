@@ -36,13 +36,14 @@ def read(raw: Mapping[str, Any]) -> Config:
         )
     found = rope_settings(raw, 2e6, length)
     rotary = Rotary(found["rope_theta"], found["rope_scaling"])
-    window = raw.get("sliding_window") if raw.get("use_sliding_window", False) else None
-    kinds = raw.get("layer_types") or [FULL if one else SLIDING for one in turned]
+    windowed = raw.get("use_sliding_window", False)
+    # As in transformers, kinds of layers that are named have their windows whatever `use_sliding_window` says.
+    kinds = raw.get("layer_types") or [SLIDING if windowed and not one else FULL for one in turned]
     return dataclasses.replace(
         llama.read(raw),
         **found | rotary_fields([rotary if one else None for one in turned[:layers]]),
         max_length=length,
-        windows=windows_of(kinds, window),
+        windows=windows_of(kinds[:layers], raw.get("sliding_window")),
     )
 
 

@@ -26,7 +26,11 @@ def read_turned(
     """
     inner = [raw[key] for key in reversed(KEYS) if raw.get(key)]
     found = [one[PARTIAL] for one in (*inner, raw) if one.get(PARTIAL) is not None]
-    size = int(head_dim * (found[0] if found else part))
+    share = found[0] if found else part
+    if inner and "proportional" in (inner[0].get("rope_type"), inner[0].get("type")):
+        # which turns a part of the pairs of a whole head
+        return rope_settings({**raw, PARTIAL: share}, theta, length)
+    size = int(head_dim * share)
     if size % 2 or not 0 < size <= head_dim:
         raise UserError(
             f"config.json: {PARTIAL} turns {size} of a head's {head_dim} features: they pair, so an even number"
@@ -48,8 +52,8 @@ def write_turned(config: Config) -> dict[str, Any]:
     part = size / config.head_dim
     if int(config.head_dim * part) != size:
         part = math.nextafter(part, 1.0)
-    settings = spelled(config.rope_theta, config.rope_scaling)
-    return {"rope_parameters": settings | {PARTIAL: part}, PARTIAL: part}
+    settings = {PARTIAL: part, **spelled(config.rope_theta, config.rope_scaling)}
+    return {"rope_parameters": settings, PARTIAL: settings[PARTIAL]}
 
 
 def turned_in(
