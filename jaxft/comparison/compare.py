@@ -192,30 +192,29 @@ def _begin(state: Comparison) -> None:
 
 
 def check_graders(given: Given, items: Sequence[Item], records: list[dict[str, Any]]) -> None:
-    """Raises UserError for a grader that gives one value to all: to answers, to what is right, and to nothing."""
+    """Raises UserError for a first grader that gives one value to all: to answers, to what is right, and to nothing."""
     if not given.graders:
         return
-    for grader in given.graders[:1]:
-        said = [record["answer"] or "" for record in records]
-        texts = [(item, answer) for item, answer in zip(items, said, strict=True)]
-        texts += [(item, item.references[0]) for item in items if item.references]
-        texts += [(item, "") for item in items[:1]]
-        cases = [
-            case_of({"reference": next(iter(item.references), ""), **item.values}, text)
-            for item, text in texts
-        ]
-        verdicts = grade([grader], cases)[0]
-        values = {one.reward for one in verdicts if one.reward is not None}
-        if not values:
-            raise UserError(
-                f"config.graders: grader {grader.name!r} can judge no answer: {verdicts[0].reason}"
-            )
-        if len(values) == 1 and len(items) > 1:
-            raise UserError(
-                f"config.graders: grader {grader.name!r} gives {values.pop():g} to all of "
-                f"{counted(len(texts), 'answer')}, to the model's, to those in the rows and to an empty one: "
-                "it tells nothing apart"
-            )
+    grader = given.graders[0]
+    texts = [(item, record["answer"] or "") for item, record in zip(items, records, strict=True)]
+    texts += [(item, item.references[0]) for item in items if item.references]
+    texts += [(item, "") for item in items[:1]]
+    cases = [
+        case_of({"reference": next(iter(item.references), ""), **item.values}, text)
+        for item, text in texts
+    ]
+    verdicts = grade([grader], cases)[0]
+    values = {one.reward for one in verdicts if one.reward is not None}
+    if not values:
+        raise UserError(
+            f"config.graders: grader {grader.name!r} can judge no answer: {verdicts[0].reason}"
+        )
+    if len(values) == 1 and len(items) > 1:
+        raise UserError(
+            f"config.graders: grader {grader.name!r} gives {values.pop():g} to all of "
+            f"{counted(len(texts), 'answer')}, to the model's, to those in the rows and to an empty one: "
+            "it tells nothing apart"
+        )
 
 
 def _kept(state: Comparison, levers: Sequence[Lever]) -> list[Lever]:
