@@ -2,7 +2,8 @@
 
     python experiments/pods/families.py [SHAPE ...] [--table]
 
-What `jaxft plan` says of LoRA on all projections, full rematerialisation, the weights divided among all devices. The
+What `jaxft plan` says of LoRA on all projections, `remat=full` or, where the shape's name says so, `remat=outputs`, the
+weights divided among all devices. The
 efficiency is its MFU: the products of the step without recomputation, at the device's peak, as a share of the step's
 estimated time; beside it stands the share of all products, those done again too. Those of attention are counted for all
 pairs of tokens, whatever the window. Both stand beside those of a llama with as many rows: of the same sizes, where it
@@ -30,13 +31,13 @@ NOTES = """
 Efficiency changes with a model's sizes and its rows more than with its family: beside a llama of its own sizes qwen3
 32B loses 2 % to the norms of its queries and keys.
 
-Gemma3 12B makes again what llama does not: the last product of a layer's feed-forward, which the norm behind it reads
-in the backward pass too. By the compiler's figures that is 5.7 % of its step. About 6 % more than in llama are norms
-(four of a layer, those of queries and keys) and copies around the attention of heads of 256, whose backward kernel
-takes the keys in four parts where heads of 128 take two; 0.8 % is a copy of the head's 262,208 rows, whose own
-products take 3.7 %. The large products run at 96 % of the peak in both. (To keep that output would double what
-`remat=full` keeps of a layer; to take what stands around the kernels out of the choice between windows gained
-nothing.)
+Under `remat=full` gemma3 12B makes again what llama does not: the last product of a layer's feed-forward, which the
+norm behind it reads in the backward pass too. By the compiler's figures that is 5.7 % of its step. `remat=outputs`
+keeps it, and what attention gives: there it has 0.92 of llama's efficiency. The rest are norms (four of a layer, those
+of queries and keys) and copies around the attention of heads of 256, whose backward kernel takes the keys in four parts
+where heads of 128 take two; 0.8 % is a copy of the head's 262,208 rows, whose own products take 3.7 %. The large
+products run at 96 % of the peak in both. (To take what stands around the kernels out of the choice between windows
+gained nothing.)
 
 Windows and soft caps take the attention kernel that llama takes: it is made for each window of the layers, one of which
 is chosen as the program runs. It is not taken, and attention goes by blocks of plain products, where a head's features
