@@ -30,7 +30,7 @@ def read(raw: Mapping[str, Any]) -> Config:
     shape = read_shape({"num_key_value_heads": 32, **raw, **epsilon, "head_dim": None})
     return Config(
         **shape,
-        **read_turned(raw, shape["head_dim"], length, part=0.25),
+        **read_turned(raw, shape["head_dim"], length, part=0.25, proportional=False),
         max_length=length,
         norm="layer",
         norm_place="parallel" if raw.get("use_parallel_residual", False) else "before",

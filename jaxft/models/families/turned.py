@@ -13,7 +13,13 @@ from jaxft.models.rope import KEYS, PARTIAL, rope_settings
 
 
 def read_turned(
-    raw: Mapping[str, Any], head_dim: int, length: int, *, theta: float = 10000.0, part: float = 1.0
+    raw: Mapping[str, Any],
+    head_dim: int,
+    length: int,
+    *,
+    theta: float = 10000.0,
+    part: float = 1.0,
+    proportional: bool = True,
 ) -> dict[str, Any]:
     """The rotary settings of a family that turns a part of each head: those of `rope_settings`, and `rotary_dim`.
 
@@ -23,12 +29,20 @@ def read_turned(
         length: the longest sequence.
         theta: the family's base, and
         part: its `partial_rotary_factor`, where config.json has none.
+        proportional: whether the family knows a part of that kind: of the pairs of a whole head.
+
+    Raises:
+        UserError: a part that is no even number of features, or one that the family does not know.
     """
     inner = [raw[key] for key in reversed(KEYS) if raw.get(key)]
     found = [one[PARTIAL] for one in (*inner, raw) if one.get(PARTIAL) is not None]
     share = found[0] if found else part
     if inner and "proportional" in (inner[0].get("rope_type"), inner[0].get("type")):
-        # which turns a part of the pairs of a whole head
+        if share != 1.0 and not proportional:
+            raise UserError(
+                f"config.json: {PARTIAL} {share} of the kind proportional is not known to {raw.get('model_type')}, "
+                "here as in transformers"
+            )
         return rope_settings({**raw, PARTIAL: share}, theta, length)
     size = int(head_dim * share)
     if size % 2 or not 0 < size <= head_dim:
