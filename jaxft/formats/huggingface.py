@@ -21,7 +21,14 @@ from jaxft.defaults import DOUBLE_QUANT, GROUP_SIZE
 from jaxft.errors import UserError, counted, nearest
 from jaxft.formats.config_file import model_config, read_config
 from jaxft.formats.manifest import check_manifest
-from jaxft.formats.multimodal import MODULES, prefix_in, rest_of, spelled_inside, tell_rest
+from jaxft.formats.multimodal import (
+    MODULES,
+    may_be_tied,
+    prefix_in,
+    rest_of,
+    spelled_inside,
+    tell_rest,
+)
 from jaxft.formats.naming import with_family
 from jaxft.formats.prequantized import Reader, empty_biases, reader_of, refuse_quantized
 from jaxft.formats.safetensors import (
@@ -92,10 +99,11 @@ def load(
                 f"dtype {name!r} is not known{nearest(str(name), DTYPES)}: {', '.join(DTYPES)}"
             )
     check_manifest(path)
+    raw = read_config(path)
     config = dataclasses.replace(model_config(path), dtype=dtype)
-    reader = reader_of(read_config(path), str(path / "config.json"))
+    reader = reader_of(raw, str(path / "config.json"))
     stored = open_folder(path)
-    config = _untie_if_different(config, stored, path)
+    config = _tied_as_stored(config, stored, path, may_be_tied(raw))
     plan, packed = _plan(config, stored, path, reader)
     if quantize != "none" and packed:
         refuse_quantized(reader.name, str(path))
@@ -269,10 +277,14 @@ def spelling(config: Config, stored: Mapping[str, Any]) -> Callable[[str], str]:
     return lambda name: name.removeprefix(prefix)
 
 
-def _untie_if_different(config: Config, stored: Mapping[str, Stored], folder: Path) -> Config:
-    """The config, its head untied where the file holds a head unlike the embedding."""
+def _tied_as_stored(
+    config: Config, stored: Mapping[str, Stored], folder: Path, may_be_tied: bool
+) -> Config:
+    """The config, its head untied where the file holds a head unlike the embedding, tied where it may and has none."""
     name = spelling(config, stored)(HEAD)
-    if not config.tied or name not in stored:
+    if name not in stored:
+        return dataclasses.replace(config, tied=config.tied or may_be_tied)
+    if not config.tied:
         return config
     embedding = spelling(config, stored)(tensors_of(config)["embed/embedding"].name)
     shape = (config.vocabulary, config.hidden)

@@ -28,6 +28,18 @@ def text_of(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**text, **above}
 
 
+def may_be_tied(raw: Mapping[str, Any]) -> bool:
+    """Whether a folder with other parts leaves open that its head is the embedding, so that its tensors tell.
+
+    transformers goes by its class around the text where the top level says nothing, and some classes go by the text
+    where it says that they are tied.
+    """
+    text = raw.get(TEXT)
+    if not isinstance(text, Mapping):
+        return False
+    return raw.get(TIED) is None or bool(text.get(TIED))
+
+
 def prefix_in(stored: Mapping[str, Any]) -> str:
     """The prefix of the decoder's tensors among others, by their names; "" where the folder holds a decoder alone."""
     return next((p for p in PREFIXES if any(name.startswith(p) for name in stored)), "")

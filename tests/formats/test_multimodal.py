@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -52,6 +53,24 @@ def test_its_texts_logits_are_those_of_transformers_in_both_spellings(folder, tm
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
         said = capsys.readouterr().err
         assert f"{source}: its text is read; multi_modal_projector, vision_tower stay" in said
+
+
+@pytest.mark.parametrize(
+    ("top", "text", "tied"), [(None, False, True), (False, True, True), (False, False, False)]
+)
+def test_a_head_that_is_nowhere_is_the_embedding_unless_config_json_says_no(
+    folder, tmp_path, top, text, tied
+):
+    """As transformers' classes of gemma3 and mistral3 have it, and llava's, whose text goes before its top level."""
+    raw = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": top}
+    raw["text_config"]["tie_word_embeddings"] = text
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    shutil.copy(folder / "model.safetensors", tmp_path / "model.safetensors")
+    if tied:
+        assert jaxft.load(tmp_path)[0].config.tied
+    else:
+        with pytest.raises(UserError, match=r"the tensor lm_head\.weight is missing"):
+            jaxft.load(tmp_path)
 
 
 def test_what_is_not_text_is_kept_when_the_whole_is_saved(folder, tmp_path):
