@@ -7,6 +7,7 @@ have, and `SMALL` is added to them.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxft.errors import UserError, counted, row_of
+from jaxft.errors import UserError, counted, row_of, shown
 
 SMALL = 1e-4  # TRL's, beside a deviation
 WHITE = 1e-8  # verl's, beside a variance
@@ -52,7 +53,8 @@ def advantages(
     >>> advantages([1.0, 0.0, 2.0, 2.0], 2, scale="none").tolist()
     [0.5, -0.5, 0.0, 0.0]
     """
-    table, how = _table(rewards, group), row_of(COMBINE, combine, "combine")
+    table, how = _table(rewards), row_of(COMBINE, combine, "combine")
+    group = _group_size(group, table, 2)
     deviation = row_of(SCALES, scale, "scale")
     rows = how(table, _factors(weights, table), group, deviation)
     return jnp.nan_to_num(rows.reshape(-1))
@@ -68,8 +70,8 @@ def leave_one_out(
     >>> leave_one_out([3.0, 0.0, float("nan"), 1.0, 1.0, 1.0], 3).tolist()
     [3.0, -3.0, 0.0, 0.0, 0.0, 0.0]
     """
-    table = _table(rewards, group)
-    rows = total(table, weights).reshape(-1, group)
+    table = _table(rewards)
+    rows = total(table, weights).reshape(-1, _group_size(group, table, 2))
     others = jnp.sum(~jnp.isnan(rows), axis=1, keepdims=True) - 1
     rest = jnp.nansum(rows, axis=1, keepdims=True) - rows
     baseline = rest / others.astype(rows.dtype)  # of a lone judged one 0 / 0: its advantage is 0
@@ -101,14 +103,14 @@ def whitened_returns(
     Raises:
         UserError: a shape that does not fit.
     """
-    table, mask = _table(rewards, group), jnp.asarray(mask).astype(bool)
+    table, mask = _table(rewards), jnp.asarray(mask).astype(bool)
     if mask.ndim != 2 or mask.shape[0] != table.shape[0]:
         raise UserError(
             f"mask has shape {mask.shape}: ({table.shape[0]}, length) is expected, a row a reward"
         )
     final = total(table, weights)
     if group is not None:
-        grouped = final.reshape(-1, group)
+        grouped = final.reshape(-1, _group_size(group, table, 2))
         final = (grouped - jnp.nanmean(grouped, axis=1, keepdims=True)).reshape(-1)
     returns = jnp.broadcast_to(final[:, None], mask.shape)
     if penalties is not None:
@@ -134,10 +136,10 @@ def over_greedy(
     >>> over_greedy([1.0, 0.0], [0.25, 0.25]).tolist()
     [0.75, -0.25]
     """
-    sampled = total(_table(rewards, group), weights)
-    baseline = total(_table(greedy, None), weights)
+    table = _table(rewards)
+    sampled, baseline = total(table, weights), total(_table(greedy), weights)
     if group is not None:
-        baseline = jnp.repeat(baseline, group)
+        baseline = jnp.repeat(baseline, _group_size(group, table, 1))
     if baseline.shape != sampled.shape:
         raise UserError(
             f"{counted(baseline.shape[0], 'reward')} of greedy answers for {counted(sampled.shape[0], 'completion')}"
@@ -191,8 +193,8 @@ def _whitened(x: Float[Array, "n length"], seen: Bool[Array, "n length"]) -> Arr
     return away * jax.lax.rsqrt(variance + WHITE)
 
 
-def _table(rewards: Any, group: int | None) -> Float[Array, "n functions"]:
-    """The rewards as (n, functions); UserError where they are none, or do not fit into groups."""
+def _table(rewards: Any) -> Float[Array, "n functions"]:
+    """The rewards as (n, functions); UserError where they are none."""
     if not isinstance(rewards, jax.Array):
         try:
             rewards = np.asarray(rewards, np.float32)  # a None becomes NaN
@@ -207,20 +209,31 @@ def _table(rewards: Any, group: int | None) -> Float[Array, "n functions"]:
         raise UserError(
             f"rewards have shape {table.shape}: (n,) or (n, functions) is expected, n at least 1"
         )
-    if group is not None and group < 2:
-        raise UserError(
-            f"group is {group}: a reward is compared with those of its group, which needs at least 2 completions"
-        )
-    if group is not None and table.shape[0] % group:
-        raise UserError(f"{counted(table.shape[0], 'reward')} are not whole groups of {group}")
     return table
+
+
+def _group_size(group: Any, table: Array, least: int) -> int:
+    """The group as an int; UserError where it is none, is too small, or the rows are not whole groups of it."""
+    try:
+        size = operator.index(group)
+    except TypeError:
+        raise UserError(f"group is {shown(group)}: a whole number of completions is expected") from None  # fmt: skip
+    if size < least:
+        also = "a reward is compared with those of its group, which needs "
+        raise UserError(f"group is {size}: {also}at least {counted(least, 'completion')}")
+    if table.shape[0] % size:
+        raise UserError(f"{counted(table.shape[0], 'reward')} are not whole groups of {size}")
+    return size
 
 
 def _factors(weights: Any, table: Array) -> Float[Array, "1 functions"]:
     functions = table.shape[1]
     if weights is None:
         return jnp.ones((1, functions), table.dtype)
-    factors = jnp.asarray(weights, table.dtype)
+    try:
+        factors = jnp.asarray(weights, table.dtype)
+    except (TypeError, ValueError):
+        raise UserError(f"weights: numbers are expected, not {shown(weights)}") from None
     if factors.shape != (functions,):
         raise UserError(
             f"weights have shape {factors.shape}: ({functions},) is expected, one a reward function"

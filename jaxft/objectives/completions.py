@@ -18,7 +18,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.data.packing import Batch as Arrays
 from jaxft.models import Config, head_of, hidden_states
-from jaxft.objectives.cross_entropy import token_entropies, token_log_probabilities
+from jaxft.objectives.cross_entropy import (
+    log_probabilities_and_entropies,
+    token_log_probabilities,
+)
 from jaxft.objectives.policy import (
     LOSSES,
     Clip,
@@ -121,9 +124,12 @@ def completion_tokens(
     warmth = jnp.asarray(batch["temperature"])[:, :, None]
     hidden = hidden / warmth.astype(hidden.dtype)
     head, cap, after = head_of(params), config.logit_softcap, jnp.roll(tokens, -1, axis=1)
-    log_p = token_log_probabilities(hidden, head, after, softcap=cap)
-    found = token_entropies(hidden, head, softcap=cap) if entropies else None
-    return _of_completions(log_p, batch), None if found is None else _of_completions(found, batch)
+    if not entropies:
+        log_p = token_log_probabilities(hidden, head, after, softcap=cap)
+        return _of_completions(log_p, batch), None
+    both = log_probabilities_and_entropies(hidden, head, after, softcap=cap)
+    log_p, spread = (_of_completions(values, batch) for values in both)
+    return log_p, spread
 
 
 def _of_completions(values: Float[Array, "rows length"], batch: Batch) -> Float[Array, "n new"]:
@@ -167,8 +173,9 @@ def policy_objective(
     The mean of parts is that of TRL's accumulated micro-batches: each part's own mean, or of losses that are divided by
     all tokens of an update, the sum over its parts.
     """
-    row, focused = LOSSES[settings.name], settings.entropy_share < 1.0
-    new, entropies = completion_tokens(config, params, batch, entropies=focused)
+    row = LOSSES[settings.name]
+    new, entropies = completion_tokens(config, params, batch, entropies=True)
+    assert entropies is not None
     counted = jnp.asarray(batch["counted"]).reshape(-1)
     length = new.shape[1]
     mask = jnp.arange(length, dtype=counted.dtype)[None, :] < counted[:, None]
@@ -190,32 +197,22 @@ def policy_objective(
         kl_corrected=settings.kl_corrected,
         importance=settings.importance,
         sizes=Sizes(None, items),
-        focus=None
-        if entropies is None
-        else of_highest_entropy(entropies, mask, settings.entropy_share),
+        focus=of_highest_entropy(entropies, mask, settings.entropy_share)
+        if settings.entropy_share < 1.0
+        else None,
     )
     here = jnp.asarray(len(counted), jnp.float32)
     factor = completions.astype(jnp.float32) if row.mean is over_all_tokens else here
-    sums = _metrics(settings, parts, new, entropies, mask)
+    sums = _metrics(settings, parts, entropies, mask)
     return parts.loss * factor, Counted(here, jnp.sum(mask.astype(jnp.float32)), sums)
 
 
-def _metrics(
-    settings: Settings,
-    parts: Parts,
-    new: Array,
-    entropies: Array | None,
-    mask: Array,
-) -> Sums:
-    """name -> (sum, tokens), names as in TRL."""
-    stop = jax.lax.stop_gradient
-    parts, new = stop(parts), jnp.where(mask, stop(new), 0.0)
+def _metrics(settings: Settings, parts: Parts, entropies: Array, mask: Array) -> Sums:
+    """name -> (sum, tokens), names as in TRL; of the least and the largest share of a sequence, (share, 1)."""
+    parts = jax.lax.stop_gradient(parts)
     ratio, gains = parts.ratio, parts.advantages
     clip, term = settings.clip, LOSSES[settings.name].term
-    values = {
-        # of what the policy drew itself, -log p is an estimate of the entropy without a bias
-        "entropy": -new if entropies is None else entropies,
-    }
+    values, ends = {"entropy": entropies}, Sums()
     if term is clipped:
         low = (ratio < 1.0 - clip.low) & (gains < 0)
         high = (ratio > 1.0 + clip.high) & (gains > 0)
@@ -224,14 +221,33 @@ def _metrics(
             "clip_ratio/high_mean": high,
             "clip_ratio/region_mean": low | high,
         }
+        ends = {
+            "clip_ratio/low_min": _one(jnp.nanmin(_shares(low, mask))),
+            "clip_ratio/high_max": _one(jnp.nanmax(_shares(high, mask))),
+        }
     else:
         values["cispo_clip_ratio"] = (ratio > clip.high) & (gains > 0)
     if parts.kl is not None:
         values["kl"] = parts.kl
-    return {name: _averaged(value.astype(jnp.float32), mask) for name, value in values.items()}
+    means = {name: _averaged(value.astype(jnp.float32), mask) for name, value in values.items()}
+    return means | ends
 
 
 def _averaged(values: Array, mask: Array) -> tuple[Array, Array]:
     """(sum, how many) of what is known of each token, (n, new), or of each sequence, (n, 1)."""
     seen = mask if values.shape == mask.shape else jnp.ones_like(values, bool)
     return jnp.sum(jnp.where(seen, values, 0.0)), jnp.sum(seen.astype(jnp.float32))
+
+
+def _shares(seen: Array, mask: Array) -> Float[Array, " n"]:
+    """The share of each sequence's tokens at which it is so, NaN without a token; of (n, 1), 0 or 1."""
+    if seen.shape != mask.shape:
+        return seen[:, 0].astype(jnp.float32)
+    many = jnp.sum(mask.astype(jnp.float32), axis=1)
+    return jnp.sum((seen & mask).astype(jnp.float32), axis=1) / many
+
+
+def _one(value: Array) -> tuple[Array, Array]:
+    """(value, 1); (0, 0) for NaN."""
+    known = jnp.isfinite(value)
+    return jnp.where(known, value, 0.0), known.astype(jnp.float32)

@@ -26,6 +26,9 @@ LEAST_TOKENS = 1024  # of a chunk on a mesh's device: with fewer, reading the he
 MOST_CHUNKS = 64
 
 
+Told = tuple[Float[Array, "batch length"], Float[Array, "batch length"] | None]
+
+
 class _Setting(NamedTuple):
     """What is static: the head's structure, the loss's form, the positions per chunk."""
 
@@ -34,6 +37,7 @@ class _Setting(NamedTuple):
     label_smoothing: float
     chunk: int
     parts: int  # among how many devices the length is divided
+    entropies: bool = False  # of each position are told too
 
 
 def cross_entropy_reference(
@@ -92,7 +96,26 @@ def token_log_probabilities(
 ) -> Float[Array, "batch length"]:
     """The log p(target) of every position in float32, in chunks; arguments are `cross_entropy`'s."""
     leaves, setting = _prepare(hidden, head, softcap, 0.0, chunk)
-    return -_token_losses(setting, hidden, leaves, targets)
+    losses, _ = _token_losses(setting, hidden, leaves, targets)
+    return -losses
+
+
+def log_probabilities_and_entropies(
+    hidden: Float[Array, "batch length hidden"],
+    head: Any,
+    targets: Int[Array, "batch length"],
+    *,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
+    """`token_log_probabilities`, and the entropy of the distribution of each token, in nats, float32.
+
+    The entropies are logsumexp(z) - sum_v p(v) z(v) of the same logits z, constants to the gradient.
+    """
+    leaves, setting = _prepare(hidden, head, softcap, 0.0, chunk)
+    losses, entropies = _token_losses(setting._replace(entropies=True), hidden, leaves, targets)
+    assert entropies is not None
+    return -losses, jax.lax.stop_gradient(entropies)
 
 
 def collision_log_probabilities(
@@ -112,25 +135,6 @@ def collision_log_probabilities(
         return twice - 2.0 * once
 
     return _of_logits(collisions, hidden, head, softcap, chunk)
-
-
-def token_entropies(
-    hidden: Float[Array, "batch length hidden"],
-    head: Any,
-    *,
-    softcap: float | None = None,
-    chunk: int | None = None,
-) -> Float[Array, "batch length"]:
-    """The entropy of the next token at every place, in nats, float32, in chunks and without a gradient.
-
-    That is logsumexp(z) - sum_v p(v) z(v) for the logits z; arguments are `cross_entropy`'s.
-    """
-
-    def entropies(logits: Array) -> Array:
-        expected = jnp.sum(jax.nn.softmax(logits) * logits, axis=-1)
-        return jax.nn.logsumexp(logits, axis=-1) - expected
-
-    return _of_logits(entropies, hidden, head, softcap, chunk)
 
 
 def _of_logits(
@@ -228,11 +232,11 @@ def _scan(
     weights: Array,
     form_hidden: bool,
     trained: tuple[int, ...],
-) -> tuple[Array, Array | None, list[Array | None]]:
-    """The losses of all positions and, as asked, the gradients of their weighted sum.
+) -> tuple[Told, Array | None, list[Array | None]]:
+    """What is told of all positions and, as asked, the gradients of their weighted sum of losses.
 
-    Returns the losses (batch, length), the hidden states' gradient if `form_hidden`, and for every
-    leaf of the head None or, at the indices `trained`, its gradient, summed in float32.
+    Returns the losses and, as `setting` asks, the entropies, (batch, length) each, the hidden states' gradient if
+    `form_hidden`, and for every leaf of the head None or, at the indices `trained`, its gradient, summed in float32.
     """
 
     def product(states: Array, picked: list[Array]) -> Array:
@@ -248,48 +252,54 @@ def _scan(
             logits, transpose = jax.vjp(product, states, picked)
         else:
             logits, transpose = jax.vjp(functools.partial(product, states), picked)
-        losses, d_logits = _losses(setting, logits, targets, weights)
+        told, d_logits = _losses(setting, logits, targets, weights)
         if not (form_hidden or trained):
-            return sums, (losses, None)
+            return sums, (told, None)
         *d_states, d_picked = transpose(d_logits.astype(logits.dtype))
         sums = [
             total + part.astype(jnp.float32) for total, part in zip(sums, d_picked, strict=True)
         ]
-        return sums, (losses, d_states[0] if form_hidden else None)
+        return sums, (told, d_states[0] if form_hidden else None)
 
     zeros = [jnp.zeros(leaves[index].shape, jnp.float32) for index in trained]
     pieces = jax.tree.map(
         lambda x: _cut(x, setting.chunk, setting.parts), (hidden, targets, weights)
     )
-    sums, (losses, d_hidden) = jax.lax.scan(step, zeros, pieces)
+    sums, (told, d_hidden) = jax.lax.scan(step, zeros, pieces)
     d_leaves: list[Array | None] = [None] * len(leaves)
     for index, total in zip(trained, sums, strict=True):
         d_leaves[index] = total.astype(leaves[index].dtype)
     whole = functools.partial(_join, length=hidden.shape[1], parts=setting.parts)
-    return whole(losses), whole(d_hidden) if form_hidden else None, d_leaves
+    return jax.tree.map(whole, told), whole(d_hidden) if form_hidden else None, d_leaves
 
 
 def _losses(
     setting: _Setting, logits: Array, targets: Array, weights: Array
-) -> tuple[Float[Array, "batch length"], Float[Array, "batch length vocabulary"]]:
-    """The loss of each position, and the derivative of the weighted sum to the logits."""
+) -> tuple[Told, Float[Array, "batch length vocabulary"]]:
+    """What is told of each position, and the derivative of the weighted sum of losses to the logits."""
     softcap, smooth, vocabulary = setting.softcap, setting.label_smoothing, logits.shape[-1]
     if softcap is not None:
         tanh = jnp.tanh(logits.astype(jnp.float32) / softcap)
         logits = softcap * tanh
     # The largest is looked for in the logits' own dtype: a TPU else writes all of them in float32, and reads those.
     highest = logits.max(axis=-1, keepdims=True).astype(jnp.float32)
-    powers = jnp.exp(logits.astype(jnp.float32) - highest)
+    away = logits.astype(jnp.float32) - highest
+    powers = jnp.exp(away)
     total = powers.sum(axis=-1, keepdims=True)
     target = jnp.take_along_axis(logits, targets[:, :, None], axis=-1, mode="clip")
     losses = (highest + jnp.log(total) - (1.0 - smooth) * target.astype(jnp.float32))[:, :, 0]
+    entropies = None
+    if setting.entropies:
+        expected = jnp.sum(powers * away, axis=-1, keepdims=True) / total
+        entropies = (jnp.log(total) - expected)[:, :, 0]
     if smooth:
         losses = losses - smooth * logits.astype(jnp.float32).mean(axis=-1)
     weights = weights[:, :, None]
     hit = targets[:, :, None] == jnp.arange(vocabulary, dtype=targets.dtype)[None, None, :]
     derivative = powers * (weights / total) - weights * (smooth / vocabulary)
     derivative = derivative - jnp.where(hit, weights * (1.0 - smooth), 0.0)
-    return losses, derivative if softcap is None else derivative * (1.0 - jnp.square(tanh))
+    derivative = derivative if softcap is None else derivative * (1.0 - jnp.square(tanh))
+    return (losses, entropies), derivative
 
 
 def _scaled(gradient: Array | None, cotangent: Array) -> Array | None:
@@ -326,7 +336,7 @@ def _join(x: Array, length: int, parts: int) -> Array:
 def _loss_sum(
     setting: _Setting, hidden: Array, leaves: list[Array], targets: Array, weights: Array
 ) -> Float[Array, ""]:
-    losses, _, _ = _scan(setting, hidden, leaves, targets, weights, False, ())
+    (losses, _), _, _ = _scan(setting, hidden, leaves, targets, weights, False, ())
     return jnp.sum(losses * weights)
 
 
@@ -335,7 +345,7 @@ def _loss_sum_forward(
 ) -> Any:
     trained = tuple(index for index, leaf in enumerate(leaves) if leaf.perturbed)
     values = [leaf.value for leaf in leaves]
-    losses, d_hidden, d_leaves = _scan(
+    (losses, _), d_hidden, d_leaves = _scan(
         setting, hidden.value, values, targets.value, weights.value, hidden.perturbed, trained
     )
     return jnp.sum(losses * weights.value), (losses, d_hidden, d_leaves)
@@ -353,9 +363,7 @@ _loss_sum.defvjp(_loss_sum_forward, _loss_sum_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _token_losses(
-    setting: _Setting, hidden: Array, leaves: list[Array], targets: Array
-) -> Float[Array, "batch length"]:
+def _token_losses(setting: _Setting, hidden: Array, leaves: list[Array], targets: Array) -> Told:
     return _scan(setting, hidden, leaves, targets, jnp.ones(targets.shape), False, ())[0]
 
 
@@ -368,20 +376,26 @@ def _token_losses_forward(setting: _Setting, hidden: Any, leaves: Any, targets: 
     values = [leaf.value for leaf in leaves]
     ones = jnp.ones(targets.value.shape)
     form = hidden.perturbed and not trained
-    losses, d_hidden, _ = _scan(setting, hidden.value, values, targets.value, ones, form, ())
+    told, d_hidden, _ = _scan(setting, hidden.value, values, targets.value, ones, form, ())
     again = (hidden.value, targets.value, trained, frozen) if trained else None
-    return losses, (d_hidden, again, [None] * len(leaves))
+    return told, (d_hidden, again, [None] * len(leaves))
 
 
-def _token_losses_backward(setting: _Setting, kept: Any, cotangent: Any) -> Any:
-    d_hidden, again, d_leaves = kept
+def _token_losses_backward(setting: _Setting, kept: Any, cotangents: Any) -> Any:
+    (d_hidden, again, d_leaves), (cotangent, _) = kept, cotangents
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
         return None, d_leaves, None
     if again is not None:
         hidden, targets, trained, frozen = again
         values = [leaf for _, leaf in sorted((trained | frozen).items())]
         _, d_hidden, d_leaves = _scan(
-            setting, hidden, values, targets, cotangent, True, tuple(sorted(trained))
+            setting._replace(entropies=False),
+            hidden,
+            values,
+            targets,
+            cotangent,
+            True,
+            tuple(sorted(trained)),
         )
         return d_hidden, d_leaves, None
     return _scaled(d_hidden, cotangent[:, :, None]), d_leaves, None

@@ -107,11 +107,15 @@ def sums_of(judges: Judges, sampled: Sampled, verdicts: Verdicts) -> Sums:
 def spreads_of(judges: Judges, sampled: Sampled, verdicts: Verdicts, group: int) -> Sums:
     """The same of numbers that tell how a batch of groups is spread; over several batches they are means."""
     total = total_of(verdicts.rewards, judges.graders)
+    several = (~np.isnan(total.reshape(-1, group))).sum(axis=1) > 1  # else there is no deviation
+    ended = sampled.lengths[~sampled.truncated.astype(bool)].astype(np.float64)
     sums = {
         "reward_std": _one(_deviation(total)),
-        "frac_reward_zero_std": _mean(same_rewards(total, group).astype(np.float64)),
+        "frac_reward_zero_std": _mean((same_rewards(total, group) & several).astype(np.float64)),
         "completions/min_length": _one(float(sampled.lengths.min())),
         "completions/max_length": _one(float(sampled.lengths.max())),
+        "completions/min_terminated_length": _one(ended.min(initial=math.inf)),
+        "completions/max_terminated_length": _one(ended.max(initial=-math.inf)),
         "rollout/busy": _one(sampled.busy),
         "rollout/mismatch": _one(float(sampled.mismatches.sum())),
         "rollout/logp_difference": _mean(sampled.apart),
@@ -189,7 +193,7 @@ def _mean(values: np.ndarray) -> tuple[float, float]:
 
 
 def _one(value: float) -> tuple[float, float]:
-    return (0.0, 0.0) if math.isnan(value) else (value, 1.0)
+    return (float(value), 1.0) if math.isfinite(value) else (0.0, 0.0)
 
 
 def _deviation(values: np.ndarray) -> float:

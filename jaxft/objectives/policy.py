@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxft.errors import UserError, row_of
+from jaxft.errors import UserError, row_of, shown
 
 FARTHEST = 80.0  # of log ratios; exp(80) is near the largest float32
 Tokens = Float[Array, "n length"]
@@ -145,7 +145,7 @@ def over_all_tokens(x: Tokens, mask: Array, sizes: Sizes) -> Float[Array, ""]:
 def over_longest(x: Tokens, mask: Array, sizes: Sizes) -> Float[Array, ""]:
     """sum m x / (rows x longest)."""
     longest = mask.shape[1] if sizes.longest is None else sizes.longest
-    return jnp.sum(x) / (mask.shape[0] * jnp.asarray(longest, x.dtype))
+    return jnp.sum(x) / (mask.shape[0] * jnp.maximum(jnp.asarray(longest, x.dtype), 1.0))
 
 
 def over_rows(x: Tokens, mask: Array, sizes: Sizes) -> Float[Array, ""]:
@@ -250,7 +250,7 @@ def policy_loss(
         kl=kl,
         kl_corrected=kl_corrected,
         importance=importance,
-        sizes=Sizes(longest, items),
+        sizes=Sizes(_one("longest", longest), _one("items", items)),
         focus=focus,
     ).loss
 
@@ -282,7 +282,7 @@ def policy_parts(
     ratio = jnp.exp(_near((row.ratio or chosen)(sampled)))
     term = row.term(sampled, ratio, clip)
     if not row.by_sequence:
-        seen = mask if focus is None else mask & jnp.asarray(focus).astype(bool)
+        seen = mask if focus is None else mask & _fitting("focus", focus, mask).astype(bool)
         term = jnp.where(seen, jnp.broadcast_to(term, mask.shape), 0.0)
     value, divergences = row.mean(term, mask, sizes), None
     estimate = row_of(DIVERGENCES, kl, "kl")
@@ -291,7 +291,7 @@ def policy_parts(
         divergences = estimate(away) * (ratio if kl_corrected else jnp.ones_like(ratio))
         divergences = jnp.where(mask, divergences, 0.0)
         value = value + beta * row.mean(divergences, mask, sizes)
-    elif beta != 0.0:
+    elif isinstance(beta, jax.core.Tracer) or beta != 0.0:
         raise UserError("beta weighs the KL to a reference: reference is needed, (n, length)")
     return Parts(value, ratio, gains, divergences)
 
@@ -358,6 +358,14 @@ def _many(mask: Array) -> Float[Array, ""]:
     return jnp.sum(mask.astype(jnp.float32))
 
 
+def _one(name: str, size: Any) -> Any:
+    """What sums are divided by, or None; UserError where it is known to be no single number of at least 0."""
+    known = size is not None and not isinstance(size, jax.core.Tracer)
+    if size is not None and (np.ndim(size) or (known and not size >= 0)):
+        raise UserError(f"{name}: one number is expected, at least 0, not {shown(size)}")
+    return size
+
+
 def _lengths(mask: Array) -> Float[Array, "n 1"]:
     """Of each row, at least 1."""
     return jnp.maximum(_sum(mask.astype(jnp.float32)), 1.0)
@@ -379,13 +387,18 @@ def _wide(x: Any) -> Any:
 
 
 def _masked(name: str, x: Any, mask: Array, dtype: Any) -> Array:
-    """x in a wide dtype, with 0 at masked positions; UserError where it has not the mask's shape."""
+    """x in a wide dtype, with 0 at masked positions."""
+    return jnp.where(mask, _fitting(name, x, mask).astype(dtype), 0.0)
+
+
+def _fitting(name: str, x: Any, mask: Array) -> Array:
+    """x; UserError where it has not the mask's shape."""
     x = jnp.asarray(x)
     if mask.ndim != 2 or x.shape != mask.shape:
         raise UserError(
             f"{name} has shape {x.shape} and mask {mask.shape}: both are (n, length), of the same n and length"
         )
-    return jnp.where(mask, x.astype(dtype), 0.0)
+    return x
 
 
 def _gains(advantages: Any, mask: Array, dtype: Any, row: Loss) -> Array:

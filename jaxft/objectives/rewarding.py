@@ -95,6 +95,14 @@ def of_greedy(settings: Mapping[str, Any], judged: Judgement) -> Array:
     )
 
 
+def kl_of_rewards(settings: Mapping[str, Any], judged: Judgement) -> tuple[float, float]:
+    """(sum, tokens) of the KL that is taken off the rewards; (0, 0) without a reference."""
+    if judged.reference is None:
+        return 0.0, 0.0
+    apart = divergence(judged.sampled, judged.reference, judged.mask, settings["kl"])
+    return float(apart.sum()), float(judged.mask.sum())
+
+
 @dataclasses.dataclass(frozen=True)
 class Rewarding:
     """How an objective turns rewards into advantages.

@@ -29,7 +29,7 @@ from jaxft.objectives.judging import (
     total_of,
 )
 from jaxft.objectives.prompted import PromptBatches, judges_of
-from jaxft.objectives.rewarding import REWARDING, Judgement
+from jaxft.objectives.rewarding import REWARDING, Judgement, kl_of_rewards
 from jaxft.objectives.watching import Watch, correlation
 from jaxft.runtime import processes
 
@@ -201,12 +201,13 @@ class Rollouts:
         arrays, tokens = self._rows(answers)
         if self._policy.reference is not None:
             arrays["reference"] = self._policy.reference(state, self._placed(arrays))
-        advantages = self._advantages(arrays, answers)
+        settings = self._config.objective
+        row, known = REWARDING[settings.name], self._judgement(arrays, answers)
+        advantages = np.asarray(row.baseline(settings, known), np.float32)
         new = arrays["sampled"].shape[1:]
         own = new if advantages.ndim == 2 else new[:1]
         arrays["advantages"] = advantages.reshape(-1, *own)
-        settings = self._config.objective
-        if REWARDING[settings.name].in_reward:
+        if row.in_reward:
             arrays.pop("reference", None)
         if self._config.rollout.updates > 1 or self._config.rollout.ahead:
             arrays["off_policy"] = np.ones((len(answers.indices), 1), np.float32)
@@ -216,6 +217,8 @@ class Rollouts:
         lines = self._watched(sampled, verdicts, group)
         sums = sums_of(self._judges, sampled, verdicts)
         sums |= spreads_of(self._judges, sampled, verdicts, group)
+        if row.in_reward:
+            sums["kl"] = kl_of_rewards(settings, known)
         return Experience(arrays, sums, answers.indices, tokens, journal, lines)
 
     def _rows(self, answers: Answers) -> tuple[dict[str, np.ndarray], int]:
@@ -241,13 +244,11 @@ class Rollouts:
         }
         return arrays, sum(map(len, prompts)) + int(sampled.lengths.sum())
 
-    def _advantages(self, arrays: Mapping[str, np.ndarray], answers: Answers) -> np.ndarray:
-        """(n,), or (n, new) where each token has its own."""
-        settings = self._config.objective
+    def _judgement(self, arrays: Mapping[str, np.ndarray], answers: Answers) -> Judgement:
         sampled = arrays["sampled"]
         flat = (-1, sampled.shape[2])
         mask = np.arange(sampled.shape[2]) < arrays["counted"].reshape(-1, 1)
-        known = Judgement(
+        return Judgement(
             rewards=answers.verdicts.rewards,
             weights=tuple(grader.weight for grader in self._judges.graders),
             group=int(self._config.rollout.group),
@@ -256,7 +257,6 @@ class Rollouts:
             reference=arrays["reference"].reshape(flat) if "reference" in arrays else None,
             greedy=None if answers.greedy is None else answers.greedy.rewards,
         )
-        return np.asarray(REWARDING[settings.name].baseline(settings, known), np.float32)
 
     def _watched(self, sampled: Sampled, verdicts: Verdicts, group: int) -> list[str]:
         total = total_of(verdicts.rewards, self._judges.graders)

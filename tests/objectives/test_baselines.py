@@ -68,6 +68,10 @@ def test_a_groups_mean_can_be_taken_off_before_the_whitening():
     np.testing.assert_allclose(found[:2], found[2:], rtol=1e-6)
 
 
+def test_a_greedy_answer_is_a_baseline_for_one_completion_too():
+    assert over_greedy([1.0, 0.0], [0.5, 0.5], group=1).tolist() == [0.5, -0.5]
+
+
 def test_a_greedy_answer_a_prompt_serves_its_group():
     found = over_greedy([1.0, 0.0, 2.0, None], [0.5, 1.5], group=2)
     np.testing.assert_allclose(found, [0.5, -0.5, 0.5, 0.0])
@@ -78,6 +82,10 @@ def test_a_greedy_answer_a_prompt_serves_its_group():
     [
         (lambda: jaxft.advantages([1.0, 2.0], 1), "group is 1: .* at least 2 completions"),
         (lambda: leave_one_out([1.0, 2.0], 1), "group is 1"),
+        (lambda: jaxft.advantages([1.0, 2.0], 2.0), "group is 2.0: a whole number of completions is expected"),
+        (lambda: jaxft.advantages([1.0, 2.0], None), "group is None"),
+        (lambda: over_greedy([1.0], [1.0], group=0), "group is 0: .* at least 1 completion"),
+        (lambda: jaxft.advantages([1.0, 2.0], 2, weights=["a"]), r"weights: numbers are expected, not \['a'\]"),
         (lambda: jaxft.advantages([1.0, 2.0, 3.0], 2), "3 rewards are not whole groups of 2"),
         (lambda: jaxft.advantages([], 2), r"rewards have shape \(0, 1\)"),
         (lambda: jaxft.advantages(["good", "bad"], 2), "rewards: numbers"),

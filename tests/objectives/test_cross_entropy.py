@@ -10,6 +10,7 @@ import pytest
 from jaxft.objectives.cross_entropy import (
     cross_entropy,
     cross_entropy_reference,
+    log_probabilities_and_entropies,
     token_log_probabilities,
 )
 from jaxft.weights import LoRA, Transposed
@@ -153,6 +154,29 @@ def test_log_probabilities_of_tokens(places, softcap):
 
     assert_close(fast(hidden, head), plain(hidden, head))
     assert_close(scored(fast)(hidden, head), scored(plain)(hidden, head), 2e-6)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_entropies_are_told_beside_log_probabilities(softcap):
+    """And change neither these nor their gradient."""
+    hidden, head, targets, weights = inputs()
+    logits = hidden @ head
+    logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    log_p = jax.nn.log_softmax(logits)
+
+    def summed(function):
+        return jax.value_and_grad(lambda hidden: jnp.sum(function(hidden) * weights))(hidden)
+
+    def alone(hidden):
+        return token_log_probabilities(hidden, head, targets, softcap=softcap, chunk=5)
+
+    def beside(hidden):
+        found, entropies = log_probabilities_and_entropies(hidden, head, targets, softcap=softcap, chunk=5)  # fmt: skip
+        return found + entropies - jax.lax.stop_gradient(entropies)
+
+    _, entropies = log_probabilities_and_entropies(hidden, head, targets, softcap=softcap, chunk=5)
+    assert_close(entropies, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
+    assert_close(summed(beside), summed(alone))
 
 
 @pytest.mark.parametrize("places", [(0,), (0, 1)])

@@ -211,6 +211,9 @@ def test_it_is_public_with_the_promised_arguments():
         ({"old": OLD[:, :2]}, r"old has shape \(2, 2\) and mask \(2, 4\)"),
         ({"mask": MASK[0]}, r"log_probabilities has shape \(2, 4\) and mask \(4,\)"),
         ({"advantages": GAINS[:1]}, r"advantages have shape \(1,\): \(2,\) or \(2, 4\)"),
+        ({"focus": MASK[:1]}, r"focus has shape \(1, 4\) and mask \(2, 4\)"),
+        ({"items": [3, 4]}, r"items: one number is expected, at least 0, not \[3, 4\]"),
+        ({"longest": -1}, "longest: one number is expected"),
         ({"advantages": NEW, "loss": "rloo"}, r"advantages have shape \(2, 4\): \(2,\) is"),
     ],
 )

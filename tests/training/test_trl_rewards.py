@@ -1,4 +1,4 @@
-"""The curves of TRL's GRPOTrainer on recorded rollouts: loss, gradient, KL and clipped shares of each update."""
+"""The curves of TRL's GRPOTrainer and RLOOTrainer on recorded rollouts: all that they log of each update."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ KEYS = {
     "mask_truncated_completions": "objective.mask_truncated",
     "top_entropy_quantile": "objective.entropy_share",
     "importance_sampling_level": "objective.importance",
+    "delta": "objective.delta",
+    "temperature": "rollout.temperature",
+    "ref_model_sync_steps": "objective.reference_every",
 }
+COMBINE = {"sum_then_normalize": "sum", "normalize_then_sum": "normalize"}
 ORDINARY = ("grpo with KL, two passes",)
 
 
@@ -43,12 +47,26 @@ class Said(NamedTuple):
 
 def keys_of(settings: dict[str, Any]) -> dict[str, Any]:
     """TRL's settings of a run as keys of ours; `dr_grpo` scales nothing as it is."""
-    found = {"objective.name": settings["loss_type"], "objective.epsilon": 0.2}
+    weights = settings.get("reward_weights", [1.0])
+    found = {
+        "objective.name": settings.get("loss_type", "rloo"),
+        "objective.epsilon": 0.2,
+        "graders": [
+            {"type": "regex", "pattern": "a", "name": name, "weight": weight}
+            for name, weight in zip(("first", "second"), weights, strict=False)
+        ],
+    }
+    if "loss_type" not in settings:
+        found["objective.kl"] = "k1"
+    elif settings["loss_type"] != "dr_grpo":
+        found["objective.scale"] = settings.get("scale_rewards", "group")
+        combine = settings.get("multi_objective_aggregation", "sum_then_normalize")
+        found["objective.combine"] = COMBINE[combine]
     return found | {KEYS[key]: value for key, value in settings.items() if key in KEYS}
 
 
-def replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rollouts are those of the file."""
+def replayed(monkeypatch: pytest.MonkeyPatch, functions: int) -> None:
+    """Rollouts are those of the file, and rewards those of so many of its functions."""
     batches = RECORDED["rollouts"]
     left = {"sampled": iter(batches), "judged": iter(batches)}
 
@@ -62,7 +80,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     def judged(judges: Any, rows: Any, *_: Any) -> Verdicts:
         batch = next(left["judged"])
         assert [row.values["prompt"] for row in rows] == batch["prompts"]
-        rewards = np.asarray(batch["rewards"], np.float32)[:, None]
+        rewards = np.asarray(batch["rewards"][:functions], np.float32).T
         return Verdicts(rewards, rewards[:, :0], [{} for _ in rewards])
 
     monkeypatch.setattr(policy, "sample_rollouts", sample)
@@ -86,7 +104,6 @@ def test_the_curves_are_those_of_trl(
     keys = {
         "data.train": str(prompts),
         "data.shuffle": False,
-        "graders": [{"type": "regex", "pattern": "a"}],
         "batch_size": len(RECORDED["rollouts"][0]["prompts"]),
         "rollout.group": GROUP,
         "rollout.max_new_tokens": NEW,
@@ -95,8 +112,9 @@ def test_the_curves_are_those_of_trl(
         "optimizer.schedule": "constant",
         "steps": len(curve["updates"]),
     }
-    replayed(monkeypatch)
-    train(configure("full", RECIPE, **(keys | keys_of(curve["settings"]))), tmp_path / "run")
+    keys |= keys_of(curve["settings"])
+    replayed(monkeypatch, len(keys["graders"]))
+    train(configure("full", RECIPE, **keys), tmp_path / "run")
     ours = lines(tmp_path / "run")
     assert len(ours) == len(curve["updates"])
     for number, (line, expected) in enumerate(zip(ours, curve["updates"], strict=True), start=1):
