@@ -120,7 +120,6 @@ def _sort(
 ) -> Contents:
     """Gives each tensor of the file its place; UserError for one that has none."""
     contents = Contents()
-    biases = {tensor.module: path for path, tensor in table.items() if path.endswith("/bias")}
     for full, tensor in stored.items():
         name = full.removeprefix(PREFIX)
         if tensor.dtype not in FLOATS:
@@ -137,10 +136,9 @@ def _sort(
         elif (found := DENSE.fullmatch(name)) and found["module"] in modules:
             path, layer = modules[found["module"]]
             if found["leaf"] == "bias":
-                generic = table[path].module
-                if generic not in biases:
+                path = f"{path.rpartition('/')[0]}/bias"
+                if path not in table:
                     raise UserError(f"{tensor.file}: {full}: the base has no bias there")
-                path = biases[generic]
             _place(contents, tensor, found, (path, layer), options, folder)
         else:
             module = (PART.fullmatch(name) or DENSE.fullmatch(name) or {"module": name})["module"]

@@ -15,6 +15,8 @@ import jaxft
 from jaxft import methods
 from jaxft.errors import UserError
 from jaxft.formats import check_exportable, load_adapter, save_adapter, saved_leaves
+from jaxft.models import Config
+from jaxft.models.transformer import initial_params
 from jaxft.weights import Saved, Tied, saved_in
 
 PREFIX = "base_model.model."
@@ -215,6 +217,24 @@ def test_training_biases_alone_writes_biases_alone(model_of, tmp_path, name, tar
     assert all("lora_" in key or key.endswith(".bias") for key in tensors(tmp_path / "out"))
     read = load_adapter(base, tmp_path / "out")["layers"]["attention"]["q_proj"]["bias"]
     np.testing.assert_array_equal(read, moved["bias"])
+
+
+def test_biases_of_layers_of_two_structures_stand_each_in_its_own_segment(tmp_path):
+    wider = ((2, ()), (1, (("intermediate", 28),)))
+    config = Config("llama", 24, 16, 20, 3, 4, 2, 4, 32, attention_bias=True, parts=wider)
+    base = initial_params(config, jax.random.key(0))
+    method = methods.lora(rank=2, targets=("q_proj",), train_also=("q_proj/bias",))
+    adapted = jaxft.adapt(base, method, jax.random.key(1))
+    for start, name in ((0.0, "layers_0"), (100.0, "layers_1")):
+        part = adapted[name]["attention"]["q_proj"]
+        part["bias"] = start + jnp.arange(part["bias"].size, dtype=float).reshape(
+            part["bias"].shape
+        )
+    save_adapter(adapted, tmp_path / "out", method=method)
+    read = load_adapter(base, tmp_path / "out")
+    for name in ("layers_0", "layers_1"):
+        found, expected = (one[name]["attention"]["q_proj"]["bias"] for one in (read, adapted))
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_biases_of_layers_without_an_adapter_are_not_lost(model_of, tmp_path):
