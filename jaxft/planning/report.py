@@ -29,7 +29,7 @@ def table(plans: Sequence[Plan], price: float = 0.0) -> list[str]:
     lines = [
         f"{counted(first.devices, 'device')} of {first.topology}, {memory}; GiB of one device,"
         " times estimated",
-        f"{'':2}{'method':11}{'base':6}{'remat':6}{'batch':>6}{'length':>8}{'base':>8}{'adapter':>9}{'optim.':>8}"
+        f"{'':2}{'method':11}{'base':6}{'remat':8}{'batch':>6}{'length':>8}{'base':>8}{'adapter':>9}{'optim.':>8}"
         f"{'temp.':>8}{'(kept)':>8}{'peak':>8} {'fits':5}{'s/step':>8}{'tokens/s':>10}{'MFU':>6}{'hours':>8}"
         + (f"{'cost':>10}" if price else ""),
     ]
@@ -55,7 +55,7 @@ def _line(plan: Plan, best: bool, price: float) -> str:
     memory = "".join(f"{size / GIB:>{w}.2f}" for size, w in zip(sizes, widths, strict=True))
     cost = plan.hours * plan.devices * price if plan.hours and price else None
     return (
-        f"{'* ' if best else '  '}{plan.method:11}{plan.quantize:5} {plan.remat:6}{plan.batch_size:>6}"
+        f"{'* ' if best else '  '}{plan.method:11}{plan.quantize:5} {plan.remat:8}{plan.batch_size:>6}"
         f"{plan.length:>8}{memory}"
         f" {'yes' if plan.fits else 'NO':5}{_number(plan.seconds_per_step, '.3g'):>8}"
         f"{_number(plan.tokens_per_second, ',.0f'):>10}{_number(plan.mfu, '.0%'):>6}"
