@@ -17,9 +17,11 @@ from jaxft.evaluation.likelihood import likelihoods
 from jaxft.evaluation.metrics import ANSWER, LIKELIHOOD, PAIR, REWARDS, Metric
 from jaxft.inference.asked import Before, Prompt
 from jaxft.inference.generate import answers
+from jaxft.inference.judge import ask_folder
 from jaxft.inference.opening import conversation
 from jaxft.models import Transformer
-from jaxft.objectives.graders import Grader, case_of, grade
+from jaxft.objectives.graders import Grader, Outside, case_of, grade
+from jaxft.retrieval.embeddings import embedded
 from jaxft.runtime.sandbox import TooMuch
 from jaxft.weights import is_adapter, saved_in, weights_of
 
@@ -267,7 +269,8 @@ def _with_grades(items: Sequence[Item], graders: Sequence[Grader]) -> list[Item]
     found = list(items)
     answered = [index for index, item in enumerate(found) if item.answer is not None]
     cases = [case_of(_seen(found[index]), found[index].answer or "") for index in answered]
-    for grader, verdicts in zip(graders, grade(graders, cases) if graders else [], strict=True):
+    outside = Outside(ask_folder, embedded)
+    for grader, verdicts in zip(graders, grade(graders, cases, outside), strict=True):
         for index, verdict in zip(answered, verdicts, strict=True):
             item = found[index]
             if verdict.reward is None:

@@ -50,9 +50,10 @@ def judged(
     table = np.zeros((len(sampled.lengths), len(graders)), np.float32)
     reasons: list[dict[str, str]] = [{} for _ in sampled.lengths]
     if first():
-        texts = texts_of(sampled, policy)
+        ids = ids_of(sampled)
         cases = [
-            case_of(rows[index // group].values["item"], text) for index, text in enumerate(texts)
+            case_of(rows[index // group].values["item"], policy.decode(own), own)
+            for index, own in enumerate(ids)
         ]
         said = grade(graders, cases, outside)
         table = rewards_of(said)
@@ -71,10 +72,10 @@ def joined(parts: Sequence[Verdicts]) -> Verdicts:
     return Verdicts(rewards, watched, [reason for part in parts for reason in part.reasons])
 
 
-def texts_of(sampled: Sampled, policy: Policy) -> list[str]:
-    """The completions' texts."""
+def ids_of(sampled: Sampled) -> list[list[int]]:
+    """The completions' tokens, with the one that ended each."""
     pairs = zip(sampled.tokens, sampled.lengths, strict=True)
-    return [policy.decode(tokens[:length].tolist()) for tokens, length in pairs]
+    return [tokens[:length].tolist() for tokens, length in pairs]
 
 
 def total_of(rewards: np.ndarray, graders: Sequence[Grader]) -> np.ndarray:
@@ -149,13 +150,13 @@ def journal_of(
     group = len(sampled.lengths) // len(rows)
     total = total_of(verdicts.rewards, judges.graders)
     lines = []
-    for index, text in enumerate(texts_of(sampled, policy)):
+    for index, ids in enumerate(ids_of(sampled)):
         row, length = rows[index // group], int(sampled.lengths[index])
         gains = advantages[index] if advantages.ndim == 1 else advantages[index, :length].mean()
         line: dict[str, Any] = {
             "origin": row.origin,
             "prompt": row.values["prompt"],
-            "completion": text,
+            "completion": policy.decode(ids),
             "rewards": _named(judges.graders, verdicts.rewards[index]),
             "reward": _plain(total[index]),
             "advantage": _plain(gains),

@@ -65,6 +65,8 @@ def _judges(source: str, text: str, written: bool) -> Judges:
     if not isinstance(found, Mapping) or "held_out" not in found:
         return Judges(read_graders(found, where))
     learned = {key: value for key, value in found.items() if key != "held_out"}
+    if not learned:
+        raise UserError(f"{where}: held_out only looks on: graders, to learn from, are missing beside it")  # fmt: skip
     watching = read_graders(found["held_out"], f"{where}: held_out")
     return Judges(read_graders(learned, where), watching)
 

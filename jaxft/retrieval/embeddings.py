@@ -63,6 +63,17 @@ def _static(folder: Path) -> Embed:
     return embed
 
 
+@functools.cache
+def _read() -> Embed:
+    embed, _ = static_embedding()
+    return embed
+
+
+def embedded(texts: Sequence[str]) -> np.ndarray:
+    """(texts, 256) float32: `static_embedding` of each; its files are read once in a process."""
+    return _read()(texts)
+
+
 def model_embedding(name: str, length: int) -> tuple[Embed, dict[str, str]]:
     """Mean hidden states, behind the last norm, of a model's folder; and the sha256 of its files.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,13 +17,13 @@ from jaxft.data.prompts import ending_of
 from jaxft.data.tokenizer import Tokenizer
 from jaxft.errors import UserError
 from jaxft.inference.exact import ROWS, Scored, exactly, score
-from jaxft.inference.generate import decoded, generate, padded
-from jaxft.inference.opening import open_model, open_words
+from jaxft.inference.generate import decoded, padded
+from jaxft.inference.judge import ask_folder
 from jaxft.inference.rollouts import Rollouts, prompts_of
 from jaxft.inference.rollouts import sample as sample_rollouts
 from jaxft.models import Config
 from jaxft.objectives.objective import objective_of
-from jaxft.retrieval.embeddings import static_embedding
+from jaxft.retrieval.embeddings import embedded
 from jaxft.runtime import processes
 from jaxft.training.reference import Reference
 from jaxft.training.step import joined, parts_of
@@ -64,8 +63,8 @@ def policy_of(
         kept=_kept,
         reference=_asked(config, mesh, reference),
         decode=lambda ids: decoded(tokenizer, ids, ending),
-        ask=functools.partial(ask_folder, mesh),
-        embed=lambda texts: _embedding()(texts),
+        ask=ask_folder,
+        embed=embedded,
         agreed=_agreed,
     )
 
@@ -185,46 +184,3 @@ def _agreed(table: np.ndarray) -> np.ndarray:
     if not processes.several():
         return table
     return np.asarray(multihost_utils.broadcast_one_to_all(table))
-
-
-def ask_folder(
-    mesh: Mesh, folder: str, conversations: Sequence[Any], sampling: Mapping[str, Any]
-) -> list[str]:
-    """What a model's folder answers to conversations: for graders that ask a model.
-
-    Args:
-        mesh: of the run, which has nothing to do with it.
-        folder: a Hugging Face folder, or "tiny".
-        conversations: lists of messages.
-        sampling: temperature, top_p, seed and max_completions_tokens, as OpenAI has them.
-    """
-    del mesh
-    words, network, params = _judge(folder)
-    known = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "max_completions_tokens": 64} | dict(
-        sampling
-    )
-    return generate(
-        network,
-        params,
-        conversations,
-        tokenizer=words.tokenizer,
-        max_new_tokens=int(known["max_completions_tokens"]),
-        temperature=float(known["temperature"]),
-        top_p=float(known["top_p"]),
-        seed=int(known["seed"]),
-    )
-
-
-@functools.cache
-def _embedding() -> Callable[[Sequence[str]], np.ndarray]:
-    """Of texts, read when the first are compared."""
-    embed, _ = static_embedding()
-    return embed
-
-
-@functools.lru_cache(maxsize=2)
-def _judge(folder: str) -> tuple[Any, Any, Any]:
-    """A judge, which stays in memory."""
-    words = open_words(folder, "")
-    network, params = open_model(folder, "", "float32")
-    return words, network, params

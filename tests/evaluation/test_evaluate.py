@@ -228,6 +228,21 @@ def test_graders_judge_answers_to_rows_that_do_not_say_what_is_right():
         evaluate([rows[0], {"prompt": "Who?"}], (), graders=[NAMED])
 
 
+def test_graders_compare_embeddings_and_ask_a_models_folder():
+    """Which says nothing of use here, as its weights are random."""
+    alike = NAMED | {
+        "type": "text_similarity",
+        "evaluation_metric": "cosine",
+        "input": "{{ item.who }}",
+    }
+    del alike["operation"]
+    message = {"role": "user", "content": "How good?"}
+    judge = {"type": "score_model", "name": "judge", "model": str(FOLDER), "input": [message]}
+    found = evaluate([{"prompt": "Who?", "who": "an old farmer"}], (), graders=[alike, judge])
+    assert found.metrics["grader/named"].value == pytest.approx(1.0)
+    assert found.unscored["row 1"].startswith("the model's answer holds no result: ")
+
+
 def test_what_a_grader_cannot_judge_is_named_with_its_reason():
     rows = [{**ROWS[0], "value": None}, {**ROWS[1], "value": "x"}]
     failing = {

@@ -167,6 +167,15 @@ def of_trl(completions, prompts, a, **rest):
 def short(completions):
     return [1.0]
 
+def named(completions):
+    return {0: 1.0}
+
+def of_ids(completion_ids, **rest):
+    return [float(len(ids)) for ids in completion_ids]
+
+def of_names(**names):
+    return of_ids(**names)
+
 def alone(completions):
     return 5
 
@@ -199,7 +208,17 @@ def test_a_function_of_ones_own_keeps_what_it_has_in_memory(own):
     assert call_function(f"{own}:of_trl", each) == [(3.0, ""), (3.0, "")]
     assert call_function(f"{own}:short", each)[0] == (
         None,
-        "it returned 1 rewards for 2 completions",
+        "it returned 1 reward for 2 completions",
+    )
+    assert call_function(f"{own}:named", each)[0] == (
+        None,
+        "it returned dict '{0: 1.0}', not a list of rewards",
+    )
+    each = [one | {"ids": [7] * n} for n, one in enumerate(each)]
+    assert (
+        call_function(f"{own}:of_ids", each)
+        == call_function(f"{own}:of_names", each)
+        == [(0.0, ""), (1.0, "")]
     )
     assert call_function(f"{own}:alone", each)[0] == (
         None,

@@ -232,6 +232,7 @@ def test_truncated_answers_can_teach_nothing(small, tmp_path):
 REFUSED = [
     ({"graders": ""}, "config.graders: give a JSON file"),
     ({"graders": "[{]"}, "config.graders: not JSON"),
+    ({"graders": {"held_out": []}}, "graders, to learn from, are missing beside it"),
     (
         {"graders": [{"type": "regex", "pattern": "a", "reference": "{{ item.lettr }}"}]},
         "prompts.jsonl:1: .*'lettr'.*'letter'",

@@ -36,10 +36,12 @@ class Case(NamedTuple):
     Attributes:
         item: the row of data that asked.
         sample: the answer: `output_text`, and `output_json` where that is JSON (else None).
+        ids: the tokens of the answer, for functions that ask for `completion_ids`.
     """
 
     item: Mapping[str, Any]
     sample: Mapping[str, Any]
+    ids: Sequence[int] = ()
 
 
 class Outside(NamedTuple):
@@ -183,7 +185,7 @@ def _python(settings: Settings, cases: Sequence[Case], outside: Outside) -> list
 
 
 def _function(settings: Settings, cases: Sequence[Case], outside: Outside) -> list[Judged]:
-    each = [{"item": case.item, "sample": case.sample} for case in cases]
+    each = [{"item": case.item, "sample": case.sample, "ids": list(case.ids)} for case in cases]
     return [Judged(*one) for one in call_function(settings["function"], each)]
 
 

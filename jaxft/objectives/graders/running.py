@@ -16,8 +16,8 @@ MOST_TEXT = 1_000_000  # characters of an answer that is read as JSON
 NOTHING = Outside()
 
 
-def case_of(item: Mapping[str, Any], output_text: str) -> Case:
-    """What graders are asked of an answer.
+def case_of(item: Mapping[str, Any], output_text: str, ids: Sequence[int] = ()) -> Case:
+    """What graders are asked of an answer; `ids` are its tokens.
 
     >>> case_of({"a": 1}, '{"b": 2}').sample
     {'output_text': '{"b": 2}', 'output_json': {'b': 2}}
@@ -26,7 +26,7 @@ def case_of(item: Mapping[str, Any], output_text: str) -> Case:
         value = parsed(output_text) if len(output_text) <= MOST_TEXT else None
     except ValueError:
         value = None
-    return Case(item, {"output_text": output_text, "output_json": value})
+    return Case(item, {"output_text": output_text, "output_json": value}, ids)
 
 
 def grade(

@@ -3,9 +3,9 @@
 They are not confined: they may open files and ask the network. They stand in another process so that one that never
 returns, or ends its process, does not take the run with it; what they keep in memory stays from call to call.
 
-A function takes (sample, item) and returns a number, or it takes `completions`, as TRL's reward functions do (with
-`prompts` and a list of each of the items' other fields), and returns a list of numbers. As in TRL it may be
-`async`, and the completion of a prompt that is messages is a list of one message of the assistant.
+A function takes (sample, item) and returns a number, or it takes `prompts`, `completions` or `completion_ids`, as
+TRL's reward functions do (with a list of each of the items' other fields), and returns a list of numbers. As in TRL it
+may be `async`, and the completion of a prompt that is messages is a list of one message of the assistant.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, BinaryIO
 
+from jaxft.errors import counted
 from jaxft.runtime.sandbox.judging import NotJudged, number
 from jaxft.runtime.sandbox.turns import one_line
 
@@ -43,7 +44,9 @@ def function_of(name: str) -> Callable[..., Any]:
 def call(function: str, each: Sequence[Any]) -> list[Any]:
     """[number or None, reason] of each; an error where the function is none."""
     called = function_of(function)
-    if "completions" in inspect.signature(called).parameters:
+    taken = inspect.signature(called).parameters
+    by_name = all(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
+    if by_name or not {"prompts", "completions", "completion_ids"}.isdisjoint(taken):
         return _batch(called, each)
     return [_verdict(called, one["sample"], one["item"]) for one in each]
 
@@ -66,20 +69,23 @@ def _batch(function: Callable[..., Any], each: Sequence[Any]) -> list[Any]:
     columns["completions"] = [
         _completion(one["item"], one["sample"]["output_text"]) for one in each
     ]
+    columns["completion_ids"] = [one.get("ids", []) for one in each]
     taken = inspect.signature(function).parameters
     if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
         columns = {name: values for name, values in columns.items() if name in taken}
     try:
         given = function(**columns)
         given = asyncio.run(given) if inspect.iscoroutine(given) else given
-        if isinstance(given, str) or not isinstance(given, Iterable):
+        if isinstance(given, (str, Mapping, Set)) or not isinstance(given, Iterable):
             what = f"{type(given).__name__} {str(given)[:40]!r}"
             return [[None, f"it returned {what}, not a list of rewards"]] * len(each)
         rewards = list(given)
     except Exception as error:
         return [[None, f"{type(error).__name__}: {one_line(error)}"]] * len(each)
     if len(rewards) != len(each):
-        said = f"it returned {len(rewards)} rewards for {len(each)} completions"
+        said = (
+            f"it returned {counted(len(rewards), 'reward')} for {counted(len(each), 'completion')}"
+        )
         return [[None, said]] * len(each)
     return [_verdict(lambda value: value, reward) for reward in rewards]
 
