@@ -112,10 +112,11 @@ def settings_of_kind(
 ) -> dict[str, Any]:
     """`rope_settings` for one kind of layer.
 
-    A `truncate` among the kind's settings is ignored, as transformers ignores it there.
+    A `truncate` among the kind's settings is ignored, as transformers ignores it there; a partial factor at the top
+    level counts where the kind has none.
     """
     own = {key: value for key, value in items.items() if key != "truncate"}
-    plain = {"model_type": raw.get("model_type"), KEYS[0]: own}
+    plain = {"model_type": raw.get("model_type"), KEYS[0]: own, PARTIAL: raw.get(PARTIAL)}
     return rope_settings(plain, default_theta, max_length)
 
 

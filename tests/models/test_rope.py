@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from jaxft.errors import UserError
-from jaxft.models.rope import rope_settings, settings_of_kind
+from jaxft.models.rope import PARTIAL, rope_settings, settings_of_kind
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -104,3 +104,11 @@ def test_of_a_kind_of_layer_the_range_of_yarn_is_truncated_whatever_its_settings
     assert read(rope_parameters=YARN | {"truncate": False})[1]["truncate"] is False
     found = settings_of_kind({}, YARN | {"truncate": False}, 1e4, 2048)
     assert dict(found["rope_scaling"]) == YARN | {ORIGINAL: 2048}
+
+
+def test_of_a_kind_of_layer_a_partial_factor_at_the_top_counts_where_it_has_none():
+    part, kind = {"partial_rotary_factor": 0.25}, {"rope_type": "proportional"}
+    for raw, items, expected in ((part, kind, 0.25), (part, kind | {PARTIAL: 0.5}, 0.5)):
+        found = settings_of_kind(raw, items, 1e4, 2048)
+        assert dict(found["rope_scaling"])[PARTIAL] == expected
+    assert settings_of_kind(part, {"rope_type": "default"}, 1e4, 2048)["rope_scaling"] == ()

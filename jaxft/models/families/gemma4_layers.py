@@ -25,7 +25,7 @@ def read(raw: Mapping[str, Any], kinds: Sequence[str], length: int) -> dict[str,
     """
     rotaries = raw.get("rope_parameters") or ROTARIES
     turned = {
-        kind: settings_of_kind(raw, one, 1e4, length)
+        kind: settings_of_kind(raw, one, raw.get("rope_theta") or 1e4, length)
         for kind, one in ((kind, rotaries.get(kind) or ROTARIES[kind]) for kind in ROTARIES)
     }
     same_keys = bool(raw.get("attention_k_eq_v", False))
