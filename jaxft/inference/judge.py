@@ -19,9 +19,8 @@ def ask_folder(folder: str, conversations: Sequence[Any], sampling: Mapping[str,
         sampling: temperature, top_p, seed and max_completions_tokens, as OpenAI has them.
     """
     words, network, params = _opened(folder)
-    known = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "max_completions_tokens": 64} | dict(
-        sampling
-    )
+    given = {name: value for name, value in sampling.items() if value is not None}
+    known = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "max_completions_tokens": 64} | given
     return generate(
         network,
         params,

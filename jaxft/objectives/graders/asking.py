@@ -10,6 +10,7 @@ import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from jaxft.errors import UserError, shown
 from jaxft.objectives.graders.templates import filled, parts_of
 
 KEY = "JAXFT_JUDGE_KEY"  # the environment's variable with a server's key: a file of graders must not choose it
+SAMPLING = ("temperature", "top_p", "seed", "max_completions_tokens")
 TOGETHER = 8  # requests at a time
 TRIES = 3
 WAITING = 60.0  # seconds for an answer
@@ -44,8 +46,24 @@ def check(settings: Mapping[str, Any]) -> None:
     low, high = _bounds(settings["range"])
     if low >= high:
         raise UserError(f"range [{low:g}, {high:g}] holds no numbers")
-    if settings["url"] and not re.match(r"https?://[^/]", settings["url"]):
-        raise UserError(f"url {shown(settings['url'])} does not begin with http:// or https://")
+    for name in SAMPLING:
+        value = settings["sampling_params"].get(name)
+        if not (value is None or is_number(value)):
+            raise UserError(f"sampling_params.{name}: a number is expected, not {shown(value)}")
+    if settings["url"]:
+        _check_url(settings["url"])
+
+
+def _check_url(url: str) -> None:
+    if not re.match(r"https?://[^/]", url):
+        raise UserError(f"url {shown(url)} does not begin with http:// or https://")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        alone = parts.username is None and (parts.port or 1) > 0
+    except ValueError as error:
+        raise UserError(f"url {shown(url)}: {error}") from None
+    if not alone:
+        raise UserError(f"url: a key is given in {KEY}, and not in the address")
 
 
 def is_number(value: Any) -> bool:

@@ -310,6 +310,7 @@ KINDS: dict[str, Kind] = {
             "range": Field((list,), (0.0, 1.0)),
             "sampling_params": Field((dict,), {}),
             "url": Field(TEXT, ""),
+            "pass_threshold": Field(NUMBER, None),
         },
         _score_model,
         asking.check,
