@@ -14,7 +14,7 @@ from jaxft.data.chat import end_of_turn
 from jaxft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxft.data.unwritten import Unwritten
 from jaxft.defaults import MAX_NEW_TOKENS
-from jaxft.errors import UserError
+from jaxft.errors import UserError, shown
 from jaxft.inference.asked import Prompt
 from jaxft.inference.exact import exactly
 from jaxft.inference.generate import (
@@ -74,8 +74,11 @@ def rollout(
         UserError: a setting out of its range, a text without a tokenizer, and whatever `generate` refuses of a prompt.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p, 1)
-    if group < 1:
-        raise UserError(f"rollout: group must be at least 1, not {group}")
+    for name, value, least in (("group", group, 1), ("slots", slots, 0)):
+        if not (isinstance(value, (int, np.integer)) and value >= least):
+            raise UserError(
+                f"rollout: {name} must be a whole number of at least {least}, not {shown(value)}"
+            )
     if isinstance(prompts, str):
         raise UserError("rollout takes a list of prompts: [prompt] for one")
     if isinstance(tokenizer, str | Path):
@@ -109,12 +112,23 @@ def rollout(
 
 
 def _of_ids(prompt: Any) -> bool:
+    """Whether it is a list of token ids, and neither a text nor messages."""
     return not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], Mapping)
 
 
 def _ids(prompt: Any, tokenizer: Tokenizer | None, number: int) -> list[int]:
+    if not hasattr(prompt, "__len__"):
+        raise UserError(
+            f"prompt {number}: a text, messages or token ids are expected, not {shown(prompt)}"
+        )
     if _of_ids(prompt):
-        return [int(token) for token in prompt]
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0:
+            raise UserError(
+                f"prompt {number}: token ids are whole numbers of at least 0, not {shown(prompt)}"
+            )
+        found: list[int] = ids.tolist()
+        return found
     if tokenizer is None:
         raise UserError(
             f"prompt {number}: a text needs the model's tokenizer: rollout(..., tokenizer=folder)"

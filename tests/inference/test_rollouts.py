@@ -164,7 +164,21 @@ def test_the_public_function_takes_ids_and_marks_what_lies_behind_the_end():
     assert ((log_p < 0) == (tokens >= 0)).all()
     swapped, _ = jaxft.rollout(model, params, asked[::-1], **settings)
     np.testing.assert_array_equal(swapped[[2, 3, 0, 1]], tokens)
-    with pytest.raises(UserError, match="prompt 1: a text needs the model's tokenizer"):
-        jaxft.rollout(model, params, ["a"], **settings)
-    with pytest.raises(UserError, match="group must be at least 1"):
-        jaxft.rollout(model, params, asked, group=0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "message"),
+    [
+        (["a"], {}, "prompt 1: a text needs the model's tokenizer"),
+        ([[5]], {"group": 0}, "group must be a whole number of at least 1, not 0"),
+        ([[5]], {"group": 2.5}, "group must be a whole number of at least 1, not 2.5"),
+        ([[5]], {"slots": -3}, "slots must be a whole number of at least 0, not -3"),
+        ([[5], [5, -1]], {}, r"prompt 2: token ids are whole numbers of at least 0, not \[5, -1\]"),
+        ([[5.5]], {}, r"prompt 1: token ids are whole numbers of at least 0, not \[5.5\]"),
+        ([5], {}, "prompt 1: a text, messages or token ids are expected, not 5"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_in_one_line(prompts, settings, message):
+    model, params = load(GOLDEN / "llama")
+    with pytest.raises(UserError, match=message):
+        jaxft.rollout(model, params, prompts, **settings)
