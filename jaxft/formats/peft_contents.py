@@ -20,6 +20,7 @@ from jaxft.formats.adapter_config import (
     unknown_target,
 )
 from jaxft.formats.adapter_file import open_adapter
+from jaxft.formats.multimodal import PREFIXES
 from jaxft.formats.naming import as_in, modules_in, names_in
 from jaxft.formats.safetensors import FLOATS, Stored, finite
 from jaxft.models.families import Tensor
@@ -142,12 +143,20 @@ def _sort(
             _place(contents, tensor, found, (path, layer), options, folder)
         else:
             module = (PART.fullmatch(name) or DENSE.fullmatch(name) or {"module": name})["module"]
-            raise UserError(
-                f"{folder}: the tensor {full} is not used: the base has no such module"
-                f"{nearest(module, modules)}"
-            )
+            raise UserError(f"{folder}: the tensor {full} is not used: {_why_not(module, modules)}")
     _check_tokens(contents, options, modules, folder, tied)
     return contents
+
+
+def _why_not(module: str, modules: Modules) -> str:
+    """Why a module of an adapter is none of the tree's."""
+    among_others = any(name.startswith(PREFIXES) for name in modules)
+    if among_others and not module.startswith(PREFIXES):
+        return (
+            "it is of another part of the model than its text, and jaxft reads adapters of the text alone: keep "
+            "target_modules to it, as '.*language_model.*q_proj' does"
+        )
+    return f"the base has no such module{nearest(module, modules)}"
 
 
 def _place(

@@ -124,6 +124,21 @@ def test_an_adapter_is_named_as_peft_names_it_over_the_whole_and_read_by_either_
         )
 
 
+def test_an_adapter_of_the_vision_too_is_refused_with_what_to_do(folder, tmp_path):
+    """What PEFT makes of `target_modules=["q_proj"]` over the whole."""
+    _, params = jaxft.load(folder)
+    method = jaxft.methods.lora(rank=2, targets=("q_proj",))
+    adapted = jaxft.adapt(params, method, jax.random.key(0))
+    jaxft.save_adapter(adapted, tmp_path, method=method)
+    names = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    vision = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight"
+    names[vision] = np.zeros((2, 16), np.float32)
+    safetensors.numpy.save_file(names, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"of another part of the model than its text.*target_modu"):
+        jaxft.load_adapter(params, tmp_path)
+
+
 def test_a_text_of_an_architecture_that_is_not_served_is_named(folder, tmp_path):
     raw = json.loads((folder / "config.json").read_text())
     raw["text_config"] |= {"model_type": "gemma3_moe_text", "num_experts": 8}
