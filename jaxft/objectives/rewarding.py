@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxft.errors import UserError
 from jaxft.objectives import baselines
@@ -44,15 +44,28 @@ class Judgement(NamedTuple):
 Baseline = Callable[[Mapping[str, Any], Judgement], Array]
 
 
+def of_one_reward(judged: Judgement) -> Bool[np.ndarray, " n"]:
+    """Whether each grader says the same of all answers to the prompt: nothing can be learned from them.
+
+    Eight rewards of 0.7 have a mean that is not 0.7 in float32, and advantages of 6e-4 (as TRL's are): an optimizer
+    like Adam, to which the size of gradients is nothing, would make a whole update of them.
+    """
+    grouped = judged.rewards.reshape(-1, judged.group, judged.rewards.shape[1])
+    first = grouped[:, :1]
+    same = (grouped == first) | (np.isnan(grouped) & np.isnan(first))
+    return np.repeat(same.all(axis=(1, 2)), judged.group)
+
+
 def of_group(settings: Mapping[str, Any], judged: Judgement) -> Array:
     """GRPO's and its relatives'."""
-    return baselines.advantages(
+    found = baselines.advantages(
         judged.rewards,
         judged.group,
         scale=settings["scale"],
         weights=judged.weights,
         combine=settings["combine"],
     )
+    return jnp.where(of_one_reward(judged), 0.0, found)
 
 
 def unscaled(settings: Mapping[str, Any], judged: Judgement) -> Array:
@@ -62,16 +75,18 @@ def unscaled(settings: Mapping[str, Any], judged: Judgement) -> Array:
 
 def of_others(settings: Mapping[str, Any], judged: Judgement) -> Array:
     """RLOO's, whose KL is taken off the reward."""
-    rewards = baselines.total(jax.numpy.asarray(judged.rewards), judged.weights)
-    if judged.reference is not None:
-        rewards = rewards_less_kl(
-            rewards,
-            judged.sampled,
-            judged.reference,
-            judged.mask,
-            beta=settings["beta"],
-            kl=settings["kl"],
-        )
+    rewards = baselines.total(jnp.asarray(judged.rewards), judged.weights)
+    if judged.reference is None:
+        found = baselines.leave_one_out(rewards, judged.group)
+        return jnp.where(of_one_reward(judged), 0.0, found)
+    rewards = rewards_less_kl(
+        rewards,
+        judged.sampled,
+        judged.reference,
+        judged.mask,
+        beta=settings["beta"],
+        kl=settings["kl"],
+    )
     return baselines.leave_one_out(rewards, judged.group)
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from jaxft.models import Config
 from jaxft.models.transformer import hidden_states, initial_params, logits
+from jaxft.objectives import baselines
 from jaxft.objectives.completions import (
     collate_completions,
     completion_tokens,
     policy_objective,
     with_items,
 )
-from jaxft.objectives.rewarding import REWARDING, settings_of
+from jaxft.objectives.rewarding import REWARDING, Judgement, settings_of
 from jaxft.training.step import parts_of
 
 CONFIG = Config(
@@ -102,6 +103,17 @@ def test_parts_of_a_batch_make_the_update_of_the_whole(name, params, batch):
         assert total / weight != pytest.approx(whole / count, rel=1e-6)
     else:
         assert total / weight == pytest.approx(whole / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dapo", "dr_grpo", "rloo"])
+def test_from_answers_of_one_reward_nothing_is_learned(name):
+    """Not even what the rounding of their mean leaves; the other group learns as ever."""
+    rewards = np.asarray([[0.7]] * 7 + [[0.1]] * 6 + [[0.3]], np.float32)
+    known = Judgement(rewards, (1.0,), 7, np.ones((14, 2), bool), np.zeros((14, 2)))
+    found = REWARDING[name].baseline({**KEYS, "scale": "group", "combine": "sum"}, known)
+    assert jnp.all(found[:7] == 0)
+    assert jnp.all(found[7:13] < 0)
+    assert jnp.any(baselines.advantages(rewards, 7)[:7] != 0)
 
 
 def test_on_policy_the_ratio_is_one_and_the_gradient_that_of_the_advantages(params, batch):
