@@ -37,8 +37,8 @@ from jaxft.comparison.verdict import Scored
 from jaxft.configuration.comparing import check_comparison, load_comparison, seconds_of
 from jaxft.configuration.load import difference, to_json
 from jaxft.errors import UserError, counted
+from jaxft.evaluation.asking import with_grades
 from jaxft.evaluation.items import Item
-from jaxft.objectives.graders import case_of, grade
 from jaxft.runs.lock import Lock
 from jaxft.runs.messages import shortened
 from jaxft.runs.report import PAGE, write_report
@@ -196,23 +196,22 @@ def check_graders(given: Given, items: Sequence[Item], records: list[dict[str, A
     if not given.graders:
         return
     grader = given.graders[0]
-    texts = [(item, record["answer"] or "") for item, record in zip(items, records, strict=True)]
-    texts += [(item, item.references[0]) for item in items if item.references]
-    texts += [(item, "") for item in items[:1]]
-    cases = [
-        case_of({"reference": next(iter(item.references), ""), **item.values}, text)
-        for item, text in texts
-    ]
-    verdicts = grade([grader], cases)[0]
-    values = {one.reward for one in verdicts if one.reward is not None}
+    answers = [(item, record["answer"] or "") for item, record in zip(items, records, strict=True)]
+    answers += [(item, item.references[0]) for item in items if item.references]
+    answers += [(item, "") for item in items[:1]]
+    graded = with_grades(
+        [dataclasses.replace(item, answer=answer) for item, answer in answers], [grader]
+    )
+    values = {item.grades[grader.name] for item in graded if grader.name in item.grades}
     if not values:
         raise UserError(
-            f"config.graders: grader {grader.name!r} can judge no answer: {verdicts[0].reason}"
+            f"config.graders: grader {grader.name!r} can judge no answer: "
+            + graded[0].unscored[f"grader/{grader.name}"]
         )
     if len(values) == 1 and len(items) > 1:
         raise UserError(
             f"config.graders: grader {grader.name!r} gives {values.pop():g} to all of "
-            f"{counted(len(texts), 'answer')}, to the model's, to those in the rows and to an empty one: "
+            f"{counted(len(answers), 'answer')}, to the model's, to those in the rows and to an empty one: "
             "it tells nothing apart"
         )
 

@@ -66,7 +66,7 @@ def score(
     if ANSWER in needs:
         settings = (tokenizer, max_new_tokens, batching["batch_size"], progress)
         found = _with_answers(model, params, found, bool(graders), *settings)
-        found = _with_grades(found, graders)
+        found = with_grades(found, graders)
     return found
 
 
@@ -264,7 +264,7 @@ def _with_answers(
     return found
 
 
-def _with_grades(items: Sequence[Item], graders: Sequence[Grader]) -> list[Item]:
+def with_grades(items: Sequence[Item], graders: Sequence[Grader]) -> list[Item]:
     """The items with what the graders say of their answers, and why they cannot where they cannot."""
     found = list(items)
     answered = [index for index, item in enumerate(found) if item.answer is not None]
