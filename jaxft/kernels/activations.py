@@ -17,10 +17,17 @@ def relu_squared(x: Array) -> Array:
     return jnp.square(jax.nn.relu(x))
 
 
+def quick_gelu(x: Array) -> Array:
+    """x sigmoid(1.702 x), which is near to gelu (arXiv 1606.08415, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
     "relu_squared": relu_squared,
 }
 
@@ -40,7 +47,7 @@ def gated(
     up: Float[Array, "*batch intermediate"],
     activation: str,
 ) -> Float[Array, "*batch intermediate"]:
-    """activation(gate) * up, for silu, gelu_tanh and the exact gelu (arXiv 2002.05202)."""
+    """activation(gate) * up, for any of `ACTIVATIONS` (arXiv 2002.05202)."""
     if activation not in ACTIVATIONS:
         raise UserError(
             f"unknown activation {activation!r}: known are {', '.join(ACTIVATIONS)}"

@@ -58,7 +58,9 @@ def test_gated_knows_its_activations():
     gate, up = normal(0, 2, 3, 16), normal(1, 2, 3, 16)
     for name, function in {
         "silu": lambda x: x / (1 + jnp.exp(-x)),
+        "relu": lambda x: jnp.where(x > 0, x, 0.0),
         "relu_squared": lambda x: jnp.where(x > 0, x**2, 0.0),
+        "quick_gelu": lambda x: x / (1 + jnp.exp(-1.702 * x)),
         "gelu": lambda x: x * jax.scipy.stats.norm.cdf(x),
         "gelu_tanh": lambda x: (
             x * (1 + jnp.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + 0.044715 * x**3))) / 2

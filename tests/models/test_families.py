@@ -141,6 +141,9 @@ def test_gpt2_has_its_own_names_for_sizes():
     assert config.positions == "learned"
     assert (config.tied, config.activation, config.gated) == (True, "gelu_tanh", False)
     assert read(GPT2 | {"n_inner": 40, "n_positions": 64}).intermediate == 40
+    for name in ("gelu_new", "relu2", "quick_gelu"):
+        other = GPT2 | {"activation_function": name}
+        assert FAMILIES["gpt2"].write(read(other))["activation_function"] == name
 
 
 @pytest.mark.parametrize("family", RAW)

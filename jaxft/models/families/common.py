@@ -14,10 +14,15 @@ from jaxft.models.segments import attention_projections, query_key_norms
 ACTIVATIONS = {
     "swish": "silu",
     "silu": "silu",
+    "gelu_python": "gelu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
     "relu2": "relu_squared",
 }
 SPELLINGS = {ours: theirs for theirs, ours in ACTIVATIONS.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxft.errors import UserError
 from jaxft.models.config import Config
-from jaxft.models.families.common import activation_of
+from jaxft.models.families.common import SPELLINGS, activation_of
 from jaxft.models.families.family import Family, Tensor
 
 UNKNOWN = ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention")
@@ -55,7 +55,7 @@ def read(raw: Mapping[str, Any]) -> Config:
 
 def write(config: Config) -> dict[str, Any]:
     return {
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
+        "activation_function": {**SPELLINGS, "gelu_tanh": "gelu_new"}[config.activation],
         "layer_norm_epsilon": config.norm_epsilon,
         "n_embd": config.hidden,
         "n_head": config.heads,
