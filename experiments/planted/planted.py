@@ -271,7 +271,6 @@ TASKS = {
             "levers": ("prompt", "lora", "qlora", "full"),
             "metric": "loss",
             "steps": 12,
-            "seeds": 2,
             "batch_size": 1,
             "data.max_length": 96,
             "memory": "500M",
