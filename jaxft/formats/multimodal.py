@@ -29,10 +29,10 @@ def text_of(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def may_be_tied(raw: Mapping[str, Any]) -> bool:
-    """Whether a folder with other parts leaves open that its head is the embedding, so that its tensors tell.
+    """Whether config.json of a multimodal folder lets the head be the embedding; the stored tensors then decide.
 
-    transformers goes by its class around the text where the top level says nothing, and some classes go by the text
-    where it says that they are tied.
+    It does where its top level does not say (transformers then takes the default of the multimodal class), and where
+    its text_config says that they are tied (which some of those classes follow, whatever the top level says).
     """
     text = raw.get(TEXT)
     if not isinstance(text, Mapping):

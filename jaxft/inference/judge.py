@@ -11,7 +11,7 @@ from jaxft.inference.opening import open_model, open_words
 
 
 def ask_folder(folder: str, conversations: Sequence[Any], sampling: Mapping[str, Any]) -> list[str]:
-    """What a model's folder answers to conversations: for graders that ask a model.
+    """The answers of a folder's model to conversations, a text each. Graders of the kind score_model ask it.
 
     Args:
         folder: a Hugging Face folder, or "tiny".

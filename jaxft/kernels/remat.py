@@ -11,10 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 KEPT, NARROW, SMALL = "weight_kept", "weight_narrow", "weight_small"
-ATTENTION = (
-    "attention_output",
-    "attention_log_sum_exp",
-)  # what attention gives, before its own projection
+# What attention gives, before the projection behind it.
+ATTENTION = ("attention_output", "attention_log_sum_exp")
 FEED_FORWARD = "feed_forward_output"
 
 

@@ -112,8 +112,8 @@ def settings_of_kind(
 ) -> dict[str, Any]:
     """`rope_settings` for one kind of layer.
 
-    A `truncate` among the kind's settings is ignored, as transformers ignores it there; a partial factor at the top
-    level counts where the kind has none.
+    `items` are the kind's own settings. As in transformers, a `truncate` among them has no effect, and where they have
+    no `partial_rotary_factor`, that of the top level of `raw` counts.
     """
     own = {key: value for key, value in items.items() if key != "truncate"}
     plain = {"model_type": raw.get("model_type"), KEYS[0]: own, PARTIAL: raw.get(PARTIAL)}

@@ -53,17 +53,15 @@ def segments_of(config: Config) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-def rotaries_in(config: Config) -> list[Rotary]:
-    """The kinds of rotary that a decoder's layers are turned by, each once."""
-    found: list[Rotary | None] = []
-    for _, _, own in segments_of(config):
-        found += own.rotaries or [Rotary(own.rope_theta, own.rope_scaling)]
-    return [one for one in dict.fromkeys(found) if one is not None]
-
-
 def original_lengths(config: Config) -> set[int]:
-    """The lengths up to which longrope turns layers by its short factors: at most one in what is read."""
-    kinds = [dict(rotary.scaling) for rotary in rotaries_in(config)]
+    """The sequence lengths from which on longrope's layers take their long factors; empty without such layers.
+
+    `jaxft.load` refuses a model with more than one.
+    """
+    rotaries = list[Rotary | None]()
+    for _, _, own in segments_of(config):
+        rotaries += own.rotaries or [Rotary(own.rope_theta, own.rope_scaling)]
+    kinds = [dict(one.scaling) for one in rotaries if one is not None]
     return {int(one[ORIGINAL]) for one in kinds if one.get("rope_type") == "longrope"}
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ LEAST_TOKENS = 1024  # of a chunk on a mesh's device: with fewer, reading the he
 MOST_CHUNKS = 64
 
 
+# The loss of each position and, where the setting asks for it, the entropy there.
 Told = tuple[Float[Array, "batch length"], Float[Array, "batch length"] | None]
 
 
@@ -37,7 +37,7 @@ class _Setting(NamedTuple):
     label_smoothing: float
     chunk: int
     parts: int  # among how many devices the length is divided
-    entropies: bool = False  # of each position are told too
+    entropies: bool = False  # whether the entropy of each position is computed too
 
 
 def cross_entropy_reference(
@@ -129,29 +129,15 @@ def collision_log_probabilities(
 
     That is logsumexp(2 z) - 2 logsumexp(z) for the logits z; arguments are `cross_entropy`'s.
     """
-
-    def collisions(logits: Array) -> Array:
-        twice, once = (jax.nn.logsumexp(factor * logits, axis=-1) for factor in (2.0, 1.0))
-        return twice - 2.0 * once
-
-    return _of_logits(collisions, hidden, head, softcap, chunk)
-
-
-def _of_logits(
-    function: Callable[[Array], Array],
-    hidden: Array,
-    head: Any,
-    softcap: float | None,
-    chunk: int | None,
-) -> Float[Array, "batch length"]:
-    """What a function makes of the logits of every place, in chunks and without a gradient."""
     hidden, head = jax.lax.stop_gradient((hidden, head))
     leaves, setting = _prepare(hidden, head, softcap, 0.0, chunk)
     whole = jax.tree.unflatten(setting.structure, leaves)
 
     def step(carry: None, states: Array) -> tuple[None, Array]:
         logits = contract(states, whole).astype(jnp.float32)
-        return carry, function(logits if softcap is None else softcap * jnp.tanh(logits / softcap))
+        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+        twice, once = (jax.nn.logsumexp(factor * logits, axis=-1) for factor in (2.0, 1.0))
+        return carry, twice - 2.0 * once
 
     _, pieces = jax.lax.scan(step, None, _cut(hidden, setting.chunk, setting.parts))
     return _join(pieces, hidden.shape[1], setting.parts)
@@ -233,10 +219,11 @@ def _scan(
     form_hidden: bool,
     trained: tuple[int, ...],
 ) -> tuple[Told, Array | None, list[Array | None]]:
-    """What is told of all positions and, as asked, the gradients of their weighted sum of losses.
+    """The losses and entropies of all positions, and the gradients of sum(weights * losses).
 
-    Returns the losses and, as `setting` asks, the entropies, (batch, length) each, the hidden states' gradient if
-    `form_hidden`, and for every leaf of the head None or, at the indices `trained`, its gradient, summed in float32.
+    Returns the losses (batch, length) and the entropies (batch, length), None if the setting does not ask for them; the
+    hidden states' gradient if `form_hidden`, else None; and a list with an entry for each leaf of the head: its
+    gradient, summed in float32, at the indices `trained`, else None.
     """
 
     def product(states: Array, picked: list[Array]) -> Array:
@@ -276,7 +263,7 @@ def _scan(
 def _losses(
     setting: _Setting, logits: Array, targets: Array, weights: Array
 ) -> tuple[Told, Float[Array, "batch length vocabulary"]]:
-    """What is told of each position, and the derivative of the weighted sum of losses to the logits."""
+    """The losses and entropies of a chunk's positions, and the derivative of sum(weights * losses) by the logits."""
     softcap, smooth, vocabulary = setting.softcap, setting.label_smoothing, logits.shape[-1]
     if softcap is not None:
         tanh = jnp.tanh(logits.astype(jnp.float32) / softcap)

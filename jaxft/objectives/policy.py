@@ -359,7 +359,10 @@ def _many(mask: Array) -> Float[Array, ""]:
 
 
 def _one(name: str, size: Any) -> Any:
-    """What sums are divided by, or None; UserError where it is known to be no single number of at least 0."""
+    """The size, unchanged: None, or one number that a sum is divided by.
+
+    Raises UserError if it is an array with axes or, outside of `jax.jit`, a number below 0.
+    """
     known = size is not None and not isinstance(size, jax.core.Tracer)
     if size is not None and (np.ndim(size) or (known and not size >= 0)):
         raise UserError(f"{name}: one number is expected, at least 0, not {shown(size)}")

@@ -237,12 +237,16 @@ def _score_model(settings: Settings, cases: Sequence[Case], outside: Outside) ->
 
 
 def _check_tried(action: str, *shared: str, answer: str = "") -> Callable[[Settings], None]:
-    """A check that judges an `answer`, where the fields have no placeholders that a case would fill."""
+    """A check that runs the judge once, on `answer`, so that settings it cannot use are refused before the run.
+
+    Args:
+        action: the judge, in the sandbox.
+        shared: the settings that it is given, the same for all cases; of none, it is not run.
+        answer: what it judges.
+    """
 
     def check(settings: Settings) -> None:
-        package = similarity.NEEDED.get(action)
-        if package:
-            check_installed(package)
+        check_installed(action)
         if shared:
             [(_, reason)] = verdicts(action, {name: settings[name] for name in shared}, [{"text": answer}])  # fmt: skip
             if reason:
@@ -258,10 +262,7 @@ def _check_source(settings: Settings) -> None:
 
 
 def _check_similarity(settings: Settings) -> None:
-    metric = settings["evaluation_metric"]
-    package = similarity.NEEDED.get(metric)
-    if package:
-        check_installed(package, "static" if metric == "cosine" else "graders")
+    check_installed(settings["evaluation_metric"])
 
 
 def _check_formula(settings: Settings) -> None:

@@ -159,15 +159,16 @@ MEASURES: dict[str, Measure] = {
     "rouge_l": rouge_l,
     **{f"rouge_{n}": rouge_n(n) for n in range(1, 6)},
 }
-NEEDED = {
-    "bleu": "sacrebleu",
-    "cosine": "wordllama",
-    "math": "math_verify",
-    "json_schema": "jsonschema",
+NEEDED = {  # measure or grader: (the package that it needs, the extra that brings it)
+    "bleu": ("sacrebleu", "graders"),
+    "cosine": ("wordllama", "static"),
+    "math": ("math_verify", "graders"),
+    "json_schema": ("jsonschema", "graders"),
 }
 
 
-def check_installed(package: str, extra: str = "graders") -> None:
-    """Raises UserError, with the extra that brings it, where a package is not installed."""
-    if importlib.util.find_spec(package) is None:
+def check_installed(name: str) -> None:
+    """Raises UserError where the package that a measure or a grader needs is not installed."""
+    package, extra = NEEDED.get(name, ("", ""))
+    if package and importlib.util.find_spec(package) is None:
         raise UserError(f"the package {package} is not installed: pip install 'jaxft[{extra}]'")

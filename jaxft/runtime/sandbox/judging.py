@@ -93,7 +93,11 @@ def json_schema(schema: Any, text: str) -> float:
 
 
 def parsed(text: str) -> Any:
-    """The value of a JSON text; ValueError for none: also for NaN, and for what is nested too deeply to be read."""
+    """The value that a JSON text holds.
+
+    Raises:
+        ValueError: the text is not JSON (NaN and Infinity are not), or is nested too deeply to be read.
+    """
 
     def refused(name: str) -> None:
         raise ValueError(f"JSON has no {name}")
